@@ -1,0 +1,37 @@
+# make demo    installs, and classifies real images in all three frameworks
+# make test    installs, and runs linter, type checker and every test
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
+VENV := .venv
+BIN := $(VENV)/bin
+FROZEN := pyproject.toml constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo-installed
+	$(BIN)/vit demo
+
+test: $(VENV)/.test-installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) vit-demo.png
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The pinned releases of constraints.txt are the tested ones; pyproject.toml admits newer ones.
+$(VENV)/.demo-installed: $(FROZEN) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
+	touch $@
+
+# tf-keras asks for the GPU build of TensorFlow, which would overwrite tensorflow-cpu: hence without its dependencies.
+# transformers 5 lives in a folder of its own, because its huggingface_hub excludes that of transformers 4.
+$(VENV)/.test-installed: $(FROZEN) $(VENV)/.demo-installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tf-keras
+	touch $@

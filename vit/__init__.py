@@ -1,0 +1,45 @@
+"""trivit: the Vision Transformer in PyTorch, TensorFlow and Flax, one checkpoint, proven to be the same function.
+
+`import vit` imports no framework; each public name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "vit.config": ("ViTConfig",),
+    "vit.outputs": ("ModelOutput",),
+    "vit.errors": ("CheckpointError", "ConfigError", "InputError", "MissingFrameworkError"),
+    "vit.image_processing": ("ViTImageProcessor",),
+    "vit.pt": ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
+    "vit.tf": ("TFViTModel", "TFViTForImageClassification", "TFViTForMaskedImageModeling"),
+    "vit.flax": ("FlaxViTModel", "FlaxViTForImageClassification", "FlaxViTForMaskedImageModeling"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from .config import ViTConfig
+    from .errors import CheckpointError, ConfigError, InputError, MissingFrameworkError
+    from .flax import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
+    from .image_processing import ViTImageProcessor
+    from .outputs import ModelOutput
+    from .pt import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+    from .tf import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # the next use is a plain look-up
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

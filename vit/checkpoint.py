@@ -1,0 +1,408 @@
+"""A checkpoint folder: config.json and model.safetensors (one file, or shards and their index), read and written.
+
+Reading is one tensor at a time and checks everything first: what `fit` returns can be loaded without a surprise.
+Writing goes beside the old files, which are replaced only when the new ones are complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from . import posemb
+from .config import ViTConfig
+from .errors import CheckpointError, ConfigError
+from .weights import BASE, OPTIONAL, Shape
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TORCH_WEIGHTS = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+# === Reading ===
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        CheckpointError: the file is missing, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}; expected a folder that save_pretrained wrote.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:  # a broken encoding, too
+        raise CheckpointError(f"{path} is not JSON: {error}. Write or download it again.") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(values).__name__}; expected an object.")
+    return values
+
+
+def read_config(folder: Path, **overrides: Any) -> ViTConfig:
+    """The configuration in `folder`/config.json, with `overrides`.
+
+    Raises:
+        CheckpointError: no such file, or no JSON.
+        ConfigError: impossible values; the file is named.
+    """
+    path = folder / CONFIG
+    try:
+        config = ViTConfig.from_dict(read_json(path))
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config.replace(**overrides) if overrides else config
+
+
+class Tensor(NamedTuple):
+    """Where a stored tensor lies: its file, the byte at which it begins, its dtype and shape."""
+
+    file: Path
+    offset: int
+    dtype: np.dtype
+    shape: Shape
+
+
+class Checkpoint:
+    """An open checkpoint folder: its configuration, and its tensors, read one at a time.
+
+    Args:
+        folder: holds config.json and safetensors files, or, where PyTorch is installed, pytorch_model.bin files,
+            which PyTorch reads restricted to tensors.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, or not what its name says.
+        ConfigError: impossible values in config.json.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.config = read_config(self.folder)
+        self.tensors: dict[str, Tensor] = {}
+        self.pickled: dict[str, Any] = {}  # name -> torch.Tensor, of pytorch_model.bin
+        for name, index, read in ((WEIGHTS, INDEX, self._read_header), (TORCH_WEIGHTS, TORCH_INDEX, self._unpickle)):
+            if (self.folder / name).is_file():
+                read(self.folder / name)
+                return
+            if (self.folder / index).is_file():
+                self._read_shards(self.folder / index, read)
+                return
+        raise CheckpointError(f"{self.folder} has no {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}: there are no weights to load.")
+
+    def _read_shards(self, index: Path, read: Callable[[Path], None]) -> None:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise CheckpointError(f"{index} has no weight_map of tensor names to files; write or download it again.")
+        for file in sorted(set(weight_map.values())):
+            if file != Path(file).name:
+                raise CheckpointError(f"{index} names the shard {file!r}; expected a file name in the same folder.")
+            if not (self.folder / file).is_file():
+                raise CheckpointError(f"{self.folder} lacks the shard {file} that {index.name} names; copy it there.")
+            read(self.folder / file)
+        if lost := sorted(weight_map.keys() - self.tensors.keys()):
+            raise CheckpointError(f"{index} names tensors that its shards do not hold: {_list(lost)}.")
+
+    def _read_header(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np"):  # checks the header, and that the file holds what it announces
+                file = open(path, "rb")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is not a whole safetensors file ({error}); write or download it again."
+            ) from None
+        with file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, info in header.items():
+            if info["dtype"] not in DTYPES:
+                raise CheckpointError(
+                    f"{path}: {name} has the dtype {info['dtype']}; expected one of {', '.join(DTYPES)}."
+                )
+            offset = 8 + length + info["data_offsets"][0]
+            self.tensors[name] = Tensor(path, offset, DTYPES[info["dtype"]], tuple(info["shape"]))
+
+    def _unpickle(self, path: Path) -> None:
+        try:
+            import torch
+        except ModuleNotFoundError:
+            raise CheckpointError(
+                f"{path} is a PyTorch pickle, which only PyTorch reads safely. Install it (pip install 'trivit[pt]'), "
+                "or save the checkpoint as model.safetensors."
+            ) from None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle, zip and torch each raise their own
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path} cannot be read as a file of tensors alone: {reason}") from None
+        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise CheckpointError(f"{path} holds something else than a state dict of tensors.")
+        for name, value in state.items():
+            dtype = DTYPES.get({"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(
+                str(value.dtype).removeprefix("torch."), ""))  # fmt: skip
+            if dtype is None:
+                raise CheckpointError(f"{path}: {name} has the dtype {value.dtype}; expected a floating point one.")
+            self.pickled[name] = value
+            self.tensors[name] = Tensor(path, 0, dtype, tuple(value.shape))
+
+    def read(self, name: str) -> np.ndarray:
+        """A stored tensor, as an array of its own."""
+        file, offset, dtype, shape = self.tensors[name]
+        if name in self.pickled:
+            value = self.pickled[name].contiguous()
+            return value.view(dtype=_torch_bits(value)).numpy().view(dtype).reshape(shape)
+        count = int(np.prod(shape))
+        array = np.fromfile(file, np.dtype(f"u{dtype.itemsize}"), count, offset=offset)
+        if array.size != count:
+            raise CheckpointError(f"{file} ends before {name}: it was changed while it was being read.")
+        return array.view(dtype).reshape(shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the stored parameters; the widest, where they differ."""
+        return max((t.dtype for t in self.tensors.values()), key=lambda dtype: (dtype.itemsize, dtype.str))
+
+
+def _torch_bits(value: Any) -> Any:
+    import torch
+
+    return {2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]
+
+
+# === Fitting a checkpoint to a model ===
+
+
+@dataclass
+class Fit:
+    """How a checkpoint fills a model: for each parameter, under its canonical name, the tensor to load, or fresh."""
+
+    checkpoint: Checkpoint
+    config: ViTConfig
+    stored: dict[str, str]  # parameter -> stored tensor
+    fresh: dict[str, Shape]  # parameters that the checkpoint does not give -> shape
+    resampled: set[str]  # parameters whose stored grid is not the model's
+
+    def read(self, name: str) -> np.ndarray:
+        """The canonical array of a parameter, position embeddings resampled if the image size was overridden."""
+        array = self.checkpoint.read(self.stored[name])
+        if name in self.resampled:
+            array = posemb.interpolate(array, self.checkpoint.config.grid_size, self.config.grid_size)
+        return array
+
+    def warning(self) -> str | None:
+        """What the user should know about fresh parameters, in one sentence."""
+        if not self.fresh:
+            return None
+        return (
+            f"{self.checkpoint.folder} does not give {_list(sorted(self.fresh))}: freshly initialised. "
+            "Train the model before relying on what depends on them."
+        )
+
+
+def fit(
+    checkpoint: Checkpoint,
+    config: ViTConfig,
+    shapes: Mapping[str, Shape],
+    *,
+    ignore_mismatched_sizes: bool = False,
+) -> Fit:
+    """Decide where each parameter of a model comes from.
+
+    Args:
+        checkpoint: the open checkpoint.
+        config: the model's configuration: the checkpoint's, or one with overrides.
+        shapes: the model's parameters (`weights.parameter_shapes`).
+        ignore_mismatched_sizes: let mis-shaped parameters start fresh.
+
+    Raises:
+        CheckpointError: parameters are missing, unexpected or mis-shaped; all of them are named.
+    """
+    prefixes = (BASE, *(part for part in OPTIONAL if not part.startswith(BASE)))
+    stored = {name if name.startswith(prefixes) else BASE + name: name for name in checkpoint.tensors}
+    if len(stored) < len(checkpoint.tensors):
+        doubled = sorted(name for name in checkpoint.tensors if BASE + name in checkpoint.tensors)
+        raise CheckpointError(f"{checkpoint.folder} stores parameters twice, with and without 'vit.': {_list(doubled)}.")
+
+    result = Fit(checkpoint, config, {}, {}, set())
+    missing, mismatched = [], []
+    new_labels = config.num_labels != checkpoint.config.num_labels
+    for name, shape in shapes.items():
+        if name not in stored:
+            if not name.startswith(OPTIONAL):
+                missing.append(name)
+            result.fresh[name] = shape
+            continue
+        stored_shape = checkpoint.tensors[stored[name]].shape
+        if stored_shape == shape:
+            result.stored[name] = stored[name]
+        elif name.endswith("position_embeddings") and (
+            stored_shape == (1, checkpoint.config.num_patches + 1, shape[-1])
+        ):
+            result.stored[name] = stored[name]
+            result.resampled.add(name)
+        else:
+            if not (ignore_mismatched_sizes or (new_labels and name.startswith("classifier."))):
+                mismatched.append(f"{name} is {stored_shape}, expected {shape}")
+            result.fresh[name] = shape
+    unexpected = [stored[name] for name in stored if name not in shapes and not name.startswith(OPTIONAL)]
+
+    if problems := [
+        f"{what}: {_list(names)}."
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", mismatched))
+        if names
+    ]:
+        raise CheckpointError(
+            f"{checkpoint.folder} does not fit the model that its {CONFIG} and the arguments describe; "
+            + " ".join(problems)
+            + (" Pass ignore_mismatched_sizes=True to start the mis-shaped ones fresh." if mismatched else "")
+        )
+    grids = checkpoint.config.grid_size, config.grid_size
+    if grids[0] != grids[1] and (name := "vit.embeddings.position_embeddings") in result.stored:
+        result.resampled.add(name)  # the same number of patches in another shape counts, too
+    return result
+
+
+def _list(names: list[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+# === Writing ===
+
+
+def write(
+    folder: str | os.PathLike[str],
+    config: ViTConfig,
+    tensors: Mapping[str, tuple[Shape, np.dtype]],
+    read: Callable[[str], np.ndarray],
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write a checkpoint folder, one tensor at a time.
+
+    Args:
+        folder: made if needed; other files in it stay.
+        config: becomes config.json.
+        tensors: {canonical name: (canonical shape, dtype)}.
+        read: gives the array of a name; called once for each, in the order they are written.
+        max_shard_size: bytes of a weight file, an int or a number with KB, MB or GB; more go to several shards.
+
+    Raises:
+        CheckpointError: a path that is no folder, or an unreadable `max_shard_size`.
+    """
+    shards = _shard(tensors, parse_size(max_shard_size))
+    names = [WEIGHTS] if len(shards) == 1 else [
+        f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
+    ]  # fmt: skip
+    with replace_files(folder) as staging:
+        for file, shard in zip(names, shards, strict=True):
+            _write_safetensors(staging / file, {name: tensors[name] for name in shard}, read)
+        if len(shards) > 1:
+            weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+            total = sum(_num_bytes(*tensors[name]) for name in tensors)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            (staging / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+            names.append(INDEX)
+        (staging / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    for path in Path(folder).iterdir():  # what an earlier save left, such as shards where there is one file now
+        if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", path.name) and path.name not in names:
+            path.unlink()
+
+
+@contextmanager
+def replace_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a staging folder whose files move into `folder` when the block ends well, and vanish when it does not."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; expected a folder to save into.")
+    made = next((path for path in [*reversed(folder.parents), folder] if not path.exists()), None)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=folder))
+    try:
+        yield staging
+        files = sorted(staging.iterdir(), key=lambda path: path.name == CONFIG)  # config.json last: it announces the rest
+        for path in files:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        for path in files:
+            os.replace(path, folder / path.name)
+        made = None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of a size such as 5000000, "500MB" or "5GB"."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)B?\s*", str(size), re.IGNORECASE)
+    factor = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()] if match else 0
+    bytes_ = int(float(match[1]) * factor) if match else 0
+    if bytes_ < 1:
+        raise CheckpointError(f"max_shard_size is {size!r}; expected a number of bytes, or a size such as '500MB' or '5GB'.")
+    return bytes_
+
+
+def _num_bytes(shape: Shape, dtype: np.dtype) -> int:
+    return int(np.prod(shape)) * dtype.itemsize
+
+
+def _shard(tensors: Mapping[str, tuple[Shape, np.dtype]], most: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, (shape, dtype) in tensors.items():
+        num_bytes = _num_bytes(shape, dtype)
+        if shards[-1] and size + num_bytes > most:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += num_bytes
+    return shards
+
+
+def _write_safetensors(
+    path: Path, tensors: Mapping[str, tuple[Shape, np.dtype]], read: Callable[[str], np.ndarray]
+) -> None:
+    # The safetensors library writes from a dict of all tensors, which would be a second copy of a model whose layout
+    # differs. The format: the header's length in 8 bytes, the header in JSON padded to 8, the tensors' bytes.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    names = sorted(tensors, key=lambda name: (-tensors[name][1].itemsize, name))  # keeps every tensor aligned
+    for name in names:
+        shape, dtype = tensors[name]
+        begin, end = end, end + _num_bytes(shape, dtype)
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            shape, dtype = tensors[name]
+            array = np.ascontiguousarray(read(name), dtype)
+            if array.shape != shape:
+                raise CheckpointError(f"{name} has the shape {array.shape}; expected {shape}.")
+            file.write(array.reshape(-1).view(np.uint8).data)

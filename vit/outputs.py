@@ -1,0 +1,51 @@
+"""ModelOutput: what every model returns, in every framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+_REMEDIES = {
+    "hidden_states": "call with output_hidden_states=True",
+    "attentions": "call with output_attentions=True",
+    "loss": "call with labels (or, for masked image modelling, bool_masked_pos)",
+    "pooler_output": "build the model with add_pooling_layer=True",
+}
+
+
+class ModelOutput(dict):
+    """The results of a call: a dict that also gives its values as attributes and by position.
+
+    `out.logits`, `out["logits"]` and `out[0]` are the same array. It holds only what was computed, in the order loss,
+    then logits, reconstruction or last_hidden_state, then pooler_output, hidden_states, attentions. It is a pytree in
+    PyTorch, JAX and Keras.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            reason = f"; {_REMEDIES[name]}" if name in _REMEDIES else ""
+            raise AttributeError(f"This output holds {', '.join(self)}, not {name}{reason}.") from None
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, str):
+            return super().__getitem__(key)
+        return self.to_tuple()[key]
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *self]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The values, in order."""
+        return tuple(self.values())
+
+
+def flatten(output: ModelOutput) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    """(values, names) of an output: how the frameworks take it apart as a pytree."""
+    return output.to_tuple(), tuple(output)
+
+
+def unflatten(names: Iterable[str], values: Iterable[Any]) -> ModelOutput:
+    """The output that `flatten` took apart."""
+    return ModelOutput(zip(names, values, strict=True))

@@ -1,0 +1,48 @@
+"""Position-embedding interpolation as two small matrices, so that every framework does the same two matmuls."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+
+@lru_cache(maxsize=64)
+def bicubic_matrix(old: int, new: int) -> np.ndarray:
+    """The (new, old) float64 matrix that resamples `old` points to `new` along one axis.
+
+    Cubic convolution (Keys 1981) with a = -0.75, half-pixel centres, edges clamped, no antialiasing: what
+    `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` computes, with which the published
+    checkpoints were evaluated. Resampling to the same length is the identity.
+    """
+    a = -0.75
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    left = np.floor(centre)
+    matrix = np.zeros((new, old))
+    for tap in (-1, 0, 1, 2):
+        t = np.abs(centre - left - tap)
+        near = ((a + 2) * t - (a + 3)) * t * t + 1  # |t| <= 1
+        far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a  # 1 < |t| <= 2
+        column = np.clip(left + tap, 0, old - 1).astype(int)
+        np.add.at(matrix, (np.arange(new), column), np.where(t <= 1, near, far))
+    matrix.flags.writeable = False  # the cache hands the same array to everyone
+    return matrix
+
+
+def interpolate(position_embeddings: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
+    """Resample stored position embeddings to another grid.
+
+    Args:
+        position_embeddings: (1, 1 + rows * columns, hidden_size), the CLS token's first.
+        old_grid: (rows, columns) they were trained on.
+        new_grid: (rows, columns) wanted.
+
+    Returns:
+        (1, 1 + new rows * new columns, hidden_size) in the same dtype; computed in float64.
+    """
+    hidden_size = position_embeddings.shape[-1]
+    cls_token, patches = position_embeddings[:, :1], position_embeddings[0, 1:].astype(np.float64)
+    rows, columns = (bicubic_matrix(old, new) for old, new in zip(old_grid, new_grid, strict=True))
+    patches = np.einsum("hr,wc,rcd->hwd", rows, columns, patches.reshape(*old_grid, hidden_size), optimize=True)
+    patches = patches.reshape(1, -1, hidden_size).astype(position_embeddings.dtype)
+    return np.concatenate([cls_token, patches], axis=1)
