@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from . import posemb
+from . import hub, posemb
 from .config import ViTConfig
 from .errors import CheckpointError, ConfigError
-from .weights import BASE, OPTIONAL, Shape
+from .weights import BASE, OPTIONAL, Shape, parameter_shapes
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -38,6 +38,25 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+def dtype_of(dtype: Any) -> np.dtype:
+    """The NumPy dtype of a name or of any framework's dtype.
+
+    Raises:
+        CheckpointError: not one that parameters can have.
+    """
+    name = dtype if isinstance(dtype, str) else str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+    for known in DTYPES.values():
+        if name == known.name or dtype is known.type:
+            return known
+    try:
+        if (found := np.dtype(dtype)) in _CODES:  # jax.numpy.float32 and the like
+            return found
+    except TypeError:
+        pass
+    expected = ", ".join(known.name for known in DTYPES.values())
+    raise CheckpointError(f"dtype is {name!r}; expected one of {expected}.")
 
 
 # === Reading ===
@@ -163,12 +182,11 @@ class Checkpoint:
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise CheckpointError(f"{path} holds something else than a state dict of tensors.")
         for name, value in state.items():
-            dtype = DTYPES.get({"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(
-                str(value.dtype).removeprefix("torch."), ""))  # fmt: skip
-            if dtype is None:
-                raise CheckpointError(f"{path}: {name} has the dtype {value.dtype}; expected a floating point one.")
+            try:
+                self.tensors[name] = Tensor(path, 0, dtype_of(value.dtype), tuple(value.shape))
+            except CheckpointError as error:
+                raise CheckpointError(f"{path}: {name}: {error}") from None
             self.pickled[name] = value
-            self.tensors[name] = Tensor(path, 0, dtype, tuple(value.shape))
 
     def read(self, name: str) -> np.ndarray:
         """A stored tensor, as an array of its own."""
@@ -206,6 +224,12 @@ class Fit:
     stored: dict[str, str]  # parameter -> stored tensor
     fresh: dict[str, Shape]  # parameters that the checkpoint does not give -> shape
     resampled: set[str]  # parameters whose stored grid is not the model's
+    dtype: np.dtype  # what the model is to hold and compute in
+    model_options: dict[str, bool]  # arguments of the model besides the configuration
+
+    def local_name(self, name: str, head: str | None) -> str:
+        """The name of a canonical parameter in a model: without "vit." where there is no head."""
+        return name if head else name.removeprefix(BASE)
 
     def read(self, name: str) -> np.ndarray:
         """The canonical array of a parameter, position embeddings resampled if the image size was overridden."""
@@ -224,13 +248,50 @@ class Fit:
         )
 
 
-def fit(
-    checkpoint: Checkpoint,
-    config: ViTConfig,
-    shapes: Mapping[str, Shape],
-    *,
-    ignore_mismatched_sizes: bool = False,
+def plan(
+    name_or_folder: str | os.PathLike[str],
+    head: str | None,
+    dtype: Any,
+    attn_implementation: str | None,
+    ignore_mismatched_sizes: bool,
+    **kwargs: Any,
 ) -> Fit:
+    """What every from_pretrained does before it builds a model: find the checkpoint and fit it to the arguments.
+
+    Args:
+        name_or_folder: a checkpoint folder, or the name of a model on the hub.
+        head: None, "classifier" or "decoder".
+        dtype: a dtype or its name; None or "auto" for the checkpoint's.
+        attn_implementation: None for the configuration's.
+        ignore_mismatched_sizes: let mis-shaped parameters start fresh.
+        **kwargs: options of the hub, of a model without a head, and overrides of the configuration.
+
+    Raises:
+        CheckpointError: no checkpoint there, a broken one, or one that does not fit.
+        ConfigError: impossible values in its config.json or the overrides.
+    """
+    hub_options, overrides = hub.split_options(kwargs)
+    model_options = {
+        option: overrides.pop(option)
+        for option in ("add_pooling_layer", "use_mask_token")
+        if head is None and option in overrides
+    }
+    wanted = None if dtype is None or isinstance(dtype, str) and dtype == "auto" else dtype_of(dtype)
+    if attn_implementation is not None:
+        overrides["attn_implementation"] = attn_implementation
+    checkpoint = Checkpoint(hub.resolve(name_or_folder, **hub_options))
+    wanted = wanted or checkpoint.dtype
+    config = checkpoint.config.replace(**overrides, dtype=wanted.name)
+    parts = {"add_pooling_layer": head is None, "use_mask_token": head == "decoder", **model_options}
+    stored, fresh, resampled = fit(
+        checkpoint, config, parameter_shapes(config, head=head, **parts), ignore_mismatched_sizes
+    )
+    return Fit(checkpoint, config, stored, fresh, resampled, wanted, model_options)
+
+
+def fit(
+    checkpoint: Checkpoint, config: ViTConfig, shapes: Mapping[str, Shape], ignore_mismatched_sizes: bool = False
+) -> tuple[dict[str, str], dict[str, Shape], set[str]]:
     """Decide where each parameter of a model comes from.
 
     Args:
@@ -239,52 +300,51 @@ def fit(
         shapes: the model's parameters (`weights.parameter_shapes`).
         ignore_mismatched_sizes: let mis-shaped parameters start fresh.
 
+    Returns:
+        {parameter: stored tensor}, {fresh parameter: shape}, and the parameters to resample to another grid.
+
     Raises:
         CheckpointError: parameters are missing, unexpected or mis-shaped; all of them are named.
     """
     prefixes = (BASE, *(part for part in OPTIONAL if not part.startswith(BASE)))
-    stored = {name if name.startswith(prefixes) else BASE + name: name for name in checkpoint.tensors}
-    if len(stored) < len(checkpoint.tensors):
+    available = {name if name.startswith(prefixes) else BASE + name: name for name in checkpoint.tensors}
+    if len(available) < len(checkpoint.tensors):
         doubled = sorted(name for name in checkpoint.tensors if BASE + name in checkpoint.tensors)
-        raise CheckpointError(f"{checkpoint.folder} stores parameters twice, with and without 'vit.': {_list(doubled)}.")
+        raise CheckpointError(f"{checkpoint.folder} stores parameters with and without 'vit.' before: {_list(doubled)}.")
 
-    result = Fit(checkpoint, config, {}, {}, set())
+    stored: dict[str, str] = {}
+    fresh: dict[str, Shape] = {}
+    resampled: set[str] = set()
     missing, mismatched = [], []
-    new_labels = config.num_labels != checkpoint.config.num_labels
+    old, new = checkpoint.config, config
     for name, shape in shapes.items():
-        if name not in stored:
+        if name not in available:
+            fresh[name] = shape
             if not name.startswith(OPTIONAL):
                 missing.append(name)
-            result.fresh[name] = shape
             continue
-        stored_shape = checkpoint.tensors[stored[name]].shape
-        if stored_shape == shape:
-            result.stored[name] = stored[name]
-        elif name.endswith("position_embeddings") and (
-            stored_shape == (1, checkpoint.config.num_patches + 1, shape[-1])
-        ):
-            result.stored[name] = stored[name]
-            result.resampled.add(name)
+        stored_shape = checkpoint.tensors[available[name]].shape
+        is_positions = name.endswith("position_embeddings")
+        if is_positions and old.grid_size != new.grid_size and stored_shape == (1, old.num_patches + 1, shape[-1]):
+            stored[name] = available[name]
+            resampled.add(name)
+        elif stored_shape == shape:
+            stored[name] = available[name]
         else:
-            if not (ignore_mismatched_sizes or (new_labels and name.startswith("classifier."))):
+            fresh[name] = shape
+            new_head = name.startswith("classifier.") and old.num_labels != new.num_labels
+            if not (ignore_mismatched_sizes or new_head):
                 mismatched.append(f"{name} is {stored_shape}, expected {shape}")
-            result.fresh[name] = shape
-    unexpected = [stored[name] for name in stored if name not in shapes and not name.startswith(OPTIONAL)]
+    unexpected = [available[name] for name in available if name not in shapes and not name.startswith(OPTIONAL)]
 
-    if problems := [
-        f"{what}: {_list(names)}."
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", mismatched))
-        if names
-    ]:
+    lists = {"missing": missing, "unexpected": unexpected, "mis-shaped": mismatched}
+    if any(lists.values()):
+        problems = "; ".join(f"{what}: {_list(names)}" for what, names in lists.items() if names)
+        remedy = " Pass ignore_mismatched_sizes=True to start the mis-shaped ones fresh." if mismatched else ""
         raise CheckpointError(
-            f"{checkpoint.folder} does not fit the model that its {CONFIG} and the arguments describe; "
-            + " ".join(problems)
-            + (" Pass ignore_mismatched_sizes=True to start the mis-shaped ones fresh." if mismatched else "")
+            f"{checkpoint.folder} does not fit the model that {CONFIG} and the arguments describe. {problems}.{remedy}"
         )
-    grids = checkpoint.config.grid_size, config.grid_size
-    if grids[0] != grids[1] and (name := "vit.embeddings.position_embeddings") in result.stored:
-        result.resampled.add(name)  # the same number of patches in another shape counts, too
-    return result
+    return stored, fresh, resampled
 
 
 def _list(names: list[str], most: int = 8) -> str:

@@ -49,3 +49,9 @@ def flatten(output: ModelOutput) -> tuple[tuple[Any, ...], tuple[str, ...]]:
 def unflatten(names: Iterable[str], values: Iterable[Any]) -> ModelOutput:
     """The output that `flatten` took apart."""
     return ModelOutput(zip(names, values, strict=True))
+
+
+def collect(return_dict: bool, **values: Any) -> ModelOutput | tuple[Any, ...]:
+    """The values that were computed (not None), as a ModelOutput, or as a tuple if not `return_dict`."""
+    output = ModelOutput({name: value for name, value in values.items() if value is not None})
+    return output if return_dict else output.to_tuple()

@@ -115,3 +115,13 @@ def from_local(array: np.ndarray, shape: Shape, framework: str) -> np.ndarray:
     if not LAYOUTS[framework].in_out or len(shape) not in (2, 4):
         return array
     return array.T.reshape(shape)
+
+
+def initial_value(name: str) -> str:
+    """How a fresh parameter starts: "zeros", "ones" or "truncated_normal" of `config.initializer_range`, cut at 2 std.
+
+    As in the published training code (Dosovitskiy et al. 2021, transformers' ViTPreTrainedModel).
+    """
+    if name.endswith((".bias", "mask_token")):
+        return "zeros"
+    return "ones" if "layernorm" in name else "truncated_normal"

@@ -1,0 +1,105 @@
+"""What every model asks of its inputs, so that all three frameworks refuse the same calls in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .config import ViTConfig, to_pair
+from .errors import InputError
+
+IGNORED_LABEL = -100
+"""A label that the single-label loss leaves out, as in PyTorch."""
+
+
+def check_pixel_values(config: ViTConfig, shape: Sequence[int | None], interpolate_pos_encoding: bool) -> tuple[int, int]:
+    """Check the shape of `pixel_values`, (batch, channels, height, width), and return its grid (rows, columns).
+
+    A None in `shape` is a size that a TensorFlow graph does not know yet; it is taken to be the configured one.
+
+    Raises:
+        InputError: not four axes, another number of channels, or another size without `interpolate_pos_encoding`.
+    """
+    if len(shape) != 4:
+        raise InputError(f"pixel_values has the shape {tuple(shape)}; expected (batch, channels, height, width).")
+    _, channels, height, width = shape
+    (expected_height, expected_width), (patch_height, patch_width) = to_pair(config.image_size), to_pair(config.patch_size)
+    if channels not in (None, config.num_channels):
+        channels_last = " It looks like channels last; transpose it." if width == config.num_channels else ""
+        raise InputError(
+            f"pixel_values has {channels} channels (shape {tuple(shape)}); the model expects {config.num_channels}, as "
+            f"(batch, channels, height, width).{channels_last}"
+        )
+    if interpolate_pos_encoding:
+        if height is None or width is None:
+            raise InputError(
+                "interpolate_pos_encoding needs the height and width of pixel_values when the graph is built; "
+                f"the shape is {tuple(shape)}."
+            )
+        if height < patch_height or width < patch_width:
+            raise InputError(f"pixel_values is {height} x {width}, smaller than one patch of {patch_height} x {patch_width}.")
+        return height // patch_height, width // patch_width
+    if height not in (None, expected_height) or width not in (None, expected_width):
+        raise InputError(
+            f"pixel_values is {height} x {width}; the model expects {expected_height} x {expected_width}. Resize the "
+            "images, or pass interpolate_pos_encoding=True."
+        )
+    return config.grid_size
+
+
+def check_bool_masked_pos(shape: Sequence[int | None], batch: int | None, num_patches: int, has_mask_token: bool) -> None:
+    """Check the shape of `bool_masked_pos`, (batch, patches).
+
+    Raises:
+        InputError: another shape, or a model without a mask token.
+    """
+    if not has_mask_token:
+        raise InputError("bool_masked_pos needs a mask token: build the model with use_mask_token=True.")
+    fits = len(shape) == 2 and shape[1] in (None, num_patches) and (None in (batch, shape[0]) or shape[0] == batch)
+    if not fits:
+        expected = f"({'batch' if batch is None else batch}, {num_patches})"
+        raise InputError(f"bool_masked_pos has the shape {tuple(shape)}; expected {expected}, one value for each patch.")
+
+
+def resolve_problem_type(config: ViTConfig, labels_are_integers: bool) -> str:
+    """The loss that labels select: the configured one, or by the number of labels and their dtype."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    return "single_label_classification" if labels_are_integers else "multi_label_classification"
+
+
+def check_labels_shape(problem_type: str, labels: Sequence[int | None], logits: Sequence[int | None]) -> None:
+    """Check that labels of this shape fit logits of that shape, (batch, num_labels).
+
+    Raises:
+        InputError: they do not.
+    """
+    batch, num_labels = logits
+    allowed = [[batch, num_labels]]
+    if problem_type == "single_label_classification":
+        allowed = [[batch]]
+    elif problem_type == "regression" and num_labels == 1:
+        allowed = [[batch], [batch, 1]]
+    if not any(
+        len(labels) == len(shape) and all(None in pair or pair[0] == pair[1] for pair in zip(labels, shape, strict=True))
+        for shape in allowed
+    ):
+        expected = " or ".join(str(tuple("batch" if size is None else size for size in shape)) for shape in allowed)
+        raise InputError(f"labels has the shape {tuple(labels)}; expected {expected} for {problem_type}.")
+
+
+def check_label_values(labels: np.ndarray, num_labels: int) -> None:
+    """Check that integer labels name existing classes; called where the values are at hand (not in a compiled graph).
+
+    Raises:
+        InputError: a label that is neither a class nor `IGNORED_LABEL`.
+    """
+    wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != IGNORED_LABEL)]
+    if wrong.size:
+        raise InputError(
+            f"labels holds {wrong.flat[0]}; expected 0 to {num_labels - 1} (num_labels is {num_labels}), or "
+            f"{IGNORED_LABEL} for an image that the loss leaves out."
+        )

@@ -1,0 +1,12 @@
+"""The Vision Transformer in PyTorch."""
+
+from ..errors import missing_framework
+
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError:
+    raise missing_framework("vit.pt", "pt") from None
+
+from .model import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+
+__all__ = ["ViTForImageClassification", "ViTForMaskedImageModeling", "ViTModel"]

@@ -1,0 +1,241 @@
+"""ViTModel and its heads in PyTorch.
+
+Side by side with vit/tf/model.py and vit/flax/model.py: the same classes, the same attributes, the same order.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ViTConfig, to_pair
+from ..errors import ConfigError
+from ..inputs import (
+    IGNORED_LABEL,
+    check_bool_masked_pos,
+    check_label_values,
+    check_labels_shape,
+    check_pixel_values,
+    resolve_problem_type,
+)
+from ..outputs import ModelOutput, collect
+from .layers import ViTEmbeddings, ViTEncoder, ViTPooler
+from .pretrained import ViTPreTrainedModel
+
+
+class ViTModel(ViTPreTrainedModel):
+    """The Vision Transformer without a head (Dosovitskiy et al. 2021; transformers' ViTModel).
+
+    Args:
+        config: its shape.
+        add_pooling_layer: give it a pooler.
+        use_mask_token: give it a mask token, for masked image modelling.
+    """
+
+    def __init__(self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
+        super().__init__(config)
+        self.embeddings = ViTEmbeddings(config, use_mask_token=use_mask_token)
+        self.encoder = ViTEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = ViTPooler(config) if add_pooling_layer else None
+        self.init_weights(self)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Tensor, ...]:
+        """Encode images.
+
+        Args:
+            pixel_values: (batch, channels, height, width), float, as the image processor gives them.
+            bool_masked_pos: (batch, patches), true where a patch is replaced by the mask token.
+            interpolate_pos_encoding: take images of another size than `config.image_size`.
+            output_hidden_states: also return the embeddings and every layer's output.
+            output_attentions: also return every layer's attention probabilities.
+            return_dict: False for a tuple. None takes this and the two above from the configuration.
+
+        Returns:
+            last_hidden_state (batch, tokens, hidden_size); pooler_output (batch, pooler_output_size); hidden_states,
+            num_hidden_layers + 1 of (batch, tokens, hidden_size); attentions, num_hidden_layers of (batch, heads,
+            tokens, tokens).
+
+        Raises:
+            InputError: inputs of another shape.
+        """
+        config = self.config
+        grid = check_pixel_values(config, pixel_values.shape, interpolate_pos_encoding)
+        if bool_masked_pos is not None:
+            has_mask_token = self.embeddings.mask_token is not None
+            check_bool_masked_pos(bool_masked_pos.shape, len(pixel_values), grid[0] * grid[1], has_mask_token)
+        pixel_values = pixel_values.to(self.dtype)
+        hidden_states = self.embeddings(pixel_values, grid, bool_masked_pos)
+        hidden_states, all_hidden_states, all_attentions = self.encoder(
+            hidden_states,
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            config.output_attentions if output_attentions is None else output_attentions,
+        )
+        hidden_states = self.layernorm(hidden_states)
+        return collect(
+            config.return_dict if return_dict is None else return_dict,
+            last_hidden_state=hidden_states,
+            pooler_output=None if self.pooler is None else self.pooler(hidden_states),
+            hidden_states=all_hidden_states,
+            attentions=all_attentions,
+        )
+
+
+class ViTForImageClassification(ViTPreTrainedModel):
+    """The Vision Transformer with a linear head on the CLS token (transformers' ViTForImageClassification)."""
+
+    head = "classifier"
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.vit = ViTModel(config, add_pooling_layer=False)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+        self.init_weights(self.classifier)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Tensor, ...]:
+        """Classify images.
+
+        Args:
+            labels: (batch,) integers for one label an image, (batch, num_labels) floats for several, or the targets
+                of a regression; see `classification_loss`. The other arguments are those of `ViTModel`.
+
+        Returns:
+            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as `ViTModel`.
+
+        Raises:
+            InputError: inputs of another shape, or labels out of range.
+        """
+        outputs = self.vit(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = self.classifier(outputs["last_hidden_state"][:, 0])
+        return collect(
+            self.config.return_dict if return_dict is None else return_dict,
+            loss=None if labels is None else classification_loss(self.config, logits, labels),
+            logits=logits,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+
+class ViTForMaskedImageModeling(ViTPreTrainedModel):
+    """The Vision Transformer with a linear decoder to pixels (Xie et al. 2022, SimMIM)."""
+
+    head = "decoder"
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        if to_pair(config.encoder_stride) != to_pair(config.patch_size):
+            raise ConfigError(
+                f"encoder_stride is {config.encoder_stride} and patch_size {config.patch_size}; masked image modelling "
+                "needs them to be equal, so that the reconstruction has the size of the image."
+            )
+        self.vit = ViTModel(config, add_pooling_layer=False, use_mask_token=True)
+        height, width = to_pair(config.encoder_stride)
+        # A list of one, because the published name of the layer is "decoder.0".
+        self.decoder = nn.ModuleList([nn.Conv2d(config.hidden_size, height * width * config.num_channels, 1)])
+        self.init_weights(self.decoder)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Tensor, ...]:
+        """Reconstruct masked images; the arguments are those of `ViTModel`.
+
+        Returns:
+            loss, a scalar, if `bool_masked_pos` is given; reconstruction (batch, channels, height, width);
+            hidden_states and attentions as `ViTModel`.
+
+        Raises:
+            InputError: inputs of another shape.
+        """
+        outputs = self.vit(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        grid = check_pixel_values(self.config, pixel_values.shape, interpolate_pos_encoding)
+        patches = outputs["last_hidden_state"][:, 1:].transpose(1, 2).unflatten(2, grid)  # (B, D, rows, columns)
+        reconstruction = self.unpatchify(self.decoder[0](patches))
+        return collect(
+            self.config.return_dict if return_dict is None else return_dict,
+            loss=None if bool_masked_pos is None else self.reconstruction_loss(
+                pixel_values, reconstruction, bool_masked_pos, grid),
+            reconstruction=reconstruction,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )  # fmt: skip
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """(B, C * height * width of a patch, rows, columns) -> (B, C, height, width)."""
+        batch, _, rows, columns = patches.shape
+        height, width = to_pair(self.config.encoder_stride)
+        patches = patches.reshape(batch, self.config.num_channels, height, width, rows, columns)
+        return patches.permute(0, 1, 4, 2, 5, 3).reshape(batch, -1, rows * height, columns * width)
+
+    def reconstruction_loss(
+        self, pixel_values: Tensor, reconstruction: Tensor, bool_masked_pos: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        """The mean absolute difference over the pixels of masked patches."""
+        height, width = to_pair(self.config.patch_size)
+        dtype = torch.promote_types(reconstruction.dtype, torch.float32)
+        mask = bool_masked_pos.bool().to(dtype).unflatten(1, grid)  # (B, rows, columns)
+        mask = mask.repeat_interleave(height, dim=1).repeat_interleave(width, dim=2)[:, None]  # (B, 1, height, width)
+        pixel_values = pixel_values[:, :, : mask.shape[2], : mask.shape[3]].to(dtype)
+        difference = (pixel_values - reconstruction.to(dtype)).abs()
+        return (difference * mask).sum() / (mask.sum() + 1e-5) / self.config.num_channels
+
+
+def classification_loss(config: ViTConfig, logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean loss of a batch, by `config.problem_type`.
+
+    Args:
+        config: its problem_type selects the loss; unset, one label means regression, integer labels mean
+            single_label_classification, others multi_label_classification.
+        logits: (batch, num_labels).
+        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
+
+    Returns:
+        Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32.
+    """
+    integers = not labels.is_floating_point()
+    problem_type = resolve_problem_type(config, integers)
+    check_labels_shape(problem_type, labels.shape, logits.shape)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if problem_type == "single_label_classification":
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait for the GPU
+            check_label_values(labels.numpy(), logits.shape[-1])
+        return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
+    labels = labels.to(logits.dtype).reshape(logits.shape)
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.mse_loss(logits, labels)

@@ -1,0 +1,150 @@
+"""What every PyTorch model inherits: fresh weights, from_pretrained, save_pretrained."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from .. import checkpoint, weights
+from ..config import ViTConfig
+from ..outputs import ModelOutput, flatten, unflatten
+
+_pytree.register_pytree_node(
+    ModelOutput,
+    flatten,
+    lambda values, names: unflatten(names, values),
+    serialized_type_name="vit.ModelOutput",
+    to_dumpable_context=list,
+    from_dumpable_context=tuple,
+)
+
+
+class ViTPreTrainedModel(nn.Module):
+    """A model with a configuration, whose state_dict has the names and shapes of the published checkpoints."""
+
+    head: ClassVar[str | None] = None
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return self._base().embeddings.cls_token.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self._base().embeddings.cls_token.device
+
+    def init_weights(self, module: nn.Module) -> None:
+        """Give every parameter of `module`, a part of this model, its initial value (`weights.initial_value`)."""
+        for name, parameter in module.named_parameters():
+            _initialise(name, parameter, self.config)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute each encoder layer in the backward pass of training, instead of keeping its activations."""
+        self._base().encoder.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo `gradient_checkpointing_enable`."""
+        self._base().encoder.gradient_checkpointing = False
+
+    def _base(self) -> Any:
+        return self if self.head is None else self.vit
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | str | None = None,
+        attn_implementation: str | None = None,
+        device: torch.device | str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **config_overrides: Any,
+    ) -> Self:
+        """Load a checkpoint, in evaluation mode.
+
+        Args:
+            name_or_folder: a checkpoint folder, or the name of a model on the hub.
+            dtype: of the parameters and the computation; None for the checkpoint's.
+            attn_implementation: "sdpa" or "eager"; None for the configuration's.
+            device: None for the CPU, where the weights stay mapped to the file until they are used.
+            ignore_mismatched_sizes: let mis-shaped parameters start fresh, with a warning.
+            **config_overrides: any key of `ViTConfig` (another number of labels gives a fresh head, another
+                image_size resamples the position embeddings), `add_pooling_layer` and `use_mask_token` of a model
+                without a head, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
+
+        Raises:
+            CheckpointError: no checkpoint there, a broken one, or one that does not fit.
+            ConfigError: impossible values in its config.json or the overrides.
+        """
+        fit = checkpoint.plan(
+            name_or_folder, cls.head, dtype, attn_implementation, ignore_mismatched_sizes, **config_overrides
+        )
+        with torch.device("meta"):
+            model = cls(fit.config, **fit.model_options)
+        target = {"dtype": getattr(torch, fit.dtype.name), "device": device}
+        state = {fit.local_name(name, cls.head): _read(fit, name).to(**target) for name in fit.stored}
+        for name, shape in fit.fresh.items():
+            state[fit.local_name(name, cls.head)] = _initialise(name, torch.empty(shape, **target), fit.config)
+        model.load_state_dict(state, assign=True)
+        if message := fit.warning():
+            warnings.warn(message, stacklevel=2)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
+        """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into `folder`.
+
+        The old files stay whole until the new ones are complete. transformers reads the result.
+        """
+        state = self.state_dict()
+        dtype = checkpoint.dtype_of(self.dtype).name
+        checkpoint.write(
+            folder,
+            self.config.replace(architectures=(type(self).__name__,), dtype=dtype),
+            {name: (tuple(value.shape), checkpoint.dtype_of(value.dtype)) for name, value in state.items()},
+            lambda name: _to_numpy(state[name]),
+            max_shard_size,
+        )
+
+
+def _initialise(name: str, parameter: Tensor, config: ViTConfig) -> Tensor:
+    std = config.initializer_range
+    kind = weights.initial_value(name)
+    if kind == "truncated_normal":
+        return nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+    return nn.init.zeros_(parameter) if kind == "zeros" else nn.init.ones_(parameter)
+
+
+def _read(fit: checkpoint.Fit, name: str) -> Tensor:
+    """A parameter as a tensor: mapped to its file, without a copy, where the file holds it as it is needed."""
+    stored = fit.stored[name]
+    if name in fit.resampled:
+        return _from_numpy(fit.read(name))
+    if stored in fit.checkpoint.pickled:
+        return fit.checkpoint.pickled[stored]
+    with safe_open(fit.checkpoint.tensors[stored].file, framework="pt") as file:
+        return file.get_tensor(stored)
+
+
+def _to_numpy(value: Tensor) -> np.ndarray:
+    value = value.detach().cpu().contiguous()
+    if value.dtype is torch.bfloat16:  # NumPy knows it through ml_dtypes alone
+        return value.view(torch.int16).numpy().view(checkpoint.dtype_of(value.dtype))
+    return value.numpy()
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
