@@ -1,0 +1,13 @@
+"""The Vision Transformer in Flax NNX."""
+
+from ..errors import missing_framework
+
+try:
+    import flax  # noqa: F401
+    import jax  # noqa: F401
+except ModuleNotFoundError:
+    raise missing_framework("vit.flax", "flax") from None
+
+from .model import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
+
+__all__ = ["FlaxViTForImageClassification", "FlaxViTForMaskedImageModeling", "FlaxViTModel"]

@@ -1,0 +1,296 @@
+"""ViTModel and its heads in Flax NNX.
+
+Side by side with vit/pt/model.py and vit/tf/model.py: the same classes, the same attributes, the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from ..config import ViTConfig, to_pair
+from ..errors import ConfigError
+from ..inputs import (
+    IGNORED_LABEL,
+    check_bool_masked_pos,
+    check_label_values,
+    check_labels_shape,
+    check_pixel_values,
+    resolve_problem_type,
+)
+from ..outputs import ModelOutput, collect
+from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, initializer, layer_norm
+from .pretrained import FlaxViTPreTrainedModel
+
+
+class FlaxViTModel(FlaxViTPreTrainedModel):
+    """The Vision Transformer without a head (Dosovitskiy et al. 2021; transformers' FlaxViTModel).
+
+    Args:
+        config: its shape.
+        add_pooling_layer: give it a pooler.
+        use_mask_token: give it a mask token, for masked image modelling.
+        dtype: of the computation; None for that of the parameters.
+        param_dtype: of the parameters.
+        rngs: of the initial values.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        add_pooling_layer: bool = True,
+        use_mask_token: bool = False,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(config, param_dtype if dtype is None else dtype)
+        self.embeddings = ViTEmbeddings(config, use_mask_token=use_mask_token, **options)
+        self.encoder = ViTEncoder(config, **options)
+        self.layernorm = layer_norm(config, **options)
+        self.pooler = ViTPooler(config, **options) if add_pooling_layer else None
+
+    def __call__(
+        self,
+        pixel_values: Array,
+        bool_masked_pos: Array | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> ModelOutput | tuple[Array, ...]:
+        """Encode images.
+
+        Args:
+            pixel_values: (batch, channels, height, width), float, as the image processor gives them.
+            bool_masked_pos: (batch, patches), true where a patch is replaced by the mask token.
+            interpolate_pos_encoding: take images of another size than `config.image_size`.
+            output_hidden_states: also return the embeddings and every layer's output.
+            output_attentions: also return every layer's attention probabilities.
+            return_dict: False for a tuple. None takes this and the two above from the configuration.
+            rngs: of the dropout, for a model in train mode whose configuration has some.
+
+        Returns:
+            last_hidden_state (batch, tokens, hidden_size); pooler_output (batch, pooler_output_size); hidden_states,
+            num_hidden_layers + 1 of (batch, tokens, hidden_size); attentions, num_hidden_layers of (batch, heads,
+            tokens, tokens).
+
+        Raises:
+            InputError: inputs of another shape.
+        """
+        config = self.config
+        grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding)
+        if bool_masked_pos is not None:
+            has_mask_token = self.embeddings.mask_token is not None
+            check_bool_masked_pos(bool_masked_pos.shape, len(pixel_values), grid[0] * grid[1], has_mask_token)
+        pixel_values = jnp.asarray(pixel_values, self.dtype)
+        hidden_states = self.embeddings(pixel_values, grid, bool_masked_pos, rngs)
+        hidden_states, all_hidden_states, all_attentions = self.encoder(
+            hidden_states,
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            config.output_attentions if output_attentions is None else output_attentions,
+            rngs,
+        )
+        hidden_states = self.layernorm(hidden_states)
+        return collect(
+            config.return_dict if return_dict is None else return_dict,
+            last_hidden_state=hidden_states,
+            pooler_output=None if self.pooler is None else self.pooler(hidden_states),
+            hidden_states=all_hidden_states,
+            attentions=all_attentions,
+        )
+
+
+class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
+    """The Vision Transformer with a linear head on the CLS token (transformers' FlaxViTForImageClassification)."""
+
+    head = "classifier"
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(config, param_dtype if dtype is None else dtype)
+        self.vit = FlaxViTModel(config, add_pooling_layer=False, **options)
+        self.classifier = (
+            nnx.Linear(config.hidden_size, config.num_labels, kernel_init=initializer(config), **options)
+            if config.num_labels
+            else None
+        )
+
+    def __call__(
+        self,
+        pixel_values: Array,
+        labels: Array | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> ModelOutput | tuple[Array, ...]:
+        """Classify images.
+
+        Args:
+            labels: (batch,) integers for one label an image, (batch, num_labels) floats for several, or the targets
+                of a regression; see `classification_loss`. The other arguments are those of `FlaxViTModel`.
+
+        Returns:
+            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as
+            `FlaxViTModel`.
+
+        Raises:
+            InputError: inputs of another shape, or labels out of range.
+        """
+        outputs = self.vit(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+            rngs=rngs,
+        )
+        cls_token = outputs["last_hidden_state"][:, 0]
+        logits = cls_token if self.classifier is None else self.classifier(cls_token)
+        return collect(
+            self.config.return_dict if return_dict is None else return_dict,
+            loss=None if labels is None else classification_loss(self.config, logits, labels),
+            logits=logits,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+
+class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
+    """The Vision Transformer with a linear decoder to pixels (Xie et al. 2022, SimMIM)."""
+
+    head = "decoder"
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(config, param_dtype if dtype is None else dtype)
+        if to_pair(config.encoder_stride) != to_pair(config.patch_size):
+            raise ConfigError(
+                f"encoder_stride is {config.encoder_stride} and patch_size {config.patch_size}; masked image modelling "
+                "needs them to be equal, so that the reconstruction has the size of the image."
+            )
+        self.vit = FlaxViTModel(config, add_pooling_layer=False, use_mask_token=True, **options)
+        height, width = to_pair(config.encoder_stride)
+        size_out = height * width * config.num_channels
+        # A list of one, because the published name of the layer is "decoder.0".
+        self.decoder = nnx.List([nnx.Linear(config.hidden_size, size_out, kernel_init=initializer(config), **options)])
+
+    def __call__(
+        self,
+        pixel_values: Array,
+        bool_masked_pos: Array | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> ModelOutput | tuple[Array, ...]:
+        """Reconstruct masked images; the arguments are those of `FlaxViTModel`.
+
+        Returns:
+            loss, a scalar, if `bool_masked_pos` is given; reconstruction (batch, channels, height, width);
+            hidden_states and attentions as `FlaxViTModel`.
+
+        Raises:
+            InputError: inputs of another shape.
+        """
+        outputs = self.vit(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+            rngs=rngs,
+        )
+        grid = check_pixel_values(self.config, np.shape(pixel_values), interpolate_pos_encoding)
+        patches = outputs["last_hidden_state"][:, 1:]  # (B, N, D)
+        reconstruction = self.unpatchify(self.decoder[0](patches), grid)
+        return collect(
+            self.config.return_dict if return_dict is None else return_dict,
+            loss=None if bool_masked_pos is None else self.reconstruction_loss(
+                pixel_values, reconstruction, bool_masked_pos, grid),
+            reconstruction=reconstruction,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )  # fmt: skip
+
+    def unpatchify(self, patches: Array, grid: tuple[int, int]) -> Array:
+        """(B, N, C * height * width of a patch) -> (B, C, height, width)."""
+        (rows, columns), (height, width) = grid, to_pair(self.config.encoder_stride)
+        patches = patches.reshape(len(patches), rows, columns, self.config.num_channels, height, width)
+        patches = patches.transpose(0, 3, 1, 4, 2, 5)
+        return patches.reshape(len(patches), -1, rows * height, columns * width)
+
+    def reconstruction_loss(
+        self, pixel_values: Array, reconstruction: Array, bool_masked_pos: Array, grid: tuple[int, int]
+    ) -> Array:
+        """The mean absolute difference over the pixels of masked patches."""
+        height, width = to_pair(self.config.patch_size)
+        dtype = jnp.promote_types(reconstruction.dtype, jnp.float32)
+        mask = bool_masked_pos.astype(bool).astype(dtype).reshape(-1, *grid)  # (B, rows, columns)
+        mask = mask.repeat(height, axis=1).repeat(width, axis=2)[:, None]  # (B, 1, height, width)
+        pixel_values = jnp.asarray(pixel_values)[:, :, : mask.shape[2], : mask.shape[3]].astype(dtype)
+        difference = jnp.abs(pixel_values - reconstruction.astype(dtype))
+        return (difference * mask).sum() / (mask.sum() + 1e-5) / self.config.num_channels
+
+
+def classification_loss(config: ViTConfig, logits: Array, labels: Array) -> Array:
+    """The mean loss of a batch, by `config.problem_type`.
+
+    Args:
+        config: its problem_type selects the loss; unset, one label means regression, integer labels mean
+            single_label_classification, others multi_label_classification.
+        logits: (batch, num_labels).
+        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
+
+    Returns:
+        Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32. Under `jax.jit`, where
+        no error can be raised, a label out of range makes it NaN.
+    """
+    labels = jnp.asarray(labels)
+    integers = not jnp.issubdtype(labels.dtype, jnp.floating)
+    problem_type = resolve_problem_type(config, integers)
+    check_labels_shape(problem_type, labels.shape, logits.shape)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if problem_type == "single_label_classification":
+        if not isinstance(labels, jax.core.Tracer):
+            check_label_values(np.asarray(labels), logits.shape[-1])
+        counted = labels != IGNORED_LABEL
+        in_range = (labels >= 0) & (labels < logits.shape[-1])
+        index = jnp.where(in_range, labels, 0).astype(jnp.int32)
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), index[:, None], axis=1)[:, 0]
+        log_probs = jnp.where(in_range, log_probs, jnp.nan)
+        return -jnp.where(counted, log_probs, 0).sum() / counted.sum()
+    labels = labels.astype(logits.dtype).reshape(logits.shape)
+    if problem_type == "multi_label_classification":
+        return (jax.nn.softplus(logits) - logits * labels).mean()
+    return ((logits - labels) ** 2).mean()

@@ -1,0 +1,145 @@
+"""What every Flax model inherits: from_pretrained and save_pretrained."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from .. import checkpoint, weights
+from ..config import ViTConfig
+from ..errors import InputError
+from ..outputs import ModelOutput, flatten, unflatten
+
+jax.tree_util.register_pytree_with_keys(
+    ModelOutput,
+    lambda output: (tuple((jax.tree_util.DictKey(name), output[name]) for name in output), tuple(output)),
+    unflatten,
+    flatten,
+)
+
+
+class FlaxViTPreTrainedModel(nnx.Module):
+    """A model with a configuration, whose modules form the tree that the published parameter names spell."""
+
+    head: ClassVar[str | None] = None
+
+    def __init__(self, config: ViTConfig, dtype: DTypeLike) -> None:
+        self.config = config
+        self.dtype = jnp.dtype(dtype)  # of the computation
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute each encoder layer in the backward pass, instead of keeping its activations (`nnx.remat`)."""
+        self._base().encoder.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo `gradient_checkpointing_enable`."""
+        self._base().encoder.gradient_checkpointing = False
+
+    def _base(self) -> Any:
+        return self if self.head is None else self.vit
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        dtype: DTypeLike | None = None,
+        attn_implementation: str | None = None,
+        device: jax.Device | jax.sharding.Sharding | str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **config_overrides: Any,
+    ) -> Self:
+        """Load a checkpoint, in evaluation mode.
+
+        Args:
+            name_or_folder: a checkpoint folder, or the name of a model on the hub.
+            dtype: of the parameters and the computation; None for the checkpoint's.
+            attn_implementation: "sdpa" or "eager"; None for the configuration's.
+            device: a device, a sharding, or a name such as "cpu" or "gpu:1"; None for JAX's default device.
+            ignore_mismatched_sizes: let mis-shaped parameters start fresh, with a warning.
+            **config_overrides: any key of `ViTConfig` (another number of labels gives a fresh head, another
+                image_size resamples the position embeddings), `add_pooling_layer` and `use_mask_token` of a model
+                without a head, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
+
+        Raises:
+            CheckpointError: no checkpoint there, a broken one, or one that does not fit.
+            ConfigError: impossible values in its config.json or the overrides.
+            InputError: float64 while JAX has it switched off, or a device that is not there.
+        """
+        fit = checkpoint.plan(
+            name_or_folder, cls.head, dtype, attn_implementation, ignore_mismatched_sizes, **config_overrides
+        )
+        if jax.dtypes.canonicalize_dtype(fit.dtype) != fit.dtype:
+            raise InputError(
+                f"dtype is {fit.dtype.name}, which JAX has switched off: call jax.config.update('jax_enable_x64', True) "
+                "first, or pass dtype='float32'."
+            )
+        device = _device(device)
+        model = nnx.eval_shape(
+            lambda: cls(fit.config, **fit.model_options, param_dtype=fit.dtype, rngs=nnx.Rngs(0))
+        )
+        rngs = nnx.Rngs(0)
+        for name in (*fit.stored, *fit.fresh):
+            variable = model._parameter(name)
+            if name in fit.stored:
+                array = np.ascontiguousarray(weights.to_local(fit.read(name), "flax"), fit.dtype)
+            else:
+                array = _initialise(name, variable.get_value().shape, fit.dtype, rngs, fit.config)
+            variable.set_value(jax.device_put(array, device))
+        if message := fit.warning():
+            warnings.warn(message, stacklevel=2)
+        model.eval()
+        return model
+
+    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
+        """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into `folder`.
+
+        The old files stay whole until the new ones are complete. transformers and the other frameworks read the result.
+        """
+        base = self._base()
+        has_pooler, has_mask_token = base.pooler is not None, base.embeddings.mask_token is not None
+        shapes = weights.parameter_shapes(
+            self.config, head=self.head, add_pooling_layer=has_pooler, use_mask_token=has_mask_token
+        )
+        dtype = np.dtype(base.embeddings.cls_token.dtype)
+        stored = {name if self.head else name.removeprefix(weights.BASE): name for name in shapes}
+        checkpoint.write(
+            folder,
+            self.config.replace(architectures=(type(self).__name__.removeprefix("Flax"),), dtype=dtype.name),
+            {name: (shapes[full], dtype) for name, full in stored.items()},
+            lambda name: weights.from_local(
+                np.asarray(self._parameter(stored[name]).get_value()), shapes[stored[name]], "flax"),
+            max_shard_size,
+        )  # fmt: skip
+
+    def _parameter(self, name: str) -> nnx.Variable:
+        """The variable of a canonical parameter."""
+        node: Any = self
+        for part in weights.local_name(name if self.head else name.removeprefix(weights.BASE), "flax").split("."):
+            node = node[int(part)] if part.isdigit() else getattr(node, part)
+        return node
+
+
+def _initialise(name: str, shape: tuple[int, ...], dtype: np.dtype, rngs: nnx.Rngs, config: ViTConfig) -> jax.Array:
+    kind = weights.initial_value(name)
+    if kind == "truncated_normal":
+        return jax.nn.initializers.truncated_normal(config.initializer_range)(rngs.params(), shape, dtype)
+    return jnp.zeros(shape, dtype) if kind == "zeros" else jnp.ones(shape, dtype)
+
+
+def _device(device: Any) -> Any:
+    if not isinstance(device, str):
+        return device
+    platform, _, index = device.partition(":")
+    try:
+        return jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, IndexError, ValueError):
+        known = ", ".join(f"{d.platform}:{d.id}" for d in jax.devices())
+        raise InputError(f"device is {device!r}; JAX sees {known}.") from None
