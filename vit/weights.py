@@ -81,13 +81,14 @@ class Layout(NamedTuple):
     kernel: str
     norm_scale: str
     norm_bias: str
+    renamed: dict[str, str]  # parts of paths that the framework has another use for
     in_out: bool  # matrices are (in, out), and a convolution is the matrix over (channels, height, width)
 
 
 LAYOUTS = {
-    "pt": Layout(kernel="weight", norm_scale="weight", norm_bias="bias", in_out=False),
-    "tf": Layout(kernel="kernel", norm_scale="gamma", norm_bias="beta", in_out=True),
-    "flax": Layout(kernel="kernel", norm_scale="scale", norm_bias="bias", in_out=True),
+    "pt": Layout(kernel="weight", norm_scale="weight", norm_bias="bias", renamed={}, in_out=False),
+    "tf": Layout(kernel="kernel", norm_scale="gamma", norm_bias="beta", renamed={"output": "dense_output"}, in_out=True),
+    "flax": Layout(kernel="kernel", norm_scale="scale", norm_bias="bias", renamed={}, in_out=True),
 }
 
 
@@ -100,7 +101,7 @@ def local_name(name: str, framework: str) -> str:
         leaf = layout.norm_scale if is_norm else layout.kernel
     elif leaf == "bias" and is_norm:
         leaf = layout.norm_bias
-    return f"{path}.{leaf}"
+    return ".".join([*(layout.renamed.get(part, part) for part in path.split(".")), leaf])
 
 
 def to_local(array: np.ndarray, framework: str) -> np.ndarray:

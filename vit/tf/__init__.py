@@ -1,0 +1,19 @@
+"""The Vision Transformer in Keras 3 on TensorFlow."""
+
+from ..errors import MissingFrameworkError, missing_framework
+
+try:
+    import keras
+    import tensorflow  # noqa: F401
+except ModuleNotFoundError:
+    raise missing_framework("vit.tf", "tf") from None
+
+if keras.config.backend() != "tensorflow":
+    raise MissingFrameworkError(
+        f"vit.tf needs Keras on TensorFlow, but Keras was started on {keras.config.backend()!r}. Set "
+        "KERAS_BACKEND=tensorflow (or unset it) before Python imports keras."
+    )
+
+from .model import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
+
+__all__ = ["TFViTForImageClassification", "TFViTForMaskedImageModeling", "TFViTModel"]

@@ -1,0 +1,304 @@
+"""ViTModel and its heads in Keras 3 on TensorFlow.
+
+Side by side with vit/pt/model.py and vit/flax/model.py: the same classes, the same attributes, the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from ..config import ViTConfig, to_pair
+from ..errors import ConfigError
+from ..inputs import (
+    IGNORED_LABEL,
+    check_bool_masked_pos,
+    check_label_values,
+    check_labels_shape,
+    check_pixel_values,
+    resolve_problem_type,
+)
+from ..outputs import ModelOutput, collect
+from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, dense, layer_norm
+from .pretrained import TFViTPreTrainedModel
+
+
+@keras.saving.register_keras_serializable("trivit")
+class TFViTModel(TFViTPreTrainedModel):
+    """The Vision Transformer without a head (Dosovitskiy et al. 2021; transformers' TFViTModel).
+
+    Args:
+        config: its shape.
+        add_pooling_layer: give it a pooler.
+        use_mask_token: give it a mask token, for masked image modelling.
+        **kwargs: those of keras.Model, such as `dtype`; and `build`, False to leave the weights uncreated.
+    """
+
+    def __init__(
+        self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(config, **kwargs)
+        self.embeddings = ViTEmbeddings(config, use_mask_token=use_mask_token, name="embeddings", **self.options)
+        self.encoder = ViTEncoder(config, name="encoder", **self.options)
+        self.layernorm = layer_norm(config, "layernorm", **self.options)
+        self.pooler = ViTPooler(config, name="pooler", **self.options) if add_pooling_layer else None
+        self.maybe_build()
+
+    def build(self, input_shape: Any) -> None:
+        self.embeddings.build(input_shape)
+        for layer in (self.encoder, self.layernorm, self.pooler):
+            if layer is not None:
+                layer.build((None, None, self.config.hidden_size))
+
+    def call(
+        self,
+        pixel_values: tf.Tensor,
+        bool_masked_pos: tf.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> ModelOutput | tuple[tf.Tensor, ...]:
+        """Encode images.
+
+        Args:
+            pixel_values: (batch, channels, height, width), float, as the image processor gives them; or a dict of
+                the tensors of this call.
+            bool_masked_pos: (batch, patches), true where a patch is replaced by the mask token.
+            interpolate_pos_encoding: take images of another size than `config.image_size`.
+            output_hidden_states: also return the embeddings and every layer's output.
+            output_attentions: also return every layer's attention probabilities.
+            return_dict: False for a tuple. None takes this and the two above from the configuration.
+            training: whether dropout is on.
+
+        Returns:
+            last_hidden_state (batch, tokens, hidden_size); pooler_output (batch, pooler_output_size); hidden_states,
+            num_hidden_layers + 1 of (batch, tokens, hidden_size); attentions, num_hidden_layers of (batch, heads,
+            tokens, tokens).
+
+        Raises:
+            InputError: inputs of another shape.
+        """
+        if isinstance(pixel_values, dict):
+            pixel_values, bool_masked_pos = self.unpack(pixel_values, bool_masked_pos=bool_masked_pos)
+        config = self.config
+        grid = check_pixel_values(config, pixel_values.shape, interpolate_pos_encoding)
+        if bool_masked_pos is not None:
+            has_mask_token = self.embeddings.mask_token is not None
+            check_bool_masked_pos(bool_masked_pos.shape, pixel_values.shape[0], grid[0] * grid[1], has_mask_token)
+        pixel_values = ops.cast(pixel_values, self.compute_dtype)
+        hidden_states = self.embeddings(pixel_values, grid=grid, bool_masked_pos=bool_masked_pos)
+        hidden_states, all_hidden_states, all_attentions = self.encoder(
+            hidden_states,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+        )
+        hidden_states = self.layernorm(hidden_states)
+        return collect(
+            config.return_dict if return_dict is None else return_dict,
+            last_hidden_state=hidden_states,
+            pooler_output=None if self.pooler is None else self.pooler(hidden_states),
+            hidden_states=all_hidden_states,
+            attentions=all_attentions,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        options = {"add_pooling_layer": self.pooler is not None, "use_mask_token": self.embeddings.use_mask_token}
+        return {**super().get_config(), **options}
+
+
+@keras.saving.register_keras_serializable("trivit")
+class TFViTForImageClassification(TFViTPreTrainedModel):
+    """The Vision Transformer with a linear head on the CLS token (transformers' TFViTForImageClassification).
+
+    `compile` without a loss trains with the one that the configuration's problem_type selects; labels are y of `fit`
+    and `evaluate`, or the key "labels" of a dict of inputs. A loss or metric given to `compile` sees the logits.
+    """
+
+    head = "classifier"
+
+    def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.vit = TFViTModel(config, add_pooling_layer=False, build=False, name="vit", **self.options)
+        self.classifier = (
+            dense(config, config.num_labels, "classifier", **self.options) if config.num_labels else None
+        )
+        self.maybe_build()
+
+    def build(self, input_shape: Any) -> None:
+        self.vit.build(input_shape)
+        if self.classifier is not None:
+            self.classifier.build((None, self.config.hidden_size))
+
+    def call(
+        self,
+        pixel_values: tf.Tensor,
+        labels: tf.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> ModelOutput | tuple[tf.Tensor, ...]:
+        """Classify images.
+
+        Args:
+            labels: (batch,) integers for one label an image, (batch, num_labels) floats for several, or the targets
+                of a regression; see `classification_loss`. The other arguments are those of `TFViTModel`.
+
+        Returns:
+            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as
+            `TFViTModel`.
+
+        Raises:
+            InputError: inputs of another shape, or labels out of range.
+        """
+        if isinstance(pixel_values, dict):
+            pixel_values, labels = self.unpack(pixel_values, labels=labels)
+        outputs = self.vit(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        cls_token = outputs["last_hidden_state"][:, 0]
+        logits = cls_token if self.classifier is None else self.classifier(cls_token)
+        return collect(
+            self.config.return_dict if return_dict is None else return_dict,
+            loss=None if labels is None else classification_loss(self.config, logits, labels),
+            logits=logits,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+    def own_loss(self, y: Any, y_pred: Any) -> tf.Tensor:
+        return classification_loss(self.config, y_pred["logits"], y)
+
+
+@keras.saving.register_keras_serializable("trivit")
+class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
+    """The Vision Transformer with a linear decoder to pixels (Xie et al. 2022, SimMIM).
+
+    `compile` without a loss trains with the reconstruction loss; `fit` takes a dict of pixel_values and
+    bool_masked_pos.
+    """
+
+    head = "decoder"
+
+    def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        if to_pair(config.encoder_stride) != to_pair(config.patch_size):
+            raise ConfigError(
+                f"encoder_stride is {config.encoder_stride} and patch_size {config.patch_size}; masked image modelling "
+                "needs them to be equal, so that the reconstruction has the size of the image."
+            )
+        options = {"add_pooling_layer": False, "use_mask_token": True, "build": False}
+        self.vit = TFViTModel(config, name="vit", **options, **self.options)
+        height, width = to_pair(config.encoder_stride)
+        # A list of one, because the published name of the layer is "decoder.0".
+        self.decoder = [dense(config, height * width * config.num_channels, "decoder_0", **self.options)]
+        self.maybe_build()
+
+    def build(self, input_shape: Any) -> None:
+        self.vit.build(input_shape)
+        self.decoder[0].build((None, None, self.config.hidden_size))
+
+    def call(
+        self,
+        pixel_values: tf.Tensor,
+        bool_masked_pos: tf.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> ModelOutput | tuple[tf.Tensor, ...]:
+        """Reconstruct masked images; the arguments are those of `TFViTModel`.
+
+        Returns:
+            loss, a scalar, if `bool_masked_pos` is given; reconstruction (batch, channels, height, width);
+            hidden_states and attentions as `TFViTModel`.
+
+        Raises:
+            InputError: inputs of another shape.
+        """
+        if isinstance(pixel_values, dict):
+            pixel_values, bool_masked_pos = self.unpack(pixel_values, bool_masked_pos=bool_masked_pos)
+        outputs = self.vit(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        grid = check_pixel_values(self.config, pixel_values.shape, interpolate_pos_encoding)
+        patches = outputs["last_hidden_state"][:, 1:]  # (B, N, D)
+        reconstruction = self.unpatchify(self.decoder[0](patches), grid)
+        return collect(
+            self.config.return_dict if return_dict is None else return_dict,
+            loss=None if bool_masked_pos is None else self.reconstruction_loss(
+                pixel_values, reconstruction, bool_masked_pos, grid),
+            reconstruction=reconstruction,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )  # fmt: skip
+
+    def unpatchify(self, patches: tf.Tensor, grid: tuple[int, int]) -> tf.Tensor:
+        """(B, N, C * height * width of a patch) -> (B, C, height, width)."""
+        (rows, columns), (height, width) = grid, to_pair(self.config.encoder_stride)
+        channels = self.config.num_channels
+        patches = ops.reshape(patches, (-1, rows, columns, channels, height, width))
+        patches = ops.transpose(patches, (0, 3, 1, 4, 2, 5))
+        return ops.reshape(patches, (-1, channels, rows * height, columns * width))
+
+    def reconstruction_loss(
+        self, pixel_values: tf.Tensor, reconstruction: tf.Tensor, bool_masked_pos: tf.Tensor, grid: tuple[int, int]
+    ) -> tf.Tensor:
+        """The mean absolute difference over the pixels of masked patches."""
+        height, width = to_pair(self.config.patch_size)
+        dtype = keras.backend.result_type(reconstruction.dtype, "float32")
+        mask = ops.reshape(ops.cast(ops.cast(bool_masked_pos, "bool"), dtype), (-1, *grid))  # (B, rows, columns)
+        mask = ops.repeat(ops.repeat(mask, height, axis=1), width, axis=2)[:, None]  # (B, 1, height, width)
+        pixel_values = ops.cast(pixel_values[:, :, : grid[0] * height, : grid[1] * width], dtype)
+        difference = ops.abs(pixel_values - ops.cast(reconstruction, dtype))
+        return ops.sum(difference * mask) / (ops.sum(mask) + 1e-5) / self.config.num_channels
+
+
+def classification_loss(config: ViTConfig, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """The mean loss of a batch, by `config.problem_type`.
+
+    Args:
+        config: its problem_type selects the loss; unset, one label means regression, integer labels mean
+            single_label_classification, others multi_label_classification.
+        logits: (batch, num_labels).
+        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
+
+    Returns:
+        Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32. In a graph, where no
+        error can be raised, a label out of range makes it NaN.
+    """
+    labels = ops.convert_to_tensor(labels)
+    integers = not keras.backend.is_float_dtype(labels.dtype)
+    problem_type = resolve_problem_type(config, integers)
+    check_labels_shape(problem_type, labels.shape, logits.shape)
+    logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    if problem_type == "single_label_classification":
+        if not tf.is_symbolic_tensor(labels):
+            check_label_values(ops.convert_to_numpy(labels), logits.shape[-1])
+        labels = ops.cast(labels, "int32")
+        counted = ops.not_equal(labels, IGNORED_LABEL)
+        in_range = ops.logical_and(labels >= 0, labels < logits.shape[-1])
+        index = ops.where(in_range, labels, 0)
+        log_probs = ops.take_along_axis(ops.log_softmax(logits), index[:, None], axis=1)[:, 0]
+        log_probs = ops.where(in_range, log_probs, float("nan"))
+        return -ops.sum(ops.where(counted, log_probs, 0.0)) / ops.sum(ops.cast(counted, logits.dtype))
+    labels = ops.reshape(ops.cast(labels, logits.dtype), ops.shape(logits))
+    if problem_type == "multi_label_classification":
+        return ops.mean(ops.softplus(logits) - logits * labels)
+    return ops.mean((logits - labels) ** 2)

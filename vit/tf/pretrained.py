@@ -1,0 +1,217 @@
+"""What every Keras model inherits: from_pretrained, save_pretrained, and training with its own loss."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any, ClassVar, Self
+
+import keras
+import numpy as np
+import optree
+import tensorflow as tf
+
+from .. import checkpoint, weights
+from ..config import ViTConfig, to_pair
+from ..errors import InputError
+from ..outputs import ModelOutput, flatten, unflatten
+
+optree.register_pytree_node(ModelOutput, lambda output: (*flatten(output), tuple(output)), unflatten, namespace="keras")
+
+
+class TFViTPreTrainedModel(keras.Model):
+    """A model with a configuration, whose layers form the tree that the published parameter names spell."""
+
+    head: ClassVar[str | None] = None
+
+    def __init__(self, config: ViTConfig, build: bool = True, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)  # labels and pixels keep their dtype; `call` casts what it computes
+        self.config = config
+        self.options = {"dtype": self.dtype_policy}
+        self._build_now = build
+
+    def maybe_build(self) -> None:
+        """Create the weights, whose shapes the configuration tells, unless the model was made with `build=False`."""
+        if self._build_now:
+            self.build((None, self.config.num_channels, *to_pair(self.config.image_size)))
+
+    def unpack(self, inputs: dict[str, Any], **known: Any) -> list[Any]:
+        """`pixel_values` and the `known` tensors of a call, from the dict that came as its first argument."""
+        if unknown := inputs.keys() - {"pixel_values", *known}:
+            raise InputError(f"Unknown inputs: {', '.join(sorted(unknown))}; expected {', '.join(['pixel_values', *known])}.")
+        if "pixel_values" not in inputs:
+            raise InputError(f"The inputs {', '.join(sorted(inputs))} lack pixel_values.")
+        return [inputs["pixel_values"], *(inputs.get(name, value) for name, value in known.items())]
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute each encoder layer in the backward pass of training, instead of keeping its activations."""
+        self._base().encoder.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo `gradient_checkpointing_enable`."""
+        self._base().encoder.gradient_checkpointing = False
+
+    def _base(self) -> Any:
+        return self if self.head is None else self.vit
+
+    # === Training ===
+
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
+        """As keras.Model.compile; without a `loss` the model trains with its own."""
+        self._trains_with_own_loss = loss is None
+        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> tf.Tensor:
+        if not self._trains_with_own_loss:
+            return super().compute_loss(x, y, self._main(y_pred), sample_weight, training)
+        if sample_weight is not None:
+            raise InputError("The model's own loss has no weights for samples or classes; pass a loss to compile.")
+        loss = y_pred["loss"] if "loss" in y_pred else self.own_loss(y, y_pred)
+        for extra in self.losses:
+            loss = loss + extra
+        return loss
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        return super().compute_metrics(x, y, self._main(y_pred), sample_weight)
+
+    def own_loss(self, y: Any, y_pred: Any) -> tf.Tensor:
+        """The loss where the call itself computed none."""
+        raise InputError(f"{type(self).__name__} has no loss of its own for these inputs; pass a loss to compile.")
+
+    def _main(self, y_pred: Any) -> Any:
+        """The output that losses and metrics see."""
+        main = {"classifier": "logits", "decoder": "reconstruction", None: "last_hidden_state"}[self.head]
+        return y_pred[main]
+
+    # === Config ===
+
+    def get_config(self) -> dict[str, Any]:
+        config = {**super().get_config(), "config": self.config.to_dict()}
+        config.pop("autocast", None)
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        return cls(ViTConfig.from_dict(config.pop("config")), **config)
+
+    # === Checkpoints ===
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        dtype: Any = None,
+        attn_implementation: str | None = None,
+        device: str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **config_overrides: Any,
+    ) -> Self:
+        """Load a checkpoint.
+
+        Args:
+            name_or_folder: a checkpoint folder, or the name of a model on the hub.
+            dtype: of the parameters and the computation, or a policy such as "mixed_bfloat16"; None for the
+                checkpoint's, computed as Keras's global policy says where that has the same parameters.
+            attn_implementation: "sdpa" or "eager"; None for the configuration's.
+            device: such as "CPU:0" or "GPU:0"; None for TensorFlow's default device.
+            ignore_mismatched_sizes: let mis-shaped parameters start fresh, with a warning.
+            **config_overrides: any key of `ViTConfig` (another number of labels gives a fresh head, another
+                image_size resamples the position embeddings), `add_pooling_layer` and `use_mask_token` of a model
+                without a head, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
+
+        Raises:
+            CheckpointError: no checkpoint there, a broken one, or one that does not fit.
+            ConfigError: impossible values in its config.json or the overrides.
+            InputError: a device that is not there.
+        """
+        policy = _policy(dtype)
+        fit = checkpoint.plan(
+            name_or_folder,
+            cls.head,
+            policy and policy.variable_dtype,
+            attn_implementation,
+            ignore_mismatched_sizes,
+            **config_overrides,
+        )
+        if policy is None:
+            policy = keras.config.dtype_policy()
+            if policy.variable_dtype != fit.dtype.name:
+                policy = keras.dtype_policies.get(fit.dtype.name)
+        with tf.device(_device(device)):
+            model = cls(fit.config, **fit.model_options, dtype=policy, build=False)
+            # Each weight is created with the checkpoint's value: no random one is made first, nor a second copy.
+            given = {name: model._owner(name) for name in fit.stored}
+            initializers = {name: getattr(layer, f"{leaf}_initializer") for name, (layer, leaf) in given.items()}
+            for name, (layer, leaf) in given.items():
+                setattr(layer, f"{leaf}_initializer", _Stored(fit, name))
+            model._build_now = True
+            model.maybe_build()
+            for name, (layer, leaf) in given.items():
+                setattr(layer, f"{leaf}_initializer", initializers[name])
+        if message := fit.warning():
+            warnings.warn(message, stacklevel=2)
+        return model
+
+    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
+        """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into `folder`.
+
+        The old files stay whole until the new ones are complete. transformers and the other frameworks read the result.
+        """
+        base = self._base()
+        has_pooler, has_mask_token = base.pooler is not None, base.embeddings.mask_token is not None
+        shapes = weights.parameter_shapes(
+            self.config, head=self.head, add_pooling_layer=has_pooler, use_mask_token=has_mask_token
+        )
+        dtype = checkpoint.dtype_of(self.variable_dtype)
+        stored = {name if self.head else name.removeprefix(weights.BASE): name for name in shapes}
+        checkpoint.write(
+            folder,
+            self.config.replace(architectures=(type(self).__name__.removeprefix("TF"),), dtype=dtype.name),
+            {name: (shapes[full], dtype) for name, full in stored.items()},
+            lambda name: weights.from_local(
+                np.asarray(self._parameter(stored[name]).numpy()), shapes[stored[name]], "tf"),
+            max_shard_size,
+        )  # fmt: skip
+
+    def _parameter(self, name: str) -> keras.Variable:
+        """The variable of a canonical parameter."""
+        return getattr(*self._owner(name))
+
+    def _owner(self, name: str) -> tuple[keras.layers.Layer, str]:
+        """The layer that holds a canonical parameter, and the attribute it holds it in."""
+        node: Any = self
+        *path, leaf = weights.local_name(name if self.head else name.removeprefix(weights.BASE), "tf").split(".")
+        for part in path:
+            node = node[int(part)] if part.isdigit() else getattr(node, part)
+        return node, leaf
+
+
+class _Stored(keras.initializers.Initializer):
+    """The initial value that a checkpoint gives."""
+
+    def __init__(self, fit: checkpoint.Fit, name: str) -> None:
+        self.fit, self.name = fit, name
+
+    def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
+        return tf.convert_to_tensor(weights.to_local(self.fit.read(self.name), "tf").astype(self.fit.dtype, copy=False))
+
+
+def _policy(dtype: Any) -> Any:
+    if dtype is None or isinstance(dtype, str) and dtype == "auto":
+        return None
+    if isinstance(dtype, keras.DTypePolicy) or isinstance(dtype, str) and dtype.startswith("mixed_"):
+        return keras.dtype_policies.get(dtype)
+    return keras.dtype_policies.get(checkpoint.dtype_of(dtype).name)
+
+
+def _device(device: str | None) -> str | None:
+    if device is None:
+        return None
+    known = [logical.name.removeprefix("/device:") for logical in tf.config.list_logical_devices()]
+    name = device.upper() if ":" in device else f"{device.upper()}:0"
+    if name not in known:
+        raise InputError(f"device is {device!r}; TensorFlow sees {', '.join(known)}.")
+    return name
