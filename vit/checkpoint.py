@@ -71,7 +71,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}; expected a folder that save_pretrained wrote.") from None
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}; expected a folder that save_pretrained wrote."
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError as error:  # a broken encoding, too
@@ -129,7 +131,9 @@ class Checkpoint:
             if (self.folder / index).is_file():
                 self._read_shards(self.folder / index, read)
                 return
-        raise CheckpointError(f"{self.folder} has no {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}: there are no weights to load.")
+        raise CheckpointError(
+            f"{self.folder} has no {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}: there are no weights to load."
+        )
 
     def _read_shards(self, index: Path, read: Callable[[Path], None]) -> None:
         weight_map = read_json(index).get("weight_map")
@@ -310,7 +314,9 @@ def fit(
     available = {name if name.startswith(prefixes) else BASE + name: name for name in checkpoint.tensors}
     if len(available) < len(checkpoint.tensors):
         doubled = sorted(name for name in checkpoint.tensors if BASE + name in checkpoint.tensors)
-        raise CheckpointError(f"{checkpoint.folder} stores parameters with and without 'vit.' before: {_list(doubled)}.")
+        raise CheckpointError(
+            f"{checkpoint.folder} stores parameters with and without 'vit.' before: {_list(doubled)}."
+        )
 
     stored: dict[str, str] = {}
     fresh: dict[str, Shape] = {}
@@ -404,7 +410,9 @@ def replace_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=folder))
     try:
         yield staging
-        files = sorted(staging.iterdir(), key=lambda path: path.name == CONFIG)  # config.json last: it announces the rest
+        files = sorted(
+            staging.iterdir(), key=lambda path: path.name == CONFIG
+        )  # config.json last: it announces the rest
         for path in files:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -423,7 +431,9 @@ def parse_size(size: int | str) -> int:
     factor = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()] if match else 0
     bytes_ = int(float(match[1]) * factor) if match else 0
     if bytes_ < 1:
-        raise CheckpointError(f"max_shard_size is {size!r}; expected a number of bytes, or a size such as '500MB' or '5GB'.")
+        raise CheckpointError(
+            f"max_shard_size is {size!r}; expected a number of bytes, or a size such as '500MB' or '5GB'."
+        )
     return bytes_
 
 

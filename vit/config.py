@@ -189,7 +189,9 @@ class ViTConfig:
         """
         size, _, patch = name.partition("/")
         if size not in VARIANTS or not patch.isdigit():
-            raise ConfigError(f"Unknown variant {name!r}; expected one of {', '.join(VARIANTS)}, then '/' and a patch size.")
+            raise ConfigError(
+                f"Unknown variant {name!r}; expected one of {', '.join(VARIANTS)}, then '/' and a patch size."
+            )
         keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         values = dict(zip(keys, VARIANTS[size], strict=True), patch_size=int(patch), encoder_stride=int(patch))
         return cls(**{**values, **overrides})
@@ -203,7 +205,9 @@ class ViTConfig:
         for key in overrides:
             if key not in _FIELDS:
                 near = difflib.get_close_matches(key, _FIELDS, n=1)
-                raise ConfigError(f"Unknown configuration key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+                raise ConfigError(
+                    f"Unknown configuration key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
+                )
         values = {name: getattr(self, name) for name in _FIELDS}
         labels = {"num_labels", "id2label", "label2id"} & overrides.keys()
         if labels and not (labels == {"num_labels"} and overrides["num_labels"] == self.num_labels):

@@ -49,7 +49,9 @@ def resolve(
     looks_local = folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local or not name:
         found = "is a file" if folder.exists() else "does not exist"
-        raise CheckpointError(f"{name or 'An empty name'} {found}; expected a checkpoint folder or a model name on the hub.")
+        raise CheckpointError(
+            f"{name or 'An empty name'} {found}; expected a checkpoint folder or a model name on the hub."
+        )
 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -83,7 +85,9 @@ def resolve(
                 break
         return folder
     except HFValidationError:
-        reason = "is neither a folder here nor a possible model name; model names look like 'google/vit-base-patch16-224'"
+        reason = (
+            "is neither a folder here nor a possible model name; model names look like 'google/vit-base-patch16-224'"
+        )
     except GatedRepoError:
         reason = "is gated on the hub: ask for access on its page, then pass token= or run 'hf auth login'"
     except RevisionNotFoundError:

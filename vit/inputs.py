@@ -13,7 +13,9 @@ IGNORED_LABEL = -100
 """A label that the single-label loss leaves out, as in PyTorch."""
 
 
-def check_pixel_values(config: ViTConfig, shape: Sequence[int | None], interpolate_pos_encoding: bool) -> tuple[int, int]:
+def check_pixel_values(
+    config: ViTConfig, shape: Sequence[int | None], interpolate_pos_encoding: bool
+) -> tuple[int, int]:
     """Check the shape of `pixel_values`, (batch, channels, height, width), and return its grid (rows, columns).
 
     A None in `shape` is a size that a TensorFlow graph does not know yet; it is taken to be the configured one.
@@ -24,7 +26,10 @@ def check_pixel_values(config: ViTConfig, shape: Sequence[int | None], interpola
     if len(shape) != 4:
         raise InputError(f"pixel_values has the shape {tuple(shape)}; expected (batch, channels, height, width).")
     _, channels, height, width = shape
-    (expected_height, expected_width), (patch_height, patch_width) = to_pair(config.image_size), to_pair(config.patch_size)
+    (expected_height, expected_width), (patch_height, patch_width) = (
+        to_pair(config.image_size),
+        to_pair(config.patch_size),
+    )
     if channels not in (None, config.num_channels):
         channels_last = " It looks like channels last; transpose it." if width == config.num_channels else ""
         raise InputError(
@@ -38,7 +43,9 @@ def check_pixel_values(config: ViTConfig, shape: Sequence[int | None], interpola
                 f"the shape is {tuple(shape)}."
             )
         if height < patch_height or width < patch_width:
-            raise InputError(f"pixel_values is {height} x {width}, smaller than one patch of {patch_height} x {patch_width}.")
+            raise InputError(
+                f"pixel_values is {height} x {width}, smaller than one patch of {patch_height} x {patch_width}."
+            )
         return height // patch_height, width // patch_width
     if height not in (None, expected_height) or width not in (None, expected_width):
         raise InputError(
@@ -48,7 +55,9 @@ def check_pixel_values(config: ViTConfig, shape: Sequence[int | None], interpola
     return config.grid_size
 
 
-def check_bool_masked_pos(shape: Sequence[int | None], batch: int | None, num_patches: int, has_mask_token: bool) -> None:
+def check_bool_masked_pos(
+    shape: Sequence[int | None], batch: int | None, num_patches: int, has_mask_token: bool
+) -> None:
     """Check the shape of `bool_masked_pos`, (batch, patches).
 
     Raises:
@@ -59,7 +68,9 @@ def check_bool_masked_pos(shape: Sequence[int | None], batch: int | None, num_pa
     fits = len(shape) == 2 and shape[1] in (None, num_patches) and (None in (batch, shape[0]) or shape[0] == batch)
     if not fits:
         expected = f"({'batch' if batch is None else batch}, {num_patches})"
-        raise InputError(f"bool_masked_pos has the shape {tuple(shape)}; expected {expected}, one value for each patch.")
+        raise InputError(
+            f"bool_masked_pos has the shape {tuple(shape)}; expected {expected}, one value for each patch."
+        )
 
 
 def resolve_problem_type(config: ViTConfig, labels_are_integers: bool) -> str:
@@ -84,7 +95,8 @@ def check_labels_shape(problem_type: str, labels: Sequence[int | None], logits: 
     elif problem_type == "regression" and num_labels == 1:
         allowed = [[batch], [batch, 1]]
     if not any(
-        len(labels) == len(shape) and all(None in pair or pair[0] == pair[1] for pair in zip(labels, shape, strict=True))
+        len(labels) == len(shape)
+        and all(None in pair or pair[0] == pair[1] for pair in zip(labels, shape, strict=True))
         for shape in allowed
     ):
         expected = " or ".join(str(tuple("batch" if size is None else size for size in shape)) for shape in allowed)

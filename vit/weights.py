@@ -87,7 +87,9 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     "pt": Layout(kernel="weight", norm_scale="weight", norm_bias="bias", renamed={}, in_out=False),
-    "tf": Layout(kernel="kernel", norm_scale="gamma", norm_bias="beta", renamed={"output": "dense_output"}, in_out=True),
+    "tf": Layout(
+        kernel="kernel", norm_scale="gamma", norm_bias="beta", renamed={"output": "dense_output"}, in_out=True
+    ),
     "flax": Layout(kernel="kernel", norm_scale="scale", norm_bias="bias", renamed={}, in_out=True),
 }
 

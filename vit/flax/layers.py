@@ -59,7 +59,9 @@ class ViTEmbeddings(nnx.Module):
         token = (1, 1, config.hidden_size)
         self.cls_token = nnx.Param(init(rngs.params(), token, dtype))
         self.mask_token = nnx.Param(jnp.zeros(token, dtype)) if use_mask_token else None
-        self.position_embeddings = nnx.Param(init(rngs.params(), (1, config.num_patches + 1, config.hidden_size), dtype))
+        self.position_embeddings = nnx.Param(
+            init(rngs.params(), (1, config.num_patches + 1, config.hidden_size), dtype)
+        )
         self.patch_embeddings = ViTPatchEmbeddings(config, **options)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
@@ -237,5 +239,3 @@ class ViTPooler(nnx.Module):
 
     def __call__(self, hidden_states: Array) -> Array:
         return self.activation(self.dense(hidden_states[:, 0]))
-
-

@@ -82,9 +82,7 @@ class FlaxViTPreTrainedModel(nnx.Module):
                 "first, or pass dtype='float32'."
             )
         device = _device(device)
-        model = nnx.eval_shape(
-            lambda: cls(fit.config, **fit.model_options, param_dtype=fit.dtype, rngs=nnx.Rngs(0))
-        )
+        model = nnx.eval_shape(lambda: cls(fit.config, **fit.model_options, param_dtype=fit.dtype, rngs=nnx.Rngs(0)))
         rngs = nnx.Rngs(0)
         for name in (*fit.stored, *fit.fresh):
             variable = model._parameter(name)

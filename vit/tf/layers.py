@@ -240,7 +240,13 @@ class ViTLayer(ViTKerasLayer):
         self.dense_output = ViTOutput(config, name="output", **self.options)
 
     def build(self, input_shape: Any) -> None:
-        for layer in (self.layernorm_before, self.attention, self.layernorm_after, self.intermediate, self.dense_output):
+        for layer in (
+            self.layernorm_before,
+            self.attention,
+            self.layernorm_after,
+            self.intermediate,
+            self.dense_output,
+        ):
             layer.build((None, None, self.config.hidden_size))
 
     def call(self, hidden_states: tf.Tensor, output_attentions: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:

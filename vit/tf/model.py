@@ -124,9 +124,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
     def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.vit = TFViTModel(config, add_pooling_layer=False, build=False, name="vit", **self.options)
-        self.classifier = (
-            dense(config, config.num_labels, "classifier", **self.options) if config.num_labels else None
-        )
+        self.classifier = dense(config, config.num_labels, "classifier", **self.options) if config.num_labels else None
         self.maybe_build()
 
     def build(self, input_shape: Any) -> None:

@@ -38,7 +38,9 @@ class TFViTPreTrainedModel(keras.Model):
     def unpack(self, inputs: dict[str, Any], **known: Any) -> list[Any]:
         """`pixel_values` and the `known` tensors of a call, from the dict that came as its first argument."""
         if unknown := inputs.keys() - {"pixel_values", *known}:
-            raise InputError(f"Unknown inputs: {', '.join(sorted(unknown))}; expected {', '.join(['pixel_values', *known])}.")
+            raise InputError(
+                f"Unknown inputs: {', '.join(sorted(unknown))}; expected {', '.join(['pixel_values', *known])}."
+            )
         if "pixel_values" not in inputs:
             raise InputError(f"The inputs {', '.join(sorted(inputs))} lack pixel_values.")
         return [inputs["pixel_values"], *(inputs.get(name, value) for name, value in known.items())]
