@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,11 +90,11 @@ class ViTConfig:
     num_channels: int = 3
     qkv_bias: bool = True
     encoder_stride: int | tuple[int, int] = 16
-    pooler_output_size: int | None = None
+    pooler_output_size: int = None  # type: ignore[assignment]  # hidden_size
     pooler_act: str = "tanh"
-    num_labels: int | None = None
-    id2label: Mapping[int, str] | None = None
-    label2id: Mapping[str, int] | None = None
+    num_labels: int = None  # type: ignore[assignment]  # these three follow from any of them
+    id2label: Mapping[int, str] = None  # type: ignore[assignment]
+    label2id: Mapping[str, int] = None  # type: ignore[assignment]
     problem_type: str | None = None
     output_hidden_states: bool = False
     output_attentions: bool = False
@@ -137,6 +137,8 @@ class ViTConfig:
         ):
             self._check(name, getattr(self, name) in allowed, "one of " + ", ".join(map(repr, allowed)))
         if self.architectures is not None:
+            valid = isinstance(self.architectures, list | tuple) and all(isinstance(n, str) for n in self.architectures)
+            self._check("architectures", valid, "a list of class names")
             object.__setattr__(self, "architectures", tuple(self.architectures))
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
@@ -154,26 +156,28 @@ class ViTConfig:
             self._check(name, value is None or isinstance(value, Mapping), "a mapping between label indices and names")
         if self.num_labels is not None:
             self._check("num_labels", _is_int(self.num_labels, 0), "an int of at least 0")
-        id2label = self.id2label
-        if id2label is None and self.label2id is not None and self.num_labels in (None, len(self.label2id)):
-            id2label = {index: label for label, index in self.label2id.items()}
-        if id2label is None:
-            id2label = {i: f"LABEL_{i}" for i in range(2 if self.num_labels is None else self.num_labels)}
+        given = "id2label" if self.id2label is not None else "label2id"
+        default = {i: f"LABEL_{i}" for i in range(2 if self.num_labels is None else self.num_labels)}
         try:
-            id2label = dict(sorted((int(index), str(label)) for index, label in id2label.items()))
+            label2id = {str(label): int(index) for label, index in (self.label2id or {}).items()}
+            id2label = {index: label for label, index in label2id.items()} if self.label2id is not None else default
+            if self.id2label is not None:
+                id2label = {int(index): str(label) for index, label in self.id2label.items()}
         except (TypeError, ValueError):
-            raise ConfigError(f"id2label is {id2label!r}; expected label indices as keys.") from None
-        if list(id2label) != list(range(len(id2label))):
-            raise ConfigError(f"id2label has the keys {list(id2label)[:10]}; expected 0 to {len(id2label) - 1}.")
+            raise ConfigError(
+                f"id2label is {self.id2label!r} and label2id {self.label2id!r}; expected ints as label indices."
+            ) from None
+        if sorted(id2label) != list(range(len(id2label))):
+            raise ConfigError(f"{given} has the indices {sorted(id2label)[:10]}; expected 0 to {len(id2label) - 1}.")
         if self.num_labels not in (None, len(id2label)):
             raise ConfigError(
-                f"num_labels is {self.num_labels} but id2label names {len(id2label)} labels. Give one of them, or "
+                f"num_labels is {self.num_labels} but {given} names {len(id2label)} labels. Give one of them, or "
                 "both with the same length."
             )
-        label2id = self.label2id if self.label2id is not None else {label: i for i, label in id2label.items()}
+        id2label = dict(sorted(id2label.items()))
         object.__setattr__(self, "num_labels", len(id2label))
         object.__setattr__(self, "id2label", id2label)
-        object.__setattr__(self, "label2id", dict(label2id))
+        object.__setattr__(self, "label2id", label2id or {label: index for index, label in id2label.items()})
 
     def _check(self, name: str, valid: bool, expected: str) -> None:
         if not valid:
@@ -186,12 +190,16 @@ class ViTConfig:
         Args:
             name: size and patch size in pixels, such as "B/16": one of `VARIANTS`, a slash and an int.
             **overrides: any other argument, such as `image_size=384`.
+
+        Raises:
+            ConfigError: an unknown size or key, or an impossible value.
         """
         size, _, patch = name.partition("/")
-        if size not in VARIANTS or not patch.isdigit():
+        if size not in VARIANTS or not patch.isdecimal():
             raise ConfigError(
                 f"Unknown variant {name!r}; expected one of {', '.join(VARIANTS)}, then '/' and a patch size."
             )
+        _check_keys(overrides)
         keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         values = dict(zip(keys, VARIANTS[size], strict=True), patch_size=int(patch), encoder_stride=int(patch))
         return cls(**{**values, **overrides})
@@ -202,12 +210,7 @@ class ViTConfig:
         Raises:
             ConfigError: an unknown key (the nearest known one is named), or an impossible value.
         """
-        for key in overrides:
-            if key not in _FIELDS:
-                near = difflib.get_close_matches(key, _FIELDS, n=1)
-                raise ConfigError(
-                    f"Unknown configuration key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
-                )
+        _check_keys(overrides)
         values = {name: getattr(self, name) for name in _FIELDS}
         labels = {"num_labels", "id2label", "label2id"} & overrides.keys()
         if labels and not (labels == {"num_labels"} and overrides["num_labels"] == self.num_labels):
@@ -237,7 +240,7 @@ class ViTConfig:
         values: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         extra = values.pop("extra")
         del values["num_labels"]  # it is the length of id2label
-        values["id2label"] = {str(index): label for index, label in self.id2label.items()}  # type: ignore[union-attr]
+        values["id2label"] = {str(index): label for index, label in self.id2label.items()}
         defaults = {"problem_type": None, "dtype": None, "architectures": None, "attn_implementation": "sdpa",
                     "output_hidden_states": False, "output_attentions": False, "return_dict": True}  # fmt: skip
         values = {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
@@ -248,9 +251,9 @@ class ViTConfig:
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> ViTConfig:
         """The configuration that `values`, the content of a config.json, describes.
 
-        Keys that this class does not know go to `extra`. A null counts as not given.
+        Keys that this class does not know go to `extra`. A null of a key it knows counts as not given.
         """
-        values = {key: value for key, value in values.items() if value is not None}
+        values = {key: value for key, value in values.items() if value is not None or key not in _FIELDS}
         if isinstance(torch_dtype := values.pop("torch_dtype", None), str):  # the older name of the key
             values.setdefault("dtype", torch_dtype)
         extra = {key: values.pop(key) for key in list(values) if key not in _FIELDS or key == "extra"}
@@ -294,6 +297,13 @@ class ViTConfig:
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ViTConfig))
+
+
+def _check_keys(keys: Iterable[str]) -> None:
+    for key in keys:
+        if key not in _FIELDS:
+            near = difflib.get_close_matches(key, _FIELDS, n=1)
+            raise ConfigError(f"Unknown configuration key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
 
 
 def _is_int(value: object, minimum: int) -> bool:

@@ -65,7 +65,7 @@ def parameter_shapes(
         linear(f"{layer}.output.dense", mlp_width, width)
     layer_norm("vit.layernorm")
     if add_pooling_layer:
-        linear("vit.pooler.dense", width, config.pooler_output_size or width)
+        linear("vit.pooler.dense", width, config.pooler_output_size)
     if head == "classifier" and config.num_labels:
         linear("classifier", width, config.num_labels)
     if head == "decoder":

@@ -58,7 +58,7 @@ class ViTEmbeddings(nnx.Module):
         rngs, dtype, init = options["rngs"], options["param_dtype"], initializer(config)
         token = (1, 1, config.hidden_size)
         self.cls_token = nnx.Param(init(rngs.params(), token, dtype))
-        self.mask_token = nnx.Param(jnp.zeros(token, dtype)) if use_mask_token else None
+        self.mask_token: Any = nnx.Param(jnp.zeros(token, dtype)) if use_mask_token else None
         self.position_embeddings = nnx.Param(
             init(rngs.params(), (1, config.num_patches + 1, config.hidden_size), dtype)
         )

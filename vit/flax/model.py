@@ -157,7 +157,7 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
         Raises:
             InputError: inputs of another shape, or labels out of range.
         """
-        outputs = self.vit(
+        outputs: Any = self.vit(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
@@ -222,7 +222,7 @@ class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
         Raises:
             InputError: inputs of another shape.
         """
-        outputs = self.vit(
+        outputs: Any = self.vit(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,

@@ -78,11 +78,14 @@ class FlaxViTPreTrainedModel(nnx.Module):
         )
         if jax.dtypes.canonicalize_dtype(fit.dtype) != fit.dtype:
             raise InputError(
-                f"dtype is {fit.dtype.name}, which JAX has switched off: call jax.config.update('jax_enable_x64', True) "
-                "first, or pass dtype='float32'."
+                f"dtype is {fit.dtype.name}, which JAX has switched off: first call jax.config.update('jax_enable_x64', "
+                "True), or pass dtype='float32'."
             )
         device = _device(device)
-        model = nnx.eval_shape(lambda: cls(fit.config, **fit.model_options, param_dtype=fit.dtype, rngs=nnx.Rngs(0)))
+        build: Any = cls
+        model = nnx.eval_shape(
+            lambda: build(fit.config, **fit.model_options, param_dtype=fit.dtype, rngs=nnx.Rngs(0))
+        )  # no array is made
         rngs = nnx.Rngs(0)
         for name in (*fit.stored, *fit.fresh):
             variable = model._parameter(name)

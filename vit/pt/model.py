@@ -5,6 +5,8 @@ Side by side with vit/tf/model.py and vit/flax/model.py: the same classes, the s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -122,7 +124,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
         Raises:
             InputError: inputs of another shape, or labels out of range.
         """
-        outputs = self.vit(
+        outputs: Any = self.vit(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
@@ -175,7 +177,7 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
         Raises:
             InputError: inputs of another shape.
         """
-        outputs = self.vit(
+        outputs: Any = self.vit(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,

@@ -157,7 +157,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         """
         if isinstance(pixel_values, dict):
             pixel_values, labels = self.unpack(pixel_values, labels=labels)
-        outputs = self.vit(
+        outputs: Any = self.vit(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
@@ -227,7 +227,7 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
         """
         if isinstance(pixel_values, dict):
             pixel_values, bool_masked_pos = self.unpack(pixel_values, bool_masked_pos=bool_masked_pos)
-        outputs = self.vit(
+        outputs: Any = self.vit(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,

@@ -16,7 +16,12 @@ from ..config import ViTConfig, to_pair
 from ..errors import InputError
 from ..outputs import ModelOutput, flatten, unflatten
 
-optree.register_pytree_node(ModelOutput, lambda output: (*flatten(output), tuple(output)), unflatten, namespace="keras")
+
+def _flatten(output: Any) -> Any:
+    return *flatten(output), tuple(output)  # values, names, and the names again as the paths of the values
+
+
+optree.register_pytree_node(ModelOutput, _flatten, unflatten, namespace="keras")  # type: ignore[arg-type]
 
 
 class TFViTPreTrainedModel(keras.Model):
@@ -202,9 +207,9 @@ class _Stored(keras.initializers.Initializer):
 
 
 def _policy(dtype: Any) -> Any:
-    if dtype is None or isinstance(dtype, str) and dtype == "auto":
+    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return None
-    if isinstance(dtype, keras.DTypePolicy) or isinstance(dtype, str) and dtype.startswith("mixed_"):
+    if isinstance(dtype, keras.DTypePolicy) or (isinstance(dtype, str) and dtype.startswith("mixed_")):
         return keras.dtype_policies.get(dtype)
     return keras.dtype_policies.get(checkpoint.dtype_of(dtype).name)
 
