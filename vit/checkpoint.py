@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,11 +51,9 @@ def dtype_of(dtype: Any) -> np.dtype:
     for known in DTYPES.values():
         if name == known.name or dtype is known.type:
             return known
-    try:
-        if (found := np.dtype(dtype)) in _CODES:  # jax.numpy.float32 and the like
+    with suppress(TypeError, ValueError, SyntaxError):  # NumPy parses some strings
+        if dtype is not None and (found := np.dtype(dtype)) in _CODES:  # jax.numpy.float32 and the like
             return found
-    except TypeError:
-        pass
     expected = ", ".join(known.name for known in DTYPES.values())
     raise CheckpointError(f"dtype is {name!r}; expected one of {expected}.")
 
@@ -76,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:  # a broken encoding, too
+    except (ValueError, RecursionError) as error:  # a broken encoding, too
         raise CheckpointError(f"{path} is not JSON: {error}. Write or download it again.") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a JSON {type(values).__name__}; expected an object.")
@@ -145,22 +144,21 @@ class Checkpoint:
             if not (self.folder / file).is_file():
                 raise CheckpointError(f"{self.folder} lacks the shard {file} that {index.name} names; copy it there.")
             read(self.folder / file)
-        if lost := sorted(weight_map.keys() - self.tensors.keys()):
-            raise CheckpointError(f"{index} names tensors that its shards do not hold: {_list(lost)}.")
+        found = {name: tensor.file.name for name, tensor in self.tensors.items()}
+        if lost := sorted(name for name, file in weight_map.items() if found.get(name) != file):
+            raise CheckpointError(f"{index} names tensors that are not in the shards it gives: {_list(lost)}.")
 
     def _read_header(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="np"):  # checks the header, and that the file holds what it announces
-                file = open(path, "rb")
+            with safe_open(path, framework="np"), open(path, "rb") as file:  # safe_open checks the header and the size
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{path} is not a whole safetensors file ({error}); write or download it again."
             ) from None
-        with file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         for name, info in header.items():
             if info["dtype"] not in DTYPES:
@@ -179,18 +177,25 @@ class Checkpoint:
                 "or save the checkpoint as model.safetensors."
             ) from None
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped: a tensor takes memory when it is used. Only the older format of PyTorch is no zip file.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except Exception as error:  # pickle, zip and torch each raise their own
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{path} cannot be read as a file of tensors alone: {reason}") from None
-        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise CheckpointError(f"{path} holds something else than a state dict of tensors.")
+            raise CheckpointError(
+                f"{path} is damaged or holds more than tensors ({type(error).__name__}), and nothing else is "
+                "unpickled. Download it again, or save its state dict as model.safetensors."
+            ) from None
+        tensors = isinstance(state, dict) and all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout is torch.strided
+            for name, value in state.items()
+        )
+        if not tensors:
+            raise CheckpointError(f"{path} holds something else than a state dict of names and dense tensors.")
         for name, value in state.items():
             try:
                 self.tensors[name] = Tensor(path, 0, dtype_of(value.dtype), tuple(value.shape))
             except CheckpointError as error:
                 raise CheckpointError(f"{path}: {name}: {error}") from None
-            self.pickled[name] = value
+            self.pickled[name] = value.detach()
 
     def read(self, name: str) -> np.ndarray:
         """A stored tensor, as an array of its own."""
@@ -207,7 +212,8 @@ class Checkpoint:
     @property
     def dtype(self) -> np.dtype:
         """The dtype of the stored parameters; the widest, where they differ."""
-        return max((t.dtype for t in self.tensors.values()), key=lambda dtype: (dtype.itemsize, dtype.str))
+        dtypes = (tensor.dtype for tensor in self.tensors.values())
+        return max(dtypes, key=lambda dtype: (dtype.itemsize, dtype.str), default=DTYPES["F32"])
 
 
 def _torch_bits(value: Any) -> Any:
@@ -275,21 +281,17 @@ def plan(
         ConfigError: impossible values in its config.json or the overrides.
     """
     hub_options, overrides = hub.split_options(kwargs)
-    model_options = {
-        option: overrides.pop(option)
-        for option in ("add_pooling_layer", "use_mask_token")
-        if head is None and option in overrides
-    }
-    wanted = None if dtype is None or isinstance(dtype, str) and dtype == "auto" else dtype_of(dtype)
+    parts = ("add_pooling_layer", "use_mask_token") if head is None else ()
+    model_options = {part: overrides.pop(part) for part in parts if part in overrides}
+    wanted = None if dtype is None or (isinstance(dtype, str) and dtype == "auto") else dtype_of(dtype)
     if attn_implementation is not None:
         overrides["attn_implementation"] = attn_implementation
     checkpoint = Checkpoint(hub.resolve(name_or_folder, **hub_options))
     wanted = wanted or checkpoint.dtype
     config = checkpoint.config.replace(**overrides, dtype=wanted.name)
-    parts = {"add_pooling_layer": head is None, "use_mask_token": head == "decoder", **model_options}
-    stored, fresh, resampled = fit(
-        checkpoint, config, parameter_shapes(config, head=head, **parts), ignore_mismatched_sizes
-    )
+    options = {"add_pooling_layer": head is None, "use_mask_token": head == "decoder", **model_options}
+    shapes = parameter_shapes(config, head=head, **options)
+    stored, fresh, resampled = fit(checkpoint, config, shapes, ignore_mismatched_sizes)
     return Fit(checkpoint, config, stored, fresh, resampled, wanted, model_options)
 
 
@@ -381,9 +383,7 @@ def write(
         CheckpointError: a path that is no folder, or an unreadable `max_shard_size`.
     """
     shards = _shard(tensors, parse_size(max_shard_size))
-    names = [WEIGHTS] if len(shards) == 1 else [
-        f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
-    ]  # fmt: skip
+    names = [WEIGHTS] if len(shards) == 1 else _shard_names(Path(folder), len(shards))
     with replace_files(folder) as staging:
         for file, shard in zip(names, shards, strict=True):
             _write_safetensors(staging / file, {name: tensors[name] for name in shard}, read)
@@ -395,34 +395,53 @@ def write(
             names.append(INDEX)
         (staging / CONFIG).write_text(config.to_json(), encoding="utf-8")
     for path in Path(folder).iterdir():  # what an earlier save left, such as shards where there is one file now
-        if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", path.name) and path.name not in names:
+        is_weights = re.fullmatch(r"model(-(\d+-)?\d+-of-\d+)?\.safetensors(\.index\.json)?", path.name)
+        if is_weights and path.name not in names:
             path.unlink()
+
+
+def _shard_names(folder: Path, shards: int) -> list[str]:
+    # Names that are free: the shards of a checkpoint that is overwritten stay until the new index, in one step, takes
+    # the old one's place. At no moment does an index name shards of two checkpoints.
+    prefixes = (f"model-{again}-" if again else "model-" for again in count())
+    names = ([f"{prefix}{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)] for prefix in prefixes)
+    return next(free for free in names if not any((folder / name).exists() for name in free))
 
 
 @contextmanager
 def replace_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a staging folder whose files move into `folder` when the block ends well, and vanish when it does not."""
+    """Give a staging folder whose files move into `folder` when the block ends well, and vanish when it does not.
+
+    Raises:
+        CheckpointError: `folder` is a file, or cannot be written.
+    """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; expected a folder to save into.")
-    made = next((path for path in [*reversed(folder.parents), folder] if not path.exists()), None)
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=folder))
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        yield staging
-        files = sorted(
-            staging.iterdir(), key=lambda path: path.name == CONFIG
-        )  # config.json last: it announces the rest
-        for path in files:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        for path in files:
-            os.replace(path, folder / path.name)
-        made = None
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=folder, ignore_cleanup_errors=True) as staging:
+            yield Path(staging)
+            # What names the others comes after them: an index after its shards, config.json last.
+            files = sorted(
+                Path(staging).iterdir(), key=lambda path: (path.name == CONFIG, path.name in (WEIGHTS, INDEX))
+            )
+            for path in files:
+                if (folder / path.name).is_dir():
+                    raise CheckpointError(
+                        f"{folder / path.name} is a folder where a file is to be saved; move it away."
+                    )
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            for path in files:
+                os.replace(path, folder / path.name)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be saved into: {error.strerror or error}.") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        for path in made:  # removes what is empty, that is, after a failure
+            with suppress(OSError):
+                path.rmdir()
 
 
 def parse_size(size: int | str) -> int:

@@ -42,13 +42,13 @@ def resolve(
     Raises:
         CheckpointError: neither a folder nor a model that can be had; the reason and the remedy are named.
     """
-    folder = Path(name_or_folder).expanduser()
-    if folder.is_dir():
-        return folder
     name = os.fspath(name_or_folder)
-    looks_local = folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-    if looks_local or not name:
-        found = "is a file" if folder.exists() else "does not exist"
+    folder = os.path.expanduser(name)
+    if name and os.path.isdir(folder):
+        return Path(folder)
+    is_file = os.path.exists(folder)
+    if is_file or not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        found = "is a file" if is_file else "does not exist"
         raise CheckpointError(
             f"{name or 'An empty name'} {found}; expected a checkpoint folder or a model name on the hub."
         )
@@ -57,6 +57,7 @@ def resolve(
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
@@ -71,7 +72,7 @@ def resolve(
                 allow_patterns=patterns,
                 revision=revision,
                 token=token,
-                cache_dir=cache_dir,
+                cache_dir=None if cache_dir is None else Path(cache_dir),
                 local_files_only=local_files_only,
             )
         )
@@ -80,10 +81,13 @@ def resolve(
         if config_only:
             return download(_CONFIGS)
         for patterns in _WEIGHTS:  # safetensors first; a pickle only where there is nothing else
-            folder = download(_CONFIGS + patterns)
-            if any(any(folder.glob(pattern)) for pattern in patterns):
-                break
-        return folder
+            snapshot = download(_CONFIGS + patterns)
+            if any(any(snapshot.glob(pattern)) for pattern in patterns):
+                return snapshot
+        reason = (
+            "has neither model.safetensors nor pytorch_model.bin, on the hub or, where that is out of reach, in the "
+            f"cache ({snapshot}); if only a part was downloaded, connect and load it again"
+        )
     except HFValidationError:
         reason = (
             "is neither a folder here nor a possible model name; model names look like 'google/vit-base-patch16-224'"
@@ -100,7 +104,11 @@ def resolve(
             "local_files_only or HF_HUB_OFFLINE); connect, or give the path of a folder"
         )
     except EntryNotFoundError as error:
-        reason = f"lacks a file on the hub: {error}"
-    except OSError as error:  # what requests and httpx raise when a connection breaks
-        reason = f"could not be downloaded: {error}"
+        reason = f"lacks a file on the hub: {_first_line(error)}"
+    except (OSError, HfHubHTTPError) as error:  # a broken connection, a full disk, a hub in trouble
+        reason = f"could not be downloaded: {_first_line(error)}"
     raise CheckpointError(f"{name} {reason}.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
