@@ -46,8 +46,11 @@ class ViTPatchEmbeddings(nnx.Module):
         batch, channels = pixel_values.shape[:2]
         # Patches do not overlap, so the convolution is a reshape and one matmul.
         patches = pixel_values[:, :, : rows * height, : columns * width]
+        # One axis at a time, because a mesh with explicit axes knows no other reshape of a sharded array.
+        patches = patches.reshape(batch, channels, rows, height, -1)
         patches = patches.reshape(batch, channels, rows, height, columns, width).transpose(0, 2, 4, 1, 3, 5)
-        return self.projection(patches.reshape(batch, rows * columns, -1))  # (B, N, D)
+        patches = self.projection(patches.reshape(batch, rows, columns, -1))
+        return patches.reshape(batch, rows * columns, -1)  # (B, N, D)
 
 
 class ViTEmbeddings(nnx.Module):
@@ -77,7 +80,7 @@ class ViTEmbeddings(nnx.Module):
         if bool_masked_pos is not None:
             mask = bool_masked_pos.astype(bool)[:, :, None]
             hidden_states = jnp.where(mask, self.mask_token[...].astype(dtype), hidden_states)
-        cls_token = jnp.broadcast_to(self.cls_token[...].astype(dtype), (len(hidden_states), 1, hidden_states.shape[2]))
+        cls_token = jnp.zeros_like(hidden_states[:, :1]) + self.cls_token[...].astype(dtype)  # sharded as the patches
         hidden_states = jnp.concatenate([cls_token, hidden_states], axis=1)  # (B, T, D)
         return self.dropout(hidden_states + self.interpolated_position_embeddings(grid).astype(dtype), rngs=rngs)
 
@@ -160,10 +163,10 @@ class ViTIntermediate(nnx.Module):
     def __init__(self, config: ViTConfig, **options: Any) -> None:
         size_in, size_out = config.hidden_size, config.intermediate_size
         self.dense = nnx.Linear(size_in, size_out, kernel_init=initializer(config), **options)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = config.hidden_act
 
     def __call__(self, hidden_states: Array) -> Array:
-        return self.activation(self.dense(hidden_states))
+        return ACTIVATIONS[self.activation](self.dense(hidden_states))
 
 
 class ViTOutput(nnx.Module):
@@ -235,7 +238,7 @@ class ViTPooler(nnx.Module):
     def __init__(self, config: ViTConfig, **options: Any) -> None:
         size_in, size_out = config.hidden_size, config.pooler_output_size
         self.dense = nnx.Linear(size_in, size_out, kernel_init=initializer(config), **options)
-        self.activation = ACTIVATIONS[config.pooler_act]
+        self.activation = config.pooler_act
 
     def __call__(self, hidden_states: Array) -> Array:
-        return self.activation(self.dense(hidden_states[:, 0]))
+        return ACTIVATIONS[self.activation](self.dense(hidden_states[:, 0]))

@@ -54,7 +54,7 @@ class ViTEmbeddings(nn.Module):
         hidden_states = self.patch_embeddings(pixel_values)  # (B, N, D)
         if bool_masked_pos is not None:
             hidden_states = torch.where(bool_masked_pos.bool()[:, :, None], self.mask_token, hidden_states)
-        cls_token = self.cls_token.expand(len(hidden_states), -1, -1)
+        cls_token = self.cls_token.expand(hidden_states.shape[0], -1, -1)  # len would fix the size in an export
         hidden_states = torch.cat([cls_token, hidden_states], dim=1)  # (B, T, D)
         return self.dropout(hidden_states + self.interpolated_position_embeddings(grid))
 
@@ -140,10 +140,10 @@ class ViTIntermediate(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = config.hidden_act
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden_states))
+        return ACTIVATIONS[self.activation](self.dense(hidden_states))
 
 
 class ViTOutput(nn.Module):
@@ -208,7 +208,7 @@ class ViTPooler(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.pooler_output_size)
-        self.activation = ACTIVATIONS[config.pooler_act]
+        self.activation = config.pooler_act
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden_states[:, 0]))
+        return ACTIVATIONS[self.activation](self.dense(hidden_states[:, 0]))
