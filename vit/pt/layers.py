@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ViTConfig, to_pair
-from ..posemb import bicubic_matrix
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -66,18 +65,22 @@ class ViTEmbeddings(nn.Module):
         cls_token, patches = self.position_embeddings[:, :1], self.position_embeddings[0, 1:].to(dtype)
         patches = patches.unflatten(0, self.config.grid_size)  # (rows, columns, D)
         rows, columns = (
-            torch.tensor(resampling_rows(old, new), dtype=dtype, device=patches.device)
-            for old, new in zip(self.config.grid_size, grid, strict=True)
+            bicubic_matrix(old, new, like=patches) for old, new in zip(self.config.grid_size, grid, strict=True)
         )
         patches = torch.einsum("hr,rcd->hcd", rows, patches)
         patches = torch.einsum("wc,hcd->hwd", columns, patches).flatten(0, 1)[None]
         return torch.cat([cls_token, patches.to(cls_token.dtype)], dim=1)
 
 
-@torch.compiler.assume_constant_result
-def resampling_rows(old: int, new: int) -> list[list[float]]:
-    """`bicubic_matrix` as a constant that torch.compile and torch.export can embed."""
-    return bicubic_matrix(old, new).tolist()
+def bicubic_matrix(old: int, new: int, like: Tensor) -> Tensor:
+    """`posemb.bicubic_matrix` in tensors, because torch.compile and torch.export may leave the sizes open."""
+    a, device = -0.75, like.device
+    centre = (2 * torch.arange(new, device=device) + 1) * old - new  # in units of 1 / (2 new): exact
+    taps = centre.div(2 * new, rounding_mode="floor")[:, None] + torch.arange(-1, 3, device=device)  # (new, 4)
+    t = ((centre[:, None] - taps * (2 * new)).to(like.dtype) / (2 * new)).abs()
+    weights = torch.where(t <= 1, ((a + 2) * t - (a + 3)) * t**2 + 1, a * (t - 1) * (t - 2) ** 2)
+    columns = taps.clamp(0, old - 1)[:, :, None] == torch.arange(old, device=device)  # (new, 4, old)
+    return (weights[:, :, None] * columns).sum(1)
 
 
 class ViTSelfAttention(nn.Module):
