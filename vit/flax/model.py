@@ -92,7 +92,7 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
         grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding)
         if bool_masked_pos is not None:
             has_mask_token = self.embeddings.mask_token is not None
-            check_bool_masked_pos(bool_masked_pos.shape, len(pixel_values), grid[0] * grid[1], has_mask_token)
+            check_bool_masked_pos(bool_masked_pos.shape, np.shape(pixel_values)[0], grid[0] * grid[1], has_mask_token)
         pixel_values = jnp.asarray(pixel_values, self.dtype)
         hidden_states = self.embeddings(pixel_values, grid, bool_masked_pos, rngs)
         hidden_states, all_hidden_states, all_attentions = self.encoder(

@@ -74,7 +74,7 @@ class ViTModel(ViTPreTrainedModel):
         grid = check_pixel_values(config, pixel_values.shape, interpolate_pos_encoding)
         if bool_masked_pos is not None:
             has_mask_token = self.embeddings.mask_token is not None
-            check_bool_masked_pos(bool_masked_pos.shape, len(pixel_values), grid[0] * grid[1], has_mask_token)
+            check_bool_masked_pos(bool_masked_pos.shape, pixel_values.shape[0], grid[0] * grid[1], has_mask_token)
         pixel_values = pixel_values.to(self.dtype)
         hidden_states = self.embeddings(pixel_values, grid, bool_masked_pos)
         hidden_states, all_hidden_states, all_attentions = self.encoder(
@@ -234,9 +234,11 @@ def classification_loss(config: ViTConfig, logits: Tensor, labels: Tensor) -> Te
     check_labels_shape(problem_type, labels.shape, logits.shape)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if problem_type == "single_label_classification":
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait for the GPU
+        try:
+            return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
+        except IndexError:  # of a CPU; elsewhere a look at the labels would wait for the device
             check_label_values(labels.numpy(), logits.shape[-1])
-        return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
+            raise
     labels = labels.to(logits.dtype).reshape(logits.shape)
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels)
