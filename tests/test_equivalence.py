@@ -240,3 +240,47 @@ def test_frameworks_agree_in_float32_to_1e_5(name: str, tiny_config: Any, random
     random_checkpoint(tmp_path, config, case.head, **case.parts)
     inputs = inputs_of(case, config, "float32")
     compare({framework: run(tmp_path, case, inputs) for framework, run in RUN.items()}, 1e-5)
+
+
+# What the library kernels of "sdpa" lose in float64: those of Keras and JAX compute a part in float32.
+SDPA_IN_FLOAT64 = {"pt": 1e-10, "tf": 1e-6, "flax": 1e-5}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_sdpa_is_as_close_to_eager_in_float64_as_its_kernel(
+    framework: str, tiny_config: Any, random_checkpoint: Any, tmp_path: Path
+):
+    import jax
+
+    case = CASES["base"]._replace(call={})
+    config = tiny_config(**case.config)
+    random_checkpoint(tmp_path, config, dtype="float64")
+    inputs = inputs_of(case, config, "float64")
+    with jax.enable_x64(True):
+        eager, sdpa = (RUN[framework](tmp_path, case, inputs, attn_implementation=name) for name in ("eager", "sdpa"))
+    for ours, theirs in zip(eager, sdpa, strict=True):
+        for name in ours:
+            difference = np.abs(ours[name] - theirs[name]).max()
+            assert difference <= SDPA_IN_FLOAT64[framework], f"{name}: {difference:.3g}"
+
+
+# The largest error of an output of order one: 2 layers round some 20 times to 8 (bfloat16) or 11 (float16) bits.
+HALF_PRECISION = {"bfloat16": 8e-2, "float16": 1e-2}
+
+
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_half_precision_of_every_framework_is_near_the_float32_result(
+    dtype: str, attention: str, tiny_config: Any, random_checkpoint: Any, tmp_path: Path
+):
+    case = CASES["base"]._replace(call={"output_hidden_states": True, **INTERPOLATED}, image_size=(20, 24))
+    config = tiny_config(**case.config)
+    random_checkpoint(tmp_path, config)
+    inputs = inputs_of(case, config, "float32")
+    expected, _ = run_pt(tmp_path, case, inputs, attn_implementation=attention)
+    for framework, run in RUN.items():
+        outputs, gradients = run(tmp_path, case, inputs, dtype=dtype, attn_implementation=attention)
+        for name, value in expected.items():
+            difference = np.abs(outputs[name].astype(np.float32) - value).max()
+            assert 0 < difference <= HALF_PRECISION[dtype], f"{framework} {name}: {difference:.3g}"
+        assert all(np.isfinite(value.astype(np.float32)).all() for value in gradients.values()), framework
