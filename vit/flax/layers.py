@@ -101,6 +101,11 @@ class ViTEmbeddings(nnx.Module):
         return jnp.concatenate([cls_token, patches.astype(cls_token.dtype)], axis=1)
 
 
+def has_fused_attention(dtype: jnp.dtype) -> bool:
+    """Whether JAX's attention takes a dtype as it is: it computes float64 in float32, and has no float16 on CPUs."""
+    return dtype in (jnp.float32, jnp.bfloat16) or (dtype == jnp.float16 and jax.default_backend() != "cpu")
+
+
 class ViTSelfAttention(nnx.Module):
     """Multi-head attention of the tokens to each other, without the output projection."""
 
@@ -121,7 +126,8 @@ class ViTSelfAttention(nnx.Module):
             for projection in (self.query, self.key, self.value)
         )
         has_dropout = self.dropout.rate > 0 and not self.dropout.deterministic  # which the fused attention lacks
-        if output_attentions or has_dropout or self.config.attn_implementation == "eager":
+        is_eager = self.config.attn_implementation == "eager" or not has_fused_attention(query.dtype)
+        if output_attentions or has_dropout or is_eager:
             scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * self.config.head_dim**-0.5  # (B, H, T, T)
             at_least_float32 = jnp.promote_types(scores.dtype, jnp.float32)
             attentions = jax.nn.softmax(scores.astype(at_least_float32)).astype(scores.dtype)
