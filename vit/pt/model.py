@@ -41,7 +41,7 @@ class ViTModel(ViTPreTrainedModel):
         self.encoder = ViTEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = ViTPooler(config) if add_pooling_layer else None
-        self.init_weights(self)
+        self.init_weights(self, "vit")
 
     def forward(
         self,
@@ -101,7 +101,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
         super().__init__(config)
         self.vit = ViTModel(config, add_pooling_layer=False)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
-        self.init_weights(self.classifier)
+        self.init_weights(self.classifier, "classifier")
 
     def forward(
         self,
@@ -157,7 +157,7 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
         height, width = to_pair(config.encoder_stride)
         # A list of one, because the published name of the layer is "decoder.0".
         self.decoder = nn.ModuleList([nn.Conv2d(config.hidden_size, height * width * config.num_channels, 1)])
-        self.init_weights(self.decoder)
+        self.init_weights(self.decoder, "decoder")
 
     def forward(
         self,
