@@ -29,8 +29,9 @@ ACTIVATIONS = {
 
 
 def initializer(config: ViTConfig) -> nnx.Initializer:
-    """The truncated normal of fresh kernels and tokens, cut at two standard deviations."""
-    return jax.nn.initializers.truncated_normal(config.initializer_range)
+    """The truncated normal of fresh kernels and tokens, cut at two standard deviations; zeros where there is no key."""
+    draw = jax.nn.initializers.truncated_normal(config.initializer_range)
+    return lambda key, shape, dtype: jnp.zeros(shape, dtype) if key is None else draw(key, shape, dtype)
 
 
 class ViTPatchEmbeddings(nnx.Module):

@@ -17,6 +17,7 @@ from keras import ops
 from ..config import ViTConfig, to_pair
 from ..posemb import bicubic_matrix
 
+
 def gelu(x: tf.Tensor) -> tf.Tensor:
     """The exact gelu; that of Keras rounds a constant to float32."""
     return 0.5 * x * (1.0 + ops.erf(x * 0.5**0.5))
@@ -172,7 +173,8 @@ class ViTSelfAttention(ViTKerasLayer):
             context = ops.einsum("bhqk,bkhd->bqhd", self.dropout(attentions), value)
         else:
             attentions = None
-            context = ops.dot_product_attention(query, key, value)
+            scale = self.config.head_dim**-0.5  # the default one is rounded to float32
+            context = ops.dot_product_attention(query, key, value, scale=scale)
         context = ops.reshape(context, (-1, tokens, self.config.hidden_size))  # (B, T, D)
         return context, attentions if output_attentions else None
 
