@@ -183,7 +183,8 @@ def run_flax(folder: Path, case: Case, inputs: dict[str, np.ndarray], **options:
         output = nnx.merge(graphdef, state)(**inputs, **case.call)
         return objective(output, jnp.sum, lambda array: jnp.asarray(array, model.dtype)), output
 
-    gradients, output = jax.jit(jax.grad(loss, has_aux=True))(state, inputs)
+    quick = {"xla_backend_optimization_level": 0}  # compiling is what takes the time here
+    gradients, output = jax.jit(jax.grad(loss, has_aux=True), compiler_options=quick)(state, inputs)
     gradients = nnx.merge(graphdef, gradients)
     return (
         {name: np.asarray(value) for name, value in named(output).items()},
