@@ -44,7 +44,7 @@ def command(
     from rich.console import Console
 
     with open(os.dup(2), "w") as stderr, Console(file=stderr, quiet=quiet).status("Starting") as status:
-        results = classify(FOLDER, frameworks, status.update)
+        results = classify(FOLDER, frameworks, status.update, skip_broken=not framework)
         if picture.available():
             status.update("Drawing")
             picture.draw(output, results)
@@ -76,6 +76,7 @@ class Results:
     runs: dict[str, Run] = field(default_factory=dict)  # "pt", "tf", "flax"
     attention: Any = None  # (N, rows, columns): CLS to patches in the last layer, its heads averaged
     missing: dict[str, str] = field(default_factory=dict)  # framework -> the command that installs it
+    broken: dict[str, str] = field(default_factory=dict)  # framework -> why it could not be imported
     picture: Path | None = None
 
     def answer(self, extra: str, i: int) -> tuple[str, float]:
@@ -129,17 +130,24 @@ class Results:
             "largest_logit_difference": self.difference,
             "largest_logit": self.largest_logit,
             "missing": self.missing,
+            "broken": self.broken,
             "picture": None if self.picture is None else str(self.picture),
         }
 
 
-def classify(folder: Path, frameworks: list[str], report: Callable[[str], object] = lambda text: None) -> Results:
+def classify(
+    folder: Path,
+    frameworks: list[str],
+    report: Callable[[str], object] = lambda text: None,
+    skip_broken: bool = False,
+) -> Results:
     """Classify the scans of a folder in each framework.
 
     Args:
         folder: a checkpoint with files digit-<true label>-<index>.png beside it.
         frameworks: some of "pt", "tf", "flax".
         report: called with what is about to be done.
+        skip_broken: go on without a framework that cannot be imported, if another can.
 
     Raises:
         CheckpointError: no such files, or a broken checkpoint.
@@ -161,7 +169,13 @@ def classify(folder: Path, frameworks: list[str], report: Callable[[str], object
     )
     for extra in frameworks:
         report(f"{FRAMEWORKS[extra][1]}: importing and loading")
-        forward = open_checkpoint(extra, folder)
+        try:
+            forward = open_checkpoint(extra, folder)
+        except ImportError as error:  # it is there, but itself or what it needs is not whole
+            results.broken[extra] = str(error)
+            if not skip_broken or len(results.broken) == len(frameworks):
+                raise
+            continue
         report(f"{FRAMEWORKS[extra][1]}: {len(files)} scans")
         logits = forward(pixel_values).logits  # the first call compiles
         seconds = best_seconds(partial(forward, pixel_values))
@@ -202,5 +216,7 @@ def show(results: Results, console: Console) -> None:
         console.print(f"No picture: it needs matplotlib. Install it with: {install_line('plot')}", markup=False)
     else:
         console.print(f"Picture: {results.picture}", markup=False)
+    for extra, reason in results.broken.items():
+        console.print(f"{FRAMEWORKS[extra][1]} is installed but cannot be imported: {reason}", markup=False)
     for extra, line in results.missing.items():
         console.print(f"{FRAMEWORKS[extra][1]} is not installed. Install it with: {line}", markup=False)
