@@ -75,11 +75,20 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path, dtype, max_shard_siz
 
 
 def test_tensors_of_several_dtypes_share_a_file(tmp_path):
-    tensors = {f"{dtype}.{n}": np.ones(n, dtype_of(dtype)) * n for dtype in DTYPES for n in (1, 3, 5)}
+    # In the order of their names they would lie at odd addresses.
+    sizes = {"a": ("float16", 3), "b": ("float64", 1), "c": ("bfloat16", 5), "d": ("float32", 3), "e": ("float64", 2)}
+    tensors = {name: np.ones(size, dtype_of(dtype)) * size for name, (dtype, size) in sizes.items()}
     assert_same(arrays(write(tmp_path, tensors)), tensors)
     assert Checkpoint(tmp_path).dtype == np.float64  # the widest
     for name, tensor in Checkpoint(tmp_path).tensors.items():
         assert tensor.offset % tensor.dtype.itemsize == 0, f"{name} is not aligned"
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1, 1, 1, 1)])
+def test_a_tensor_of_any_shape_is_read(tmp_path, shape):
+    ViTConfig().save_pretrained(tmp_path)
+    safetensors.numpy.save_file({"a": np.full(shape, 7.0, np.float32)}, tmp_path / "model.safetensors")
+    assert_same(arrays(tmp_path), {"a": np.full(shape, 7.0, np.float32)})
 
 
 def test_special_values_survive(tmp_path):
@@ -632,8 +641,9 @@ def test_dtype_converts_the_parameters_and_names_itself_in_the_config(
     tmp_path, tiny_config, random_checkpoint, framework, dtype, stored
 ):
     folder = random_checkpoint(tmp_path / "in", tiny_config(), "classifier", dtype=stored)
-    model_class(framework, "classifier").from_pretrained(folder, dtype=dtype).save_pretrained(tmp_path / "out")
-    assert Checkpoint(tmp_path / "out").config.dtype == dtype
+    model = model_class(framework, "classifier").from_pretrained(folder, dtype=dtype)
+    model.save_pretrained(tmp_path / "out")
+    assert model.config.dtype == Checkpoint(tmp_path / "out").config.dtype == dtype
     expected = {name: value.astype(dtype_of(dtype)) for name, value in arrays(folder).items()}
     assert_same(arrays(tmp_path / "out"), expected)
 
