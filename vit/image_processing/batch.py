@@ -41,9 +41,8 @@ class BatchFeature(dict):
         Raises:
             InputError: it holds something else than torch tensors.
         """
-        torch = sys.modules.get("torch")
         for name, value in self.items():
-            if torch is None or not isinstance(value, torch.Tensor):
+            if not is_torch(value):
                 kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
                 raise InputError(f"{name} is a {kind}; .to() moves torch tensors. Pass return_tensors='pt'.")
             moved = value.to(*args, **kwargs)
@@ -86,12 +85,17 @@ def to_tensor(array: np.ndarray, return_tensors: str) -> Any:
     return array
 
 
+def is_torch(value: Any) -> bool:
+    """Whether it is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
 def to_array(value: Any) -> np.ndarray:
     """A NumPy array, torch, TensorFlow or JAX tensor as a NumPy array; a view where that is possible."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
+    if is_torch(value):
         value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
     array = np.asarray(value)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 

@@ -1,4 +1,4 @@
-"""The options of an image processor: their defaults, what they may be, and the preprocessor_config.json they live in."""
+"""The options of an image processor: their defaults, what they may be, and the file they live in."""
 
 from __future__ import annotations
 
@@ -62,11 +62,12 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(options)
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         _expect(name, values[name], isinstance(values[name], bool), "true or false")
-    _expect("do_convert_rgb", values["do_convert_rgb"], values["do_convert_rgb"] in (None, True, False), "true, false or null")
+    convert = values["do_convert_rgb"]
+    _expect("do_convert_rgb", convert, convert is None or isinstance(convert, bool), "true, false or null")
     values["size"] = _size("size", values["size"])
     values["crop_size"] = _size("crop_size", values["crop_size"])
     if "height" not in values["crop_size"]:
-        raise ConfigError(f"crop_size is {options['crop_size']!r}; expected an int, a (height, width) pair, or a dict of them.")
+        raise ConfigError(f"crop_size is {options['crop_size']!r}; expected a height and a width, or one int for both.")
     values["resample"] = _filter(values["resample"])
     factor = values["rescale_factor"]
     _expect("rescale_factor", factor, _is_number(factor) and factor > 0, "a finite number above 0")
@@ -179,7 +180,7 @@ def _expect(name: str, value: Any, valid: bool, expected: str) -> None:
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) > 0
 
 
 def _is_number(value: Any) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -19,7 +22,7 @@ from ..config import ViTConfig
 from ..errors import InputError
 from . import options as opts
 from .batch import BatchFeature, check_tensor_type, to_array, to_tensor
-from .inputs import FIRST, LAST, Frame, frames, to_bytes
+from .inputs import FIRST, LAST, Frame, Reader, flatten, to_bytes
 
 
 class ViTImageProcessor:
@@ -101,42 +104,29 @@ class ViTImageProcessor:
             ConfigError: an unknown option, or an impossible value.
             MissingFrameworkError: the framework of `return_tensors` is not installed.
         """
-        options, tensors = self._start(return_tensors, data_format, overrides)
-        results: list[tuple[np.ndarray, np.ndarray | None, str]] = []
-        warned = False
-        for frame in self._frames(images, options, input_data_format):
-            pixels, unit = _resize_and_crop(frame, options)
-            if options["do_rescale"] and not warned and (unit or _looks_scaled(pixels)):
-                _warn_scaled(frame.name)
-                warned = True
-            channels = 3 if frame.grey else pixels.shape[2]
-            _check_channels(channels, options, frame.name)
-            table = None
-            if pixels.dtype == np.uint8:
-                table = _table(channels, unit, *_arithmetic(options))
-            else:
-                pixels = _compute(pixels, unit, *_arithmetic(options))
-            results.append((np.broadcast_to(pixels, (*pixels.shape[:2], channels)), table, frame.name))
-        return BatchFeature(pixel_values=_gather(results, data_format, tensors))
+        options = self._options(overrides, return_tensors, data_format, input_data_format)
+        reader = make_reader(options, input_data_format)
+        sources = flatten(images)
+        with workers(len(sources), _cpus()) as run:
+            results = list(run(lambda source: _resize_and_crop(reader.read(*source), options), sources))
+            warn_if_scaled(results, options)
+            arithmetic = _arithmetic(options)
+            batch = _allocate(results, arithmetic, data_format, ragged=return_tensors is None)
+            list(run(lambda result, out: _write(result, arithmetic, out, data_format), results, batch))
+        if return_tensors is None:
+            return BatchFeature(pixel_values=list(batch))
+        return BatchFeature(pixel_values=to_tensor(np.asarray(batch), return_tensors))
 
-    def _start(
-        self, return_tensors: str | None, data_format: str, overrides: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], str | None]:
+    def _options(
+        self, overrides: Mapping[str, Any], return_tensors: str | None, data_format: str, input_data_format: str | None
+    ) -> dict[str, Any]:
         check_tensor_type(return_tensors)
         if data_format not in (FIRST, LAST):
             raise InputError(f"data_format is {data_format!r}; expected {FIRST!r} or {LAST!r}.")
+        if input_data_format not in (None, FIRST, LAST):
+            raise InputError(f"input_data_format is {input_data_format!r}; expected {FIRST!r}, {LAST!r} or None.")
         given = {name: value for name, value in overrides.items() if value is not None}
-        return opts.check({**{name: getattr(self, name) for name in opts.OPTIONS}, **given}), return_tensors
-
-    @staticmethod
-    def _frames(images: Any, options: Mapping[str, Any], input_data_format: str | None) -> Any:
-        means = [options[name] for name in ("image_mean", "image_std") if isinstance(options[name], list)]
-        return frames(
-            images,
-            channels=len(means[0]) if options["do_normalize"] and means else None,
-            do_convert_rgb=options["do_convert_rgb"],
-            input_data_format=input_data_format,
-        )
+        return opts.check({**{name: getattr(self, name) for name in opts.OPTIONS}, **given})
 
     # === Results ===
 
@@ -172,7 +162,9 @@ class ViTImageProcessor:
             bad = int(np.argmin(np.isfinite(logits).all(axis=1)))
             raise InputError(f"The logits of image {bad} have values that are NaN or infinite.")
         if config is not None and config.num_labels != logits.shape[1]:
-            raise InputError(f"The outputs have {logits.shape[1]} logits but the config names {config.num_labels} labels.")
+            raise InputError(
+                f"The outputs have {logits.shape[1]} logits but the config names {config.num_labels} labels."
+            )
         logits = logits.astype(np.float64)
         if config is not None and config.problem_type == "multi_label_classification":
             scores = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, which cannot overflow so
@@ -224,7 +216,9 @@ class ViTImageProcessor:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write preprocessor_config.json into `folder`, which is made if needed; transformers reads it too."""
         with replace_files(folder) as staging:
-            (staging / opts.FILE).write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            (staging / opts.FILE).write_text(
+                json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in opts.OPTIONS)})"
@@ -253,67 +247,135 @@ class ViTFeatureExtractor(ViTImageProcessor):
 # === The computation ===
 
 
-def _resize_and_crop(frame: Frame, options: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
-    """(pixels (height, width, channels), whether they were in 0..1 and are now in 0..255)."""
+class Result(NamedTuple):
+    """One image of a batch on its way.
+
+    Attributes:
+        name: which one it is, for errors.
+        pixels: (height, width, channels), resized and cropped; one channel where grey ones become three.
+        channels: how many it is to have.
+        unit: whether its 0..255 stand for 0..1.
+        looks_scaled: whether it was in 0..1 when it came.
+    """
+
+    name: str
+    pixels: Any
+    channels: int
+    unit: bool
+    looks_scaled: bool
+
+
+@contextmanager
+def workers(images: int, threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map` that spreads a batch over threads: Pillow, NumPy and torch leave the interpreter while they compute."""
+    if min(images, threads) < 2:
+        yield map
+        return
+    with ThreadPoolExecutor(min(images, threads)) as pool:
+        yield pool.map
+
+
+def _cpus() -> int:
+    # A child process is a worker of somebody's data loader, which has one for each CPU already.
+    if multiprocessing.parent_process() is not None:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_reader(options: Mapping[str, Any], input_data_format: str | None, keep_torch: bool = False) -> Reader:
+    """The way to read images that go with these options."""
+    counts = [len(options[name]) for name in ("image_mean", "image_std") if isinstance(options[name], list)]
+    channels = counts[0] if options["do_normalize"] and counts else None
+    return Reader(channels, options["do_convert_rgb"], input_data_format, keep_torch)
+
+
+def _resize_and_crop(frame: Frame, options: Mapping[str, Any]) -> Result:
     pixels, unit = frame.pixels, False
     if options["do_resize"]:
         if isinstance(pixels, np.ndarray):
-            pixels, unit = to_bytes(pixels, frame.name)
-            if pixels.shape[2] > 4:  # Pillow has no image of so many channels
-                bands = [_resize(Image.fromarray(pixels[..., i]), options, frame.name) for i in range(pixels.shape[2])]
-                pixels = np.stack([np.asarray(band) for band in bands], axis=-1)
-            else:
-                pixels = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+            pixels, unit = to_bytes(frame)
+        found = pixels.shape[:2] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
+        size = resized_size(frame.name, found[0], found[1], options["size"])
         if isinstance(pixels, Image.Image):
-            pixels = _resize(pixels, options, frame.name)
-    height, width = pixels.shape[:2] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
+            pixels = pixels.resize(size[::-1], options["resample"])
+        elif pixels.shape[2] <= 4:
+            pixels = _resize_array(pixels, size, options["resample"])
+        else:  # Pillow has no image of so many channels
+            bands = [_resize_array(pixels[..., i : i + 1], size, options["resample"]) for i in range(pixels.shape[2])]
+            pixels = np.stack([np.asarray(band) for band in bands], axis=-1)
     if options["do_center_crop"]:
-        new_height, new_width = options["crop_size"]["height"], options["crop_size"]["width"]
-        top, left = (height - new_height) // 2, (width - new_width) // 2  # negative where it pads
-        if isinstance(pixels, Image.Image):
-            pixels = pixels.crop((left, top, left + new_width, top + new_height))
-        else:
-            cut = pixels[max(top, 0) : max(top, 0) + new_height, max(left, 0) : max(left, 0) + new_width]
-            if top < 0 or left < 0:
-                padded = np.zeros((new_height, new_width, cut.shape[2]), cut.dtype)
-                top, left = max(-top, 0), max(-left, 0)
-                padded[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
-                cut = padded
-            pixels = cut
-    array = np.asarray(pixels)
-    return (array if array.ndim == 3 else array[..., None]), unit
+        pixels = _center_crop(pixels, options["crop_size"]["height"], options["crop_size"]["width"])
+    pixels = np.asarray(pixels)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    channels = 3 if frame.grey else pixels.shape[2]
+    check_channels(frame.name, channels, options)
+    return Result(frame.name, pixels, channels, unit, frame.looks_scaled)
 
 
-def _resize(image: Image.Image, options: Mapping[str, Any], name: str) -> Image.Image:
-    height, width = resized_size(image.height, image.width, options["size"], name)
-    return image.resize((width, height), options["resample"])
+_STRIP = 2**20  # bytes
 
 
-def resized_size(height: int, width: int, size: Mapping[str, int], name: str) -> tuple[int, int]:
+def _resize_array(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """Resize uint8 (height, width, channels), of 1 to 4 channels, by Pillow."""
+    height, width, channels = array.shape
+    array = array[..., 0] if channels == 1 else array
+    if array.nbytes <= 2 * _STRIP or channels in (2, 4) or resample == Image.Resampling.NEAREST:
+        return Image.fromarray(array).resize(size[::-1], resample)
+    # Pillow resizes along rows first, rounds to 8 bits, and then along columns. The rows in strips that stay in the
+    # cache are the same, without a copy of a large photograph. (Alpha is multiplied in and out around both steps.)
+    rows = max(_STRIP // (width * channels), 1)
+    middle = Image.new("L" if channels == 1 else "RGB", (size[1], height))
+    for top in range(0, height, rows):
+        strip = array[top : top + rows]
+        middle.paste(Image.fromarray(strip).resize((size[1], len(strip)), resample), (0, top))
+    return middle.resize(size[::-1], resample)
+
+
+def resized_size(name: str, height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
     """`output_size`, refusing what no machine should be asked to hold."""
-    height, width = opts.output_size(height, width, size)
+    new_height, new_width = opts.output_size(height, width, size)
     limit = Image.MAX_IMAGE_PIXELS
-    if height < 1 or width < 1 or (limit is not None and height * width > limit):
+    if new_height < 1 or new_width < 1 or (limit is not None and new_height * new_width > limit):
         raise InputError(
-            f"{name} would become {height} x {width} (height x width) with size={dict(size)}; expected at least one "
-            f"pixel each way and at most Pillow's limit of {limit} (PIL.Image.MAX_IMAGE_PIXELS)."
+            f"{name}, {height} x {width} (height x width), would become {new_height} x {new_width} with size="
+            f"{dict(size)}; expected at least one pixel each way and at most Pillow's limit of {limit} "
+            "(PIL.Image.MAX_IMAGE_PIXELS)."
         )
-    return height, width
+    return new_height, new_width
 
 
-def _arithmetic(options: Mapping[str, Any]) -> tuple[float | None, tuple[float, ...] | float | None, Any]:
-    def hashable(value: list[float] | float) -> tuple[float, ...] | float:
-        return tuple(value) if isinstance(value, list) else value
+def _center_crop(pixels: Image.Image | np.ndarray, height: int, width: int) -> Image.Image | np.ndarray:
+    found_height, found_width = pixels.shape[:2] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
+    top, left = (found_height - height) // 2, (found_width - width) // 2  # negative where zeros are added
+    if isinstance(pixels, Image.Image):
+        return pixels.crop((left, top, left + width, top + height))
+    cut = pixels[max(top, 0) : max(top, 0) + height, max(left, 0) : max(left, 0) + width]
+    if cut.shape[:2] == (height, width):
+        return cut
+    padded = np.zeros((height, width, cut.shape[2]), cut.dtype)
+    top, left = max(-top, 0), max(-left, 0)
+    padded[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+    return padded
 
-    return (
-        options["rescale_factor"] if options["do_rescale"] else None,
-        hashable(options["image_mean"]) if options["do_normalize"] else None,
-        hashable(options["image_std"]) if options["do_normalize"] else None,
+
+Arithmetic = tuple[float | None, tuple[float, ...] | float | None, tuple[float, ...] | float | None]
+"""(rescale_factor, image_mean, image_std), None where that step is off; hashable."""
+
+
+def _arithmetic(options: Mapping[str, Any]) -> Arithmetic:
+    factor = options["rescale_factor"] if options["do_rescale"] else None
+    if not options["do_normalize"]:
+        return factor, None, None
+    mean, std = (
+        tuple(options[name]) if isinstance(options[name], list) else options[name]
+        for name in ("image_mean", "image_std")
     )
+    return factor, mean, std
 
 
-def _compute(values: np.ndarray, unit: bool, factor: float | None, mean: Any, std: Any) -> np.ndarray:
+def _compute(values: np.ndarray, unit: bool, arithmetic: Arithmetic) -> np.ndarray:
     """Rescale and normalise (..., channels), rounding where transformers rounds."""
+    factor, mean, std = arithmetic
     if unit:
         values = (values.astype(np.float64) * (1 / 255)).astype(np.float32)
     if factor is not None:
@@ -326,63 +388,71 @@ def _compute(values: np.ndarray, unit: bool, factor: float | None, mean: Any, st
 
 
 @lru_cache(maxsize=32)
-def _table(channels: int, unit: bool, factor: float | None, mean: Any, std: Any) -> np.ndarray | None:
+def _table(channels: int, unit: bool, arithmetic: Arithmetic) -> np.ndarray:
     """What each of the 256 values of each channel becomes, (channels, 256): the arithmetic done once, not per pixel."""
-    if not unit and factor is None and mean is None:
-        return None
     values = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, channels))
-    return np.ascontiguousarray(_compute(values, unit, factor, mean, std).T)
+    return np.ascontiguousarray(_compute(values, unit, arithmetic).T)
 
 
-def _gather(
-    results: list[tuple[np.ndarray, np.ndarray | None, str]], data_format: str, return_tensors: str | None
-) -> Any:
-    """The batch of results, each looked up in its table while it is written to its place."""
-    (first, first_table, _), shapes = results[0], {pixels.shape for pixels, _, _ in results}
-    if len(shapes) > 1 and return_tensors is not None:
-        name, shape = next((name, pixels.shape) for pixels, _, name in results if pixels.shape != first.shape)
+def _allocate(
+    results: Sequence[Result], arithmetic: Arithmetic, data_format: str, ragged: bool
+) -> np.ndarray | list[np.ndarray]:
+    shapes = common_shape(results, [(*result.pixels.shape[:2], result.channels) for result in results], ragged)
+    shapes = [(c, h, w) if data_format == FIRST else (h, w, c) for h, w, c in shapes]
+    samples = [result.pixels[:0, :0, :1].repeat(result.channels, 2) for result in results]
+    dtypes = [_compute(none, result.unit, arithmetic).dtype for none, result in zip(samples, results, strict=True)]
+    if len(set(shapes)) > 1:
+        return [np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    return np.empty((len(results), *shapes[0]), np.result_type(*dtypes))
+
+
+def common_shape(results: Sequence[Result], shapes: list[tuple[int, ...]], ragged: bool) -> list[tuple[int, ...]]:
+    """The shapes (height, width, channels) of the results, refused where they differ and a batch has to be made."""
+    odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if odd is not None and (not ragged or shapes[odd][2] != shapes[0][2]):
+        (height, width, channels), (first_height, first_width, first_channels) = shapes[odd], shapes[0]
         raise InputError(
-            f"{name} came out as {shape[0]} x {shape[1]} with {shape[2]} channels but the first image as {first.shape[0]} x "
-            f"{first.shape[1]} with {first.shape[2]}; expected one shape in a batch. Give size a height and width, or "
-            "do_center_crop=True, or return_tensors=None."
+            f"{results[odd].name} came out {height} x {width} with {channels} channels, the first image {first_height} "
+            f"x {first_width} with {first_channels}; expected one shape in a batch. For the size, give a height and a "
+            "width or do_center_crop=True, or return_tensors=None for a list; for the channels, do_convert_rgb=True."
         )
-    if len(shapes) > 1:
-        return [_gather([result], data_format, "np")[0] for result in results]
-    dtypes = [pixels.dtype if table is None else table.dtype for pixels, table, _ in results]
-    height, width, channels = first.shape
-    shape = (channels, height, width) if data_format == FIRST else (height, width, channels)
-    batch = np.empty((len(results), *shape), np.result_type(*dtypes))
-    for (pixels, table, _), out in zip(results, batch, strict=True):
-        planes = out if data_format == FIRST else out.transpose(2, 0, 1)
-        if table is None:
-            planes[...] = pixels.transpose(2, 0, 1)
-            continue
-        for i, plane in enumerate(planes):
-            if plane.flags.c_contiguous and plane.dtype == table.dtype:
-                table[i].take(pixels[..., i], out=plane, mode="clip")  # "clip" spares a check and a copy
-            else:
-                plane[...] = table[i].take(pixels[..., i])
-    return list(batch) if return_tensors is None else to_tensor(batch, return_tensors)
+    return shapes
+
+
+def _write(result: Result, arithmetic: Arithmetic, out: np.ndarray, data_format: str) -> None:
+    """Put the values of one result into its place in the batch."""
+    pixels, channels = result.pixels, result.channels
+    planes = out if data_format == FIRST else out.transpose(2, 0, 1)
+    if pixels.dtype != np.uint8:
+        planes[...] = _compute(pixels, result.unit, arithmetic).transpose(2, 0, 1)
+        return
+    table = _table(channels, result.unit, arithmetic)
+    for i, plane in enumerate(planes):
+        values = pixels[..., i % pixels.shape[2]]
+        if plane.flags.c_contiguous and plane.dtype == table.dtype:
+            table[i].take(values, out=plane, mode="clip")  # "clip" spares a check and a copy
+        else:
+            plane[...] = table[i].take(values)
 
 
 # === Checks ===
 
 
-def _check_channels(channels: int, options: Mapping[str, Any], name: str) -> None:
+def check_channels(name: str, channels: int, options: Mapping[str, Any]) -> None:
+    """Refuse an image whose channels the normalisation does not fit."""
     for option in ("image_mean", "image_std") if options["do_normalize"] else ():
         value = options[option]
         if isinstance(value, list) and len(value) != channels:
             raise InputError(f"{name} has {channels} channels; expected {len(value)}, as many as {option} has.")
 
 
-def _looks_scaled(pixels: np.ndarray) -> bool:
-    return pixels.dtype != np.uint8 and bool(pixels.min() >= 0 and pixels.max() <= 1)
-
-
-def _warn_scaled(name: str) -> None:
-    warnings.warn(
-        f"{name} has values between 0 and 1, as if it was rescaled already, and do_rescale multiplies it once more. Pass "
-        "do_rescale=False if it is.",
-        UserWarning,
-        stacklevel=4,
-    )
+def warn_if_scaled(results: Sequence[Result], options: Mapping[str, Any]) -> None:
+    """Say so where values that are in 0..1 already are to be rescaled."""
+    first = next((result.name for result in results if result.looks_scaled), None)
+    if options["do_rescale"] and first is not None:
+        warnings.warn(
+            f"{first} has values between 0 and 1, as if it was rescaled already, and do_rescale rescales it once more. "
+            "Pass do_rescale=False if it is.",
+            UserWarning,
+            stacklevel=4,
+        )
