@@ -301,10 +301,14 @@ def _write(
     pixels = result.pixels
     if mean is None or std is None:
         out.copy_(pixels * options["rescale_factor"] if options["do_rescale"] else pixels)
-    elif out.device.type == "cpu" and pixels.device.type == "cpu" and str(pixels.dtype) != "torch.bfloat16":
+    elif _by_numpy(out, pixels):
         # The same arithmetic as below; NumPy's, as torch would start threads within each of the threads here.
         array = out.numpy()
         np.subtract(pixels.numpy(), mean.numpy(), out=array, dtype=np.float32)
         np.divide(array, std.numpy(), out=array)
     else:
         out.copy_(pixels).sub_(mean.to(out.device)).div_(std.to(out.device))
+
+
+def _by_numpy(out: torch.Tensor, pixels: torch.Tensor) -> bool:
+    return out.device.type == pixels.device.type == "cpu" and str(pixels.dtype) != "torch.bfloat16"

@@ -91,18 +91,21 @@ class Reader(NamedTuple):
         try:
             image.load()  # Image.open reads the header alone
             if image.mode == "F":
-                return self._from_array(name, np.asarray(image))
-            if image.mode == "1":
+                frame = self._from_array(name, np.asarray(image))
+                if not self.do_convert_rgb or frame.looks_scaled:
+                    return frame
+                image = Image.fromarray(to_bytes(frame)[0][..., 0])
+            elif image.mode == "1":
                 image = image.convert("L")
             elif image.mode == "I" or image.mode.startswith("I;16"):
                 # Pillow's own conversion clips at 255, which turns a 16-bit photograph white.
-                image = Image.fromarray(_sixteen_to_eight(name, np.asarray(image), image.mode != "I"))
+                image = Image.fromarray(_sixteen_to_eight(name, np.asarray(image)))
             elif image.mode in ("P", "PA"):
                 transparent = image.mode == "PA" or "transparency" in image.info
                 image = image.convert("RGBA" if transparent and self.channels == 4 else "RGB")
             kept = image.mode in _KEPT_MODES.get(self.channels, ())
             if self.do_convert_rgb is False or (self.do_convert_rgb is None and kept):
-                return Frame(name, image)
+                return Frame(name, np.asarray(image) if image.mode == "LAB" else image)  # Pillow holds a and b signed
             if image.mode == "L":
                 return Frame(name, image, grey=True)  # one channel to resize rather than three equal ones
             return Frame(name, image if image.mode == "RGB" else image.convert("RGB"))
@@ -205,7 +208,7 @@ def to_bytes(frame: Frame) -> tuple[np.ndarray, bool]:
     """An array as the uint8 that Pillow resizes, and whether it was in 0..1 and is to be divided by 255 afterwards.
 
     Whole numbers in 0..255 are taken as they are, others in 0..1 times 255 and truncated, as transformers does. It
-    refuses the rest; here uint16 above 255 has white at 65535, and other floats in 0..255 are rounded.
+    refuses the rest; here uint16 above 255 has white at 65535, and other floats in 0..255 are truncated.
 
     Raises:
         InputError: values out of these ranges.
@@ -218,22 +221,22 @@ def to_bytes(frame: Frame) -> tuple[np.ndarray, bool]:
     if whole and low >= 0 and high <= 255:
         return array.astype(np.uint8), False
     if array.dtype == np.uint16:
-        return _sixteen_to_eight(frame.name, array, True), False
+        return _sixteen_to_eight(frame.name, array), False
     if not whole and low >= 0 and high <= 1:
         return (array.astype(np.float64) * 255).astype(np.float32).astype(np.uint8), True
     if not whole and low >= 0 and high <= 255:
-        return np.rint(array).astype(np.uint8), False
+        return array.astype(np.uint8), False
     raise InputError(
         f"{frame.name} has values from {low:g} to {high:g}; expected 0 to 255, or 0 to 1 as floats. If it is "
         "normalised already, pass do_resize=False, do_rescale=False and do_normalize=False."
     )
 
 
-def _sixteen_to_eight(name: str, array: np.ndarray, full_range: bool) -> np.ndarray:
-    """uint8 of integers whose white is 65535 (or 255, if none is above it and they need not be of full range)."""
+def _sixteen_to_eight(name: str, array: np.ndarray) -> np.ndarray:
+    """uint8 of integers whose white is 65535, or 255 where none is above it, as transformers reads them."""
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > 65535:
         raise InputError(f"{name} has values from {low} to {high}; expected 0 to 65535.")
-    if not full_range and high <= 255:
+    if high <= 255:
         return array.astype(np.uint8)
     return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -163,7 +163,7 @@ class ViTImageProcessor:
             raise InputError(f"The logits of image {bad} have values that are NaN or infinite.")
         if config is not None and config.num_labels != logits.shape[1]:
             raise InputError(
-                f"The outputs have {logits.shape[1]} logits but the config names {config.num_labels} labels."
+                f"The outputs have {logits.shape[1]} logits but the config has {config.num_labels} labels."
             )
         logits = logits.astype(np.float64)
         if config is not None and config.problem_type == "multi_label_classification":
@@ -443,7 +443,7 @@ def check_channels(name: str, channels: int, options: Mapping[str, Any]) -> None
     for option in ("image_mean", "image_std") if options["do_normalize"] else ():
         value = options[option]
         if isinstance(value, list) and len(value) != channels:
-            raise InputError(f"{name} has {channels} channels; expected {len(value)}, as many as {option} has.")
+            raise InputError(f"{name} has {channels} channel(s); expected {len(value)}, as many as {option} has.")
 
 
 def warn_if_scaled(results: Sequence[Result], options: Mapping[str, Any]) -> None:
