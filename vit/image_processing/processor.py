@@ -296,13 +296,11 @@ def _resize_and_crop(frame: Frame, options: Mapping[str, Any]) -> Result:
             pixels, unit = to_bytes(frame)
         found = pixels.shape[:2] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
         size = resized_size(frame.name, found[0], found[1], options["size"])
-        if isinstance(pixels, Image.Image):
-            pixels = pixels.resize(size[::-1], options["resample"])
-        elif pixels.shape[2] <= 4:
-            pixels = _resize_array(pixels, size, options["resample"])
+        if isinstance(pixels, Image.Image) or pixels.shape[2] <= 4:
+            pixels = _resize(pixels, size, options["resample"])
         else:  # Pillow has no image of so many channels
-            bands = [_resize_array(pixels[..., i : i + 1], size, options["resample"]) for i in range(pixels.shape[2])]
-            pixels = np.stack([np.asarray(band) for band in bands], axis=-1)
+            bands = [pixels[..., i : i + 1] for i in range(pixels.shape[2])]
+            pixels = np.stack([np.asarray(_resize(band, size, options["resample"])) for band in bands], axis=-1)
     if options["do_center_crop"]:
         pixels = _center_crop(pixels, options["crop_size"]["height"], options["crop_size"]["width"])
     pixels = np.asarray(pixels)
@@ -315,18 +313,20 @@ def _resize_and_crop(frame: Frame, options: Mapping[str, Any]) -> Result:
 _STRIP = 2**20  # bytes
 
 
-def _resize_array(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """Resize uint8 (height, width, channels), of 1 to 4 channels, by Pillow."""
-    height, width, channels = array.shape
-    array = array[..., 0] if channels == 1 else array
-    if array.nbytes <= 2 * _STRIP or channels in (2, 4) or resample == Image.Resampling.NEAREST:
-        return Image.fromarray(array).resize(size[::-1], resample)
+def _resize(pixels: Image.Image | np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """Resize a Pillow image, or uint8 (height, width, channels) of at most 4 channels, by Pillow."""
+    if isinstance(pixels, Image.Image):
+        return pixels.resize(size[::-1], resample)
+    height, width, channels = pixels.shape
+    pixels = pixels[..., 0] if channels == 1 else pixels
+    if pixels.nbytes <= 2 * _STRIP or channels in (2, 4) or resample == Image.Resampling.NEAREST:
+        return Image.fromarray(pixels).resize(size[::-1], resample)
     # Pillow resizes along rows first, rounds to 8 bits, and then along columns. The rows in strips that stay in the
     # cache are the same, without a copy of a large photograph. (Alpha is multiplied in and out around both steps.)
     rows = max(_STRIP // (width * channels), 1)
     middle = Image.new("L" if channels == 1 else "RGB", (size[1], height))
     for top in range(0, height, rows):
-        strip = array[top : top + rows]
+        strip = pixels[top : top + rows]
         middle.paste(Image.fromarray(strip).resize((size[1], len(strip)), resample), (0, top))
     return middle.resize(size[::-1], resample)
 
@@ -399,11 +399,17 @@ def _allocate(
 ) -> np.ndarray | list[np.ndarray]:
     shapes = common_shape(results, [(*result.pixels.shape[:2], result.channels) for result in results], ragged)
     shapes = [(c, h, w) if data_format == FIRST else (h, w, c) for h, w, c in shapes]
-    samples = [result.pixels[:0, :0, :1].repeat(result.channels, 2) for result in results]
-    dtypes = [_compute(none, result.unit, arithmetic).dtype for none, result in zip(samples, results, strict=True)]
+    dtypes = [_dtype(result, arithmetic) for result in results]
     if len(set(shapes)) > 1:
         return [np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     return np.empty((len(results), *shapes[0]), np.result_type(*dtypes))
+
+
+def _dtype(result: Result, arithmetic: Arithmetic) -> np.dtype:
+    if result.pixels.dtype == np.uint8:
+        return _table(result.channels, result.unit, arithmetic).dtype
+    sample = result.pixels[:0, :0, :1].repeat(result.channels, axis=2)
+    return _compute(sample, result.unit, arithmetic).dtype
 
 
 def common_shape(results: Sequence[Result], shapes: list[tuple[int, ...]], ragged: bool) -> list[tuple[int, ...]]:
