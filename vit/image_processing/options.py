@@ -100,7 +100,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     path = folder / FILE
     values = read_json(path)
     values = {key: value for key, value in values.items() if value is not None}
-    kind = values.get("image_processor_type", values.get("feature_extractor_type", "ViTImageProcessor"))
+    old_kind = values.pop("feature_extractor_type", "ViTImageProcessor")
+    kind = values.pop("image_processor_type", old_kind)
     match = _TYPE.fullmatch(str(kind))
     if not match:
         raise CheckpointError(

@@ -208,8 +208,7 @@ class ViTImageProcessor:
         options["resample"] = int(options["resample"])
         # transformers' ViTImageProcessor never crops, its DeiTImageProcessor does and is otherwise the same.
         family = "DeiT" if self.family == "ViT" and options["do_center_crop"] else self.family
-        extra = {key: value for key, value in self.extra.items() if key != "feature_extractor_type"}
-        return {**extra, **options, "image_processor_type": f"{family}ImageProcessor{self._suffix}"}
+        return {**self.extra, **options, "image_processor_type": f"{family}ImageProcessor{self._suffix}"}
 
     _suffix = ""
 
