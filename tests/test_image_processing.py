@@ -106,7 +106,15 @@ def test_a_large_array_in_strips_equals_transformers(resample):
         assert_same(ViTImageProcessor()(pixels, **options).pixel_values, expected)
 
 
-def test_large_uint16_and_int_values_are_whole_numbers_or_refused():
+def test_a_large_array_with_alpha_equals_transformers():
+    image = skimage.data.retina()
+    image = np.dstack([image, image[::-1, :, 0]])  # alpha that is neither 0 nor 255
+    options = {"image_mean": [0.5] * 4, "image_std": [0.5] * 4, "input_data_format": "channels_last"}
+    expected = transformers.ViTImageProcessor()(image, return_tensors="np", **options).pixel_values
+    assert_same(ViTImageProcessor()(image, return_tensors="np", **options).pixel_values, expected)
+
+
+def test_floats_and_wide_integers_that_transformers_refuses():
     image = CAT.astype(np.float32)
     image[0, 0, 0] = 0.5  # floats in 0..255 that are not whole: transformers refuses them
     with pytest.raises(ValueError, match="outside the range"):
@@ -657,6 +665,7 @@ def write(folder, values):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:The following named arguments")  # transformers, of feature_extractor_type
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_files_give_what_transformers_makes_of_them(tmp_path, name):
     values, size = PUBLISHED[name]

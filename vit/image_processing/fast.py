@@ -95,7 +95,7 @@ class ViTImageProcessorFast(ViTImageProcessor):
         reader = make_reader(options, input_data_format, keep_torch=True)
         sources = flatten(images)
         on_cpu = device is None or torch.device(device).type == "cpu"
-        with torch.no_grad(), workers(len(sources), torch.get_num_threads() if on_cpu else 1) as run:
+        with workers(len(sources), torch.get_num_threads() if on_cpu else 1) as run:
             results = list(run(partial(_resize_and_crop, reader=reader, options=options, device=device), sources))
             warn_if_scaled(results, options)
             shapes = [(*result.pixels.shape[1:], result.channels) for result in results]
@@ -277,7 +277,9 @@ def _constants(options: Mapping[str, Any]) -> tuple[torch.Tensor | None, torch.T
     if not options["do_normalize"]:
         return None, None
     scale = 1.0 / options["rescale_factor"] if options["do_rescale"] else 1.0
-    mean, std = (torch.tensor(options[name], dtype=torch.float32) * scale for name in ("image_mean", "image_std"))
+    mean, std = (
+        torch.tensor(options[name], dtype=torch.float32, device="cpu") * scale for name in ("image_mean", "image_std")
+    )
     return mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
 
 
