@@ -68,17 +68,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torchvision", metavar="FOLDER", help="an unpacked torchvision wheel")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each line (default: %(default)s)")
+    parser.add_argument("--cpus", type=int, help="use so many CPUs (default: all)")
     arguments = parser.parse_args()
+    if arguments.cpus:  # steadier where the machine is shared, and what a worker of a data loader has
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cpus])
+        torch.set_num_threads(arguments.cpus)
     warnings.simplefilter("ignore")
     has_torchvision = import_torchvision(arguments.torchvision)
     import transformers  # which looks for torchvision once
 
     theirs_fast = transformers.ViTImageProcessorFast() if has_torchvision else fast_by_its_operators
     print(
-        f"{os.cpu_count()} CPUs ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}), load "
-        f"{os.getloadavg()[0]:.1f}; Pillow {PIL.__version__}, torch {torch.__version__} with {torch.get_num_threads()} "
-        f"threads, transformers {transformers.__version__}; its fast processor: "
-        + ("itself" if has_torchvision else "the same torch operators")
+        f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} CPUs ({platform.machine()}, "
+        f"{torch.backends.cpu.get_cpu_capability()}), load {os.getloadavg()[0]:.1f}; Pillow {PIL.__version__}, torch "
+        f"{torch.__version__} with {torch.get_num_threads()} threads, transformers {transformers.__version__}; its fast "
+        "processor: " + ("itself" if has_torchvision else "the same torch operators")
     )
     photo = Image.fromarray(np.ascontiguousarray(skimage.data.retina()))
     print(f"{'':66}{'ours ms':>10}{'theirs ms':>11}{'ratio':>8}")
