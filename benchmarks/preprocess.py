@@ -81,8 +81,8 @@ def main() -> None:
     print(
         f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} CPUs ({platform.machine()}, "
         f"{torch.backends.cpu.get_cpu_capability()}), load {os.getloadavg()[0]:.1f}; Pillow {PIL.__version__}, torch "
-        f"{torch.__version__} with {torch.get_num_threads()} threads, transformers {transformers.__version__}; its fast "
-        "processor: " + ("itself" if has_torchvision else "the same torch operators")
+        f"{torch.__version__} with {torch.get_num_threads()} threads, transformers {transformers.__version__}; its "
+        "fast processor: " + ("itself" if has_torchvision else "the same torch operators")
     )
     photo = Image.fromarray(np.ascontiguousarray(skimage.data.retina()))
     print(f"{'':66}{'ours ms':>10}{'theirs ms':>11}{'ratio':>8}")
