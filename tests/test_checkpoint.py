@@ -515,7 +515,7 @@ def test_a_base_checkpoint_loads_under_a_fresh_head_with_one_warning(
         model = model_class(framework, head).from_pretrained(folder)
     part = "classifier" if head == "classifier" else "decoder.0"
     assert [str(warning.message) for warning in caught] == [
-        f"{folder} does not give {part}.bias, {part}.weight: freshly initialised. Train the model before relying on "
+        f"{folder} holds no fitting {part}.bias, {part}.weight: freshly initialised. Train the model before relying on "
         "what depends on them."
     ]
     assert caught[0].filename == __file__  # the line that called from_pretrained
@@ -533,7 +533,7 @@ def test_a_pooler_that_the_checkpoint_lacks_starts_fresh_with_one_warning(
 ):
     folder = random_checkpoint(tmp_path, tiny_config(), add_pooling_layer=False)
     with pytest.warns(
-        UserWarning, match=r"does not give vit\.pooler\.dense\.bias, vit\.pooler\.dense\.weight"
+        UserWarning, match=r"holds no fitting vit\.pooler\.dense\.bias, vit\.pooler\.dense\.weight"
     ) as caught:
         model = model_class(framework, None).from_pretrained(folder)
     assert len(caught) == 1
