@@ -83,7 +83,7 @@ class TFViTPreTrainedModel(keras.Model):
         loss = y_pred["loss"] if "loss" in y_pred else self.own_loss(y, y_pred)
         for extra in self.losses:
             loss = loss + extra
-        return loss
+        return loss / tf.distribute.get_strategy().num_replicas_in_sync  # Keras sums the replicas' gradients
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         return super().compute_metrics(x, self._target(x, y), self._main(y_pred), sample_weight)
