@@ -136,6 +136,12 @@ def test_label_out_of_range_is_named_and_gives_nan_in_a_graph(model: Any) -> Non
         assert np.isnan(tf.function(lambda y: model(images(), labels=y).loss)(tf.constant(labels)))
 
 
+def test_wrong_input_is_the_same_error_in_a_graph_as_in_eager(model: Any) -> None:
+    for call in (model, tf.function(model), tf.function(lambda x: model(x)), lambda x: model(keras.Input(x.shape[1:]))):
+        with pytest.raises(InputError, match="pixel_values is 16 x 10; the model expects 12 x 8"):
+            call(images(2, 16, 10))
+
+
 # === Functional models ===
 
 

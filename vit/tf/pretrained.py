@@ -22,6 +22,7 @@ def _flatten(output: Any) -> Any:
 
 
 optree.register_pytree_node(ModelOutput, _flatten, unflatten, namespace="keras")  # type: ignore[arg-type]
+InputError.ag_pass_through = True  # type: ignore[attr-defined]  # tf.function then raises it as it is
 
 
 class TFViTPreTrainedModel(keras.Model):
