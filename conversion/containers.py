@@ -16,6 +16,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -83,10 +84,13 @@ def _raw(path: Path, offset: int, dtype: np.dtype, shape: Shape) -> Stored:
         if rows is not None:
             row = math.prod(shape[1:])
             begin, count = rows.start * row, (rows.stop - rows.start) * row
-        array = np.fromfile(path, np.uint8, count * dtype.itemsize, offset=offset + begin * dtype.itemsize)
-        if array.size != count * dtype.itemsize:
+        part = shape if rows is None else (rows.stop - rows.start, *shape[1:])
+        if not count:
+            return np.empty(part, dtype)
+        if os.path.getsize(path) < offset + (begin + count) * dtype.itemsize:
             raise EOFError("the file ends before it")
-        return array.view(dtype).reshape(shape if rows is None else (-1, *shape[1:]))
+        # Mapped: the pages are the file's, and leave with the array.
+        return np.memmap(path, dtype, "r", offset + begin * dtype.itemsize, part or (1,)).reshape(part)
 
     return Stored(shape, dtype, load)
 
@@ -152,11 +156,14 @@ def _npz_member(path: Path, info: zipfile.ZipInfo, begin: int, dtype: np.dtype, 
         header_crc = zlib.crc32(file.read(begin))
 
     inner = _raw(path, offset + begin, dtype, shape)
+    checked: list[bool] = []
 
     def load_raw(rows: slice | None) -> np.ndarray:
         array = inner.load(rows)
-        if rows is None and zlib.crc32(array.reshape(-1).view(np.uint8).data, header_crc) != info.CRC:
-            raise EOFError("its checksum is another: the file is damaged")
+        if rows is None and not checked:
+            if zlib.crc32(array.reshape(-1).view(np.uint8).data, header_crc) != info.CRC:
+                raise EOFError("its checksum is another: the file is damaged")
+            checked.append(True)
         return array
 
     return Stored(shape, dtype, load_raw)
@@ -214,7 +221,7 @@ def read_torch(path: Path) -> Store:
     store = Store(path, "torch")
     for name, value in flat.items():
         if not isinstance(value, torch.Tensor):
-            store.others[name] = f"a {type(value).__name__} of the training, no tensor"
+            store.others[name] = f"a value of the training ({type(value).__name__}), no tensor"
         elif value.layout is not torch.strided or value.is_quantized:
             raise CheckpointError(f"{path}: {name} is sparse or quantised; expected a dense tensor.")
         else:
@@ -308,7 +315,7 @@ def read_h5(path: Path, file: Any = None, kind: str = "h5") -> Store:
             elif item.external or item.is_virtual:
                 raise CheckpointError(f"{path}: {name} lies in another file; only data in the file are read.")
             elif item.dtype.kind not in "fVbiu" or item.dtype.hasobject:
-                store.others[name] = f"a {item.dtype} of the training, no tensor"
+                store.others[name] = f"a value of the training ({item.dtype}), no tensor"
             else:
                 dtype = BFLOAT16 if item.dtype.kind == "V" and item.dtype.itemsize == 2 else item.dtype
                 store.tensors[name] = Stored(item.shape, dtype, _h5_loader(item, dtype))
@@ -322,6 +329,42 @@ def read_h5(path: Path, file: Any = None, kind: str = "h5") -> Store:
 
 def _h5_loader(dataset: Any, dtype: np.dtype) -> Callable[[slice | None], np.ndarray]:
     return lambda rows: np.asarray(dataset[() if rows is None else rows]).view(dtype)
+
+
+@contextmanager
+def writing_h5(path: Path) -> Iterator[Any]:
+    """A new HDF5 file. Its errors come as OSError at the end: HDF5 itself cannot close a file on a full disk."""
+    sink = _Sink(path)
+    with sink, _h5py().File(sink, "w") as file:
+        yield file
+    if sink.error is not None:
+        raise sink.error
+
+
+class _Sink(io.FileIO):
+    """A file that keeps its first error for later, and lets what follows pass."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if self.error is None:
+            try:
+                done = 0
+                while done < size:
+                    done += super().write(memoryview(data).cast("B")[done:])
+            except OSError as error:
+                self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size) if self.error is None else size or 0
+        except OSError as error:
+            self.error = error
+            return size or 0
 
 
 def write_h5_dataset(group: Any, name: str, array: np.ndarray) -> None:
@@ -469,7 +512,7 @@ def read_msgpack(path: Path) -> Store:
             elif isinstance(value, dict):
                 visit(value, name + "/")
             else:
-                store.others[name] = f"a {type(value).__name__} of the training, no tensor"
+                store.others[name] = f"a value of the training ({type(value).__name__}), no tensor"
 
     visit(content, "")
     return store
@@ -555,7 +598,10 @@ def kind_of(path: Path) -> str:
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and head[1:]:
         return "torch"
-    if head and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
+    key = (
+        {0xDE: head[3:4], 0xDF: head[5:6]}.get(head[0], head[1:2] if 0x81 <= head[0] <= 0x8F else b"") if head else b""
+    )
+    if key and (0xA0 <= key[0] <= 0xBF or key[0] == 0xD9):  # a map whose first key is a string
         return "msgpack"
     raise CheckpointError(
         f"{path} is no checkpoint that is known: it is neither safetensors, .npz, a PyTorch file, HDF5, .keras nor "

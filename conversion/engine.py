@@ -265,7 +265,6 @@ def convert(
     format = FORMATS[target_format]
     tensors, dropped = foreign_tensors(format, config, opened.head, canonical)
     ignored = {**opened.ignored, **{opened.places[name].stored: reason for name, reason in dropped.items()}}
-    said = [*opened.said, *_differences(format, config)]
     kept = {name: spec for name, spec in canonical.items() if name not in dropped}
     size = sum(int(np.prod(shape)) * kind.itemsize for shape, kind in kept.values())
     meter = _Meter(progress, size * (2 if verify else 1))
@@ -277,6 +276,7 @@ def convert(
         if verify:
             _verify(staged, format, config, opened, kept, meter)
         _publish(staged, target)
+    said = [*opened.said, *_differences(format, config)]
     used = {opened.places[name].stored for name in kept}
     parameters = sum(int(np.prod(shape)) for shape, _ in kept.values())
     return Report(Path(source), opened.format.name, target, target_format, config, len(used), parameters, said, ignored,
@@ -404,12 +404,12 @@ def _verify(
     if lost := [name for name in kept if name not in result.places]:
         raise CheckpointError(f"The comparison failed: the result lacks {summary(lost)}. Nothing was written.")
     for name, (shape, dtype) in kept.items():
-        expected = opened.read_stored(name)
-        found = result.read(name)
-        back = opened.format.to_foreign(found, expected.shape)
-        if found.shape != shape or found.dtype != dtype or not _same_bits(expected.astype(dtype, copy=False), back):
+        foreign_shape = opened.format.foreign_shape(name, shape, config)
+        back = opened.format.to_foreign(result.read(name), foreign_shape)
+        expected = opened.read_stored(name).astype(dtype, copy=False)
+        if back.dtype != dtype or back.shape != expected.shape or not _same_bits(expected, back):
             raise CheckpointError(f"The comparison failed: {name} is not what the source holds. Nothing was written.")
-        meter.add(found)
+        meter.add(back)
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:

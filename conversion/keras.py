@@ -20,7 +20,7 @@ from vit.config import ViTConfig, to_pair
 from vit.errors import CheckpointError
 from vit.weights import LAYOUTS
 
-from .containers import Read, Specs, Store, Window, _damaged, _h5py, read_h5, write_h5_dataset
+from .containers import Read, Specs, Store, Window, _damaged, read_h5, write_h5_dataset, writing_h5
 from .rules import Format, patterns
 
 _MODEL = "layers/tf_vi_t_model/"
@@ -133,7 +133,7 @@ def write_keras(path: Path, config: ViTConfig, head: str | None, tensors: Specs,
 
 def _write_weights(path: Path, config: ViTConfig, head: str | None, tensors: Specs, read: Read) -> None:
     has_mask = "vit/embeddings/mask_token" in tensors
-    with _h5py().File(path, "w") as file:
+    with writing_h5(path) as file:
         for name, (shape, dtype) in tensors.items():
             array = np.ascontiguousarray(read(name), dtype).reshape(shape)
             write_h5_dataset(file, _stored_name(name, head, has_mask), array)

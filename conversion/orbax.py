@@ -117,7 +117,11 @@ def write_orbax(folder: Path, config: ViTConfig, tensors: Specs, read: Read) -> 
                          "dtype": "bfloat16" if dtype == BFLOAT16 else np.dtype(dtype).str,
                          "compressor": {"id": "zstd", "level": 1}},
         }  # fmt: skip
-        ts.open(spec).result().write(np.ascontiguousarray(read(name), dtype)).result()
+        array = np.ascontiguousarray(read(name), dtype)
+        try:
+            ts.open(spec).result().write(array).result()
+        except ValueError as error:  # tensorstore's own error for everything
+            raise OSError(str(error).rpartition(": ")[2]) from None
         path = name.split(".")
         value = {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": list(shape)}
         keys = [{"key": part, "key_type": 2} for part in path]  # 2: a key of a dict

@@ -15,7 +15,7 @@ REFUSED = (
     (r"\.ls[12]\.gamma$|\.gamma_[12]$|\.ls[12]$", "layer scale"),
     (
         r"^patch_embed\.(backbone|proj\.(conv|stages|norm)|conv|norm)|^patch_embed\.proj\.\d",
-        "a hybrid or convolutional stem",
+        "a hybrid ResNet or convolutional stem",
     ),
     (r"^fc_norm\.", "average pooling"),
     (r"^attn_pool\.", "attention pooling"),
@@ -77,7 +77,7 @@ _HARMLESS = (  # what shows in the tensors, or does nothing at inference
     "num_classes global_pool class_token mlp_ratio act_layer pre_norm no_embed_class reg_tokens init_values fc_norm "
     "drop_rate drop_path_rate proj_drop_rate attn_drop_rate pos_drop_rate patch_drop_rate weight_init fix_init "
     "dynamic_img_size strict_img_size"
-).split()
+)
 
 
 def read_hub_config(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -91,7 +91,7 @@ def read_hub_config(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     pool = arguments.get("global_pool", values.get("global_pool", "token"))
     if pool != "token":
         raise CheckpointError(f"{name} pools with global_pool={pool!r}; only token pooling is a plain ViT.")
-    if unknown := arguments.keys() - _ARGUMENTS.keys() - set(_HARMLESS):
+    if unknown := arguments.keys() - _ARGUMENTS.keys() - set(_HARMLESS.split()):
         raise CheckpointError(f"{name} was made with {', '.join(sorted(unknown))}, which a plain ViT does not have.")
     activation = arguments.get("act_layer", "quick_gelu" if "quickgelu" in name else "gelu")
     if activation not in _ACTIVATIONS:

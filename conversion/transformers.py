@@ -15,7 +15,7 @@ import numpy as np
 
 from vit.weights import BASE, LAYOUTS
 
-from .containers import Read, Specs, _h5py, write_h5_dataset
+from .containers import Read, Specs, write_h5_dataset, writing_h5
 from .rules import TOKENS, Format, patterns
 
 _PUBLISHED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
@@ -111,7 +111,7 @@ def write_tf_h5(path: Path, tensors: Specs, read: Read) -> None:
     groups: dict[str, list[str]] = {}
     for name in tensors:
         groups.setdefault(name.partition("/")[0], []).append(name.partition("/")[2])
-    with _h5py().File(path, "w") as file:
+    with writing_h5(path) as file:
         file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
         _names(file, "layer_names", list(groups))
         for layer, names in groups.items():
