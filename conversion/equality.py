@@ -56,7 +56,7 @@ class Verification:
         architecture: the published class.
         config: the configuration.
         versions: framework -> its version, in the order they ran.
-        images: what ran: file names, or "2 random images".
+        images: what ran: file names, or "random image 0" and so on.
         dtype: of parameters and computation.
         tolerance: a stage passes when its largest difference is at most this times its largest value, or 1.
         stages: in the order of the computation.
@@ -140,7 +140,6 @@ def verify(
         )
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tell = progress or (lambda step: None)
     with tempfile.TemporaryDirectory(prefix="vit-verify-") as temporary:
         folder = _canonical(Path(name_or_path), name_or_path, source_format, options, Path(temporary), tell)
@@ -157,7 +156,7 @@ def verify(
     result.stages = [_stage(name, {f: values[name] for f, values in computed.items()}) for name in computed[chosen[0]]]
     if source.head == "classifier":
         labels = source.config.id2label or {}
-        for i, image in enumerate(names if len(names) == len(pixel_values) else map(str, range(len(pixel_values)))):
+        for i, image in enumerate(names):
             result.answers[image] = {
                 framework: labels[int(values["logits"][i].argmax())] for framework, values in computed.items()
             }
@@ -185,9 +184,12 @@ def _pixels(images: Any, config: ViTConfig, folder: Path) -> tuple[np.ndarray, l
     height, width = to_pair(config.image_size)
     if images is None:
         rng = np.random.default_rng(0)
-        return rng.standard_normal((2, config.num_channels, height, width), np.float32), ["2 random images"]
+        return rng.standard_normal((2, config.num_channels, height, width), np.float32), [
+            "random image 0",
+            "random image 1",
+        ]
     if isinstance(images, np.ndarray):
-        return images.astype(np.float32), [f"{len(images)} given images"]
+        return images.astype(np.float32), [f"image {i}" for i in range(len(images))]
     if not images:
         raise InputError("There are no images to run; give at least one, or leave the argument out.")
     files = [Path(image) for image in images]
@@ -228,7 +230,7 @@ def _run(framework: str, folder: Path, source: Source, pixel_values: np.ndarray,
     for name, value in detailed.items():
         stages[name] = value
         if model.config.attn_implementation == "sdpa":
-            stages[f"{name} (fused attention)"] = fused[name]
+            stages[f"{name} (sdpa)"] = fused[name]
     return stages
 
 

@@ -121,7 +121,7 @@ def write_orbax(folder: Path, config: ViTConfig, tensors: Specs, read: Read) -> 
         try:
             ts.open(spec).result().write(array).result()
         except ValueError as error:  # tensorstore's own error for everything
-            raise OSError(str(error).rpartition(": ")[2]) from None
+            raise OSError(str(error).rpartition(": ")[2].partition(" [")[0]) from None
         path = name.split(".")
         value = {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": list(shape)}
         keys = [{"key": part, "key_type": 2} for part in path]  # 2: a key of a dict

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +41,7 @@ def command(
     options = {} if num_attention_heads is None else {"num_attention_heads": num_attention_heads}
     from rich.console import Console
 
+    _import_quietly()
     with Console(stderr=True).status("Starting") if sys.stderr.isatty() else _Silent() as status:
         found = conversion.verify(
             checkpoint, images, frameworks=framework, tolerance=tolerance, dtype=dtype, source_format=source_format,
@@ -53,6 +56,7 @@ def command(
 
 def show(found: Verification) -> None:
     """Print the table and the verdict."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -61,13 +65,16 @@ def show(found: Verification) -> None:
     from ..errors import FRAMEWORKS
 
     console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe is as wide as the table
+        console = Console(highlight=False, width=160)
     versions = ", ".join(f"{FRAMEWORKS[key][1]} {version}" for key, version in found.versions.items())
     console.print(f"{found.name}: {found.architecture} {variant(found.config)}, {found.dtype}", soft_wrap=True)
     console.print(f"{versions}; {', '.join(found.images)}", soft_wrap=True)
-    table = Table("stage", "shape")
-    table.add_column("largest value", justify="right")
-    for pair in found.stages[0].differences:
-        table.add_column(pair.replace("-", " - "), justify="right")
+    table = Table(box=box.SIMPLE, header_style=None)
+    for header in ("stage", "shape"):
+        table.add_column(header, no_wrap=True)
+    for header in ("largest value", *(pair.replace("-", " - ") for pair in found.stages[0].differences)):
+        table.add_column(header, justify="right", no_wrap=True)
     for stage in found.stages:
         row = (stage.name, "x".join(map(str, stage.shape)), f"{stage.largest:.3g}")
         differences = (f"{value:.1e}" for value in stage.differences.values())
@@ -83,6 +90,24 @@ def show(found: Verification) -> None:
         f"{worst.largest:.3g}; the tolerance is {found.tolerance:g} of the largest value, or {found.tolerance:g}",
         soft_wrap=True,
     )
+
+
+def _import_quietly() -> None:
+    """Import TensorFlow, if it is there, without what its C++ part logs whatever TF_CPP_MIN_LOG_LEVEL says."""
+    if importlib.util.find_spec("tensorflow") is None or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    sys.stderr.flush()
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        importlib.import_module("tensorflow")
+    except ImportError:
+        return  # the library's own message comes later
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)
 
 
 class _Silent:
