@@ -4,6 +4,8 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python
 VENV := .venv
 BIN := $(VENV)/bin
 FROZEN := pyproject.toml constraints.txt
+TRANSFORMERS_5 := transformers==5.23.0 huggingface_hub==1.33.0 tokenizers==0.23.3 httpx==0.28.1 httpcore==1.0.9 \
+                  anyio==4.16.0 h11==0.16.0
 
 .PHONY: demo test lint clean
 
@@ -34,4 +36,5 @@ $(VENV)/.demo-installed: $(FROZEN) | $(BIN)/python
 $(VENV)/.test-installed: $(FROZEN) $(VENV)/.demo-installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tf-keras
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/transformers5 $(TRANSFORMERS_5)
 	touch $@

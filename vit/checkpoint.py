@@ -207,16 +207,17 @@ class Checkpoint:
             self.pickled[name] = value.detach()
 
     def read(self, name: str) -> np.ndarray:
-        """A stored tensor, as an array of its own."""
+        """A stored tensor, mapped to its file until it is changed: in memory only while it is used."""
         file, offset, dtype, shape = self.tensors[name]
         if name in self.pickled:
             value = self.pickled[name].contiguous()
             return value.view(dtype=_torch_bits(value)).numpy().view(dtype).reshape(shape)
-        count = int(np.prod(shape))
-        array = np.fromfile(file, np.dtype(f"u{dtype.itemsize}"), count, offset=offset)
-        if array.size != count:
-            raise CheckpointError(f"{file} ends before {name}: it was changed while it was being read.")
-        return array.view(dtype).reshape(shape)
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        try:
+            return np.asarray(np.memmap(file, dtype, mode="c", offset=offset, shape=shape))
+        except ValueError:
+            raise CheckpointError(f"{file} ends before {name}: it was changed while it was being read.") from None
 
     @property
     def dtype(self) -> np.dtype:

@@ -104,12 +104,13 @@ def check_labels_shape(problem_type: str, labels: Sequence[int | None], logits: 
 
 
 def check_label_values(labels: np.ndarray, num_labels: int) -> None:
-    """Check that integer labels name existing classes; called where the values are at hand (not in a compiled graph).
+    """Check that labels name existing classes; called where the values are at hand (not in a compiled graph).
 
     Raises:
         InputError: a label that is neither a class nor `IGNORED_LABEL`.
     """
-    wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != IGNORED_LABEL)]
+    is_class = (labels >= 0) & (labels < num_labels) & (labels == np.trunc(labels))  # false for NaN, too
+    wrong = labels[~is_class & (labels != IGNORED_LABEL)]
     if wrong.size:
         raise InputError(
             f"labels holds {wrong.flat[0]}; expected 0 to {num_labels - 1} (num_labels is {num_labels}), or "

@@ -28,6 +28,9 @@ class ModelOutput(dict):
             reason = f"; {_REMEDIES[name]}" if name in _REMEDIES else ""
             raise AttributeError(f"This output holds {', '.join(self)}, not {name}{reason}.") from None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
             return super().__getitem__(key)

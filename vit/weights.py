@@ -128,3 +128,13 @@ def initial_value(name: str) -> str:
     if name.endswith((".bias", "mask_token")):
         return "zeros"
     return "ones" if "layernorm" in name else "truncated_normal"
+
+
+def aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A contiguous copy that begins at a multiple of 64 bytes: TensorFlow and JAX take such memory over as it is."""
+    num_bytes = array.size * dtype.itemsize
+    memory = np.empty(num_bytes + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    copy = memory[begin : begin + num_bytes].view(dtype).reshape(array.shape)
+    np.copyto(copy, array, casting="unsafe")
+    return copy

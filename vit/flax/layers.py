@@ -29,8 +29,9 @@ ACTIVATIONS = {
 
 
 def initializer(config: ViTConfig) -> nnx.Initializer:
-    """The truncated normal of fresh kernels and tokens, cut at two standard deviations."""
-    return jax.nn.initializers.truncated_normal(config.initializer_range)
+    """The truncated normal of fresh kernels and tokens, cut at two standard deviations; zeros where there is no key."""
+    draw = jax.nn.initializers.truncated_normal(config.initializer_range)
+    return lambda key, shape, dtype: jnp.zeros(shape, dtype) if key is None else draw(key, shape, dtype)
 
 
 class ViTPatchEmbeddings(nnx.Module):
@@ -46,8 +47,11 @@ class ViTPatchEmbeddings(nnx.Module):
         batch, channels = pixel_values.shape[:2]
         # Patches do not overlap, so the convolution is a reshape and one matmul.
         patches = pixel_values[:, :, : rows * height, : columns * width]
+        # One axis at a time, because a mesh with explicit axes knows no other reshape of a sharded array.
+        patches = patches.reshape(batch, channels, rows, height, -1)
         patches = patches.reshape(batch, channels, rows, height, columns, width).transpose(0, 2, 4, 1, 3, 5)
-        return self.projection(patches.reshape(batch, rows * columns, -1))  # (B, N, D)
+        patches = self.projection(patches.reshape(batch, rows, columns, -1))
+        return patches.reshape(batch, rows * columns, -1)  # (B, N, D)
 
 
 class ViTEmbeddings(nnx.Module):
@@ -77,7 +81,7 @@ class ViTEmbeddings(nnx.Module):
         if bool_masked_pos is not None:
             mask = bool_masked_pos.astype(bool)[:, :, None]
             hidden_states = jnp.where(mask, self.mask_token[...].astype(dtype), hidden_states)
-        cls_token = jnp.broadcast_to(self.cls_token[...].astype(dtype), (len(hidden_states), 1, hidden_states.shape[2]))
+        cls_token = jnp.zeros_like(hidden_states[:, :1]) + self.cls_token[...].astype(dtype)  # sharded as the patches
         hidden_states = jnp.concatenate([cls_token, hidden_states], axis=1)  # (B, T, D)
         return self.dropout(hidden_states + self.interpolated_position_embeddings(grid).astype(dtype), rngs=rngs)
 
@@ -96,6 +100,11 @@ class ViTEmbeddings(nnx.Module):
         patches = jnp.einsum("hr,rcd->hcd", rows, patches)
         patches = jnp.einsum("wc,hcd->hwd", columns, patches).reshape(1, -1, patches.shape[-1])
         return jnp.concatenate([cls_token, patches.astype(cls_token.dtype)], axis=1)
+
+
+def has_fused_attention(dtype: jnp.dtype) -> bool:
+    """Whether JAX's attention takes a dtype as it is: it computes float64 in float32, and has no float16 on CPUs."""
+    return dtype in (jnp.float32, jnp.bfloat16) or (dtype == jnp.float16 and jax.default_backend() != "cpu")
 
 
 class ViTSelfAttention(nnx.Module):
@@ -118,7 +127,8 @@ class ViTSelfAttention(nnx.Module):
             for projection in (self.query, self.key, self.value)
         )
         has_dropout = self.dropout.rate > 0 and not self.dropout.deterministic  # which the fused attention lacks
-        if output_attentions or has_dropout or self.config.attn_implementation == "eager":
+        is_eager = self.config.attn_implementation == "eager" or not has_fused_attention(query.dtype)
+        if output_attentions or has_dropout or is_eager:
             scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * self.config.head_dim**-0.5  # (B, H, T, T)
             at_least_float32 = jnp.promote_types(scores.dtype, jnp.float32)
             attentions = jax.nn.softmax(scores.astype(at_least_float32)).astype(scores.dtype)
@@ -160,10 +170,10 @@ class ViTIntermediate(nnx.Module):
     def __init__(self, config: ViTConfig, **options: Any) -> None:
         size_in, size_out = config.hidden_size, config.intermediate_size
         self.dense = nnx.Linear(size_in, size_out, kernel_init=initializer(config), **options)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = config.hidden_act
 
     def __call__(self, hidden_states: Array) -> Array:
-        return self.activation(self.dense(hidden_states))
+        return ACTIVATIONS[self.activation](self.dense(hidden_states))
 
 
 class ViTOutput(nnx.Module):
@@ -235,7 +245,7 @@ class ViTPooler(nnx.Module):
     def __init__(self, config: ViTConfig, **options: Any) -> None:
         size_in, size_out = config.hidden_size, config.pooler_output_size
         self.dense = nnx.Linear(size_in, size_out, kernel_init=initializer(config), **options)
-        self.activation = ACTIVATIONS[config.pooler_act]
+        self.activation = config.pooler_act
 
     def __call__(self, hidden_states: Array) -> Array:
-        return self.activation(self.dense(hidden_states[:, 0]))
+        return ACTIVATIONS[self.activation](self.dense(hidden_states[:, 0]))

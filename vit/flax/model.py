@@ -92,7 +92,7 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
         grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding)
         if bool_masked_pos is not None:
             has_mask_token = self.embeddings.mask_token is not None
-            check_bool_masked_pos(bool_masked_pos.shape, len(pixel_values), grid[0] * grid[1], has_mask_token)
+            check_bool_masked_pos(bool_masked_pos.shape, np.shape(pixel_values)[0], grid[0] * grid[1], has_mask_token)
         pixel_values = jnp.asarray(pixel_values, self.dtype)
         hidden_states = self.embeddings(pixel_values, grid, bool_masked_pos, rngs)
         hidden_states, all_hidden_states, all_attentions = self.encoder(
@@ -246,9 +246,12 @@ class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
     def unpatchify(self, patches: Array, grid: tuple[int, int]) -> Array:
         """(B, N, C * height * width of a patch) -> (B, C, height, width)."""
         (rows, columns), (height, width) = grid, to_pair(self.config.encoder_stride)
-        patches = patches.reshape(len(patches), rows, columns, self.config.num_channels, height, width)
-        patches = patches.transpose(0, 3, 1, 4, 2, 5)
-        return patches.reshape(len(patches), -1, rows * height, columns * width)
+        # One axis at a time, because a mesh with explicit axes knows no other reshape of a sharded array.
+        patches = patches.reshape(patches.shape[0], rows, columns, -1)
+        patches = patches.reshape(*patches.shape[:3], self.config.num_channels, height, width)
+        patches = patches.transpose(0, 3, 1, 4, 2, 5)  # (B, C, rows, height, columns, width)
+        patches = patches.reshape(*patches.shape[:2], rows * height, columns, width)
+        return patches.reshape(*patches.shape[:3], columns * width)
 
     def reconstruction_loss(
         self, pixel_values: Array, reconstruction: Array, bool_masked_pos: Array, grid: tuple[int, int]

@@ -78,19 +78,18 @@ class FlaxViTPreTrainedModel(nnx.Module):
         )
         if jax.dtypes.canonicalize_dtype(fit.dtype) != fit.dtype:
             raise InputError(
-                f"dtype is {fit.dtype.name}, which JAX has switched off: first call jax.config.update('jax_enable_x64', "
-                "True), or pass dtype='float32'."
+                f"dtype is {fit.dtype.name}, which JAX has off: call jax.config.update('jax_enable_x64', True) "
+                "first, or pass dtype='float32'."
             )
         device = _device(device)
         build: Any = cls
-        model = nnx.eval_shape(
-            lambda: build(fit.config, **fit.model_options, param_dtype=fit.dtype, rngs=nnx.Rngs(0))
-        )  # no array is made
-        rngs = nnx.Rngs(0)
+        # No array is made, and, what would take longer, no random one traced.
+        model = nnx.eval_shape(lambda: build(fit.config, **fit.model_options, param_dtype=fit.dtype, rngs=_NoKeys()))
+        rngs = nnx.Rngs(0) if fit.fresh else None
         for name in (*fit.stored, *fit.fresh):
             variable = model._parameter(name)
             if name in fit.stored:
-                array = np.ascontiguousarray(weights.to_local(fit.read(name), "flax"), fit.dtype)
+                array = weights.aligned_copy(weights.to_local(fit.read(name), "flax"), fit.dtype)
             else:
                 array = _initialise(name, variable.get_value().shape, fit.dtype, rngs, fit.config)
             variable.set_value(jax.device_put(array, device))
@@ -128,7 +127,14 @@ class FlaxViTPreTrainedModel(nnx.Module):
         return node
 
 
-def _initialise(name: str, shape: tuple[int, ...], dtype: np.dtype, rngs: nnx.Rngs, config: ViTConfig) -> jax.Array:
+class _NoKeys:
+    """In the place of `nnx.Rngs` where nothing is to be drawn."""
+
+    def params(self) -> None:
+        return None
+
+
+def _initialise(name: str, shape: tuple[int, ...], dtype: np.dtype, rngs: Any, config: ViTConfig) -> jax.Array:
     kind = weights.initial_value(name)
     if kind == "truncated_normal":
         return jax.nn.initializers.truncated_normal(config.initializer_range)(rngs.params(), shape, dtype)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ViTConfig, to_pair
-from ..posemb import bicubic_matrix
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -54,7 +53,7 @@ class ViTEmbeddings(nn.Module):
         hidden_states = self.patch_embeddings(pixel_values)  # (B, N, D)
         if bool_masked_pos is not None:
             hidden_states = torch.where(bool_masked_pos.bool()[:, :, None], self.mask_token, hidden_states)
-        cls_token = self.cls_token.expand(len(hidden_states), -1, -1)
+        cls_token = self.cls_token.expand(hidden_states.shape[0], -1, -1)  # len would fix the size in an export
         hidden_states = torch.cat([cls_token, hidden_states], dim=1)  # (B, T, D)
         return self.dropout(hidden_states + self.interpolated_position_embeddings(grid))
 
@@ -66,18 +65,22 @@ class ViTEmbeddings(nn.Module):
         cls_token, patches = self.position_embeddings[:, :1], self.position_embeddings[0, 1:].to(dtype)
         patches = patches.unflatten(0, self.config.grid_size)  # (rows, columns, D)
         rows, columns = (
-            torch.tensor(resampling_rows(old, new), dtype=dtype, device=patches.device)
-            for old, new in zip(self.config.grid_size, grid, strict=True)
+            bicubic_matrix(old, new, like=patches) for old, new in zip(self.config.grid_size, grid, strict=True)
         )
         patches = torch.einsum("hr,rcd->hcd", rows, patches)
         patches = torch.einsum("wc,hcd->hwd", columns, patches).flatten(0, 1)[None]
         return torch.cat([cls_token, patches.to(cls_token.dtype)], dim=1)
 
 
-@torch.compiler.assume_constant_result
-def resampling_rows(old: int, new: int) -> list[list[float]]:
-    """`bicubic_matrix` as a constant that torch.compile and torch.export can embed."""
-    return bicubic_matrix(old, new).tolist()
+def bicubic_matrix(old: int, new: int, like: Tensor) -> Tensor:
+    """`posemb.bicubic_matrix` in tensors, because torch.compile and torch.export may leave the sizes open."""
+    a, device = -0.75, like.device
+    centre = (2 * torch.arange(new, device=device) + 1) * old - new  # in units of 1 / (2 new): exact
+    taps = centre.div(2 * new, rounding_mode="floor")[:, None] + torch.arange(-1, 3, device=device)  # (new, 4)
+    t = ((centre[:, None] - taps * (2 * new)).to(like.dtype) / (2 * new)).abs()
+    weights = torch.where(t <= 1, ((a + 2) * t - (a + 3)) * t**2 + 1, a * (t - 1) * (t - 2) ** 2)
+    columns = taps.clamp(0, old - 1)[:, :, None] == torch.arange(old, device=device)  # (new, 4, old)
+    return (weights[:, :, None] * columns).sum(1)
 
 
 class ViTSelfAttention(nn.Module):
@@ -140,10 +143,10 @@ class ViTIntermediate(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = config.hidden_act
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden_states))
+        return ACTIVATIONS[self.activation](self.dense(hidden_states))
 
 
 class ViTOutput(nn.Module):
@@ -208,7 +211,7 @@ class ViTPooler(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.pooler_output_size)
-        self.activation = ACTIVATIONS[config.pooler_act]
+        self.activation = config.pooler_act
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden_states[:, 0]))
+        return ACTIVATIONS[self.activation](self.dense(hidden_states[:, 0]))

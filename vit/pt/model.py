@@ -41,7 +41,7 @@ class ViTModel(ViTPreTrainedModel):
         self.encoder = ViTEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = ViTPooler(config) if add_pooling_layer else None
-        self.init_weights(self)
+        self.init_weights(self, "vit")
 
     def forward(
         self,
@@ -74,7 +74,7 @@ class ViTModel(ViTPreTrainedModel):
         grid = check_pixel_values(config, pixel_values.shape, interpolate_pos_encoding)
         if bool_masked_pos is not None:
             has_mask_token = self.embeddings.mask_token is not None
-            check_bool_masked_pos(bool_masked_pos.shape, len(pixel_values), grid[0] * grid[1], has_mask_token)
+            check_bool_masked_pos(bool_masked_pos.shape, pixel_values.shape[0], grid[0] * grid[1], has_mask_token)
         pixel_values = pixel_values.to(self.dtype)
         hidden_states = self.embeddings(pixel_values, grid, bool_masked_pos)
         hidden_states, all_hidden_states, all_attentions = self.encoder(
@@ -101,7 +101,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
         super().__init__(config)
         self.vit = ViTModel(config, add_pooling_layer=False)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
-        self.init_weights(self.classifier)
+        self.init_weights(self.classifier, "classifier")
 
     def forward(
         self,
@@ -157,7 +157,7 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
         height, width = to_pair(config.encoder_stride)
         # A list of one, because the published name of the layer is "decoder.0".
         self.decoder = nn.ModuleList([nn.Conv2d(config.hidden_size, height * width * config.num_channels, 1)])
-        self.init_weights(self.decoder)
+        self.init_weights(self.decoder, "decoder")
 
     def forward(
         self,
@@ -234,9 +234,11 @@ def classification_loss(config: ViTConfig, logits: Tensor, labels: Tensor) -> Te
     check_labels_shape(problem_type, labels.shape, logits.shape)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if problem_type == "single_label_classification":
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would wait for the GPU
+        try:
+            return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
+        except IndexError:  # of a CPU; elsewhere a look at the labels would wait for the device
             check_label_values(labels.numpy(), logits.shape[-1])
-        return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
+            raise
     labels = labels.to(logits.dtype).reshape(logits.shape)
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels)

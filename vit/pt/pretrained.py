@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -45,9 +46,9 @@ class ViTPreTrainedModel(nn.Module):
         """The device of the parameters."""
         return self._base().embeddings.cls_token.device
 
-    def init_weights(self, module: nn.Module) -> None:
-        """Give every parameter of `module`, a part of this model, its initial value (`weights.initial_value`)."""
-        for name, parameter in module.named_parameters():
+    def init_weights(self, module: nn.Module, prefix: str) -> None:
+        """Give every parameter of `module`, whose canonical names begin with `prefix`, its initial value."""
+        for name, parameter in module.named_parameters(prefix):
             _initialise(name, parameter, self.config)
 
     def gradient_checkpointing_enable(self) -> None:
@@ -94,7 +95,8 @@ class ViTPreTrainedModel(nn.Module):
         with torch.device("meta"):
             model = cls(fit.config, **fit.model_options)
         target = {"dtype": getattr(torch, fit.dtype.name), "device": device}
-        state = {fit.local_name(name, cls.head): _read(fit, name).to(**target) for name in fit.stored}
+        files: dict[Path, Any] = {}
+        state = {fit.local_name(name, cls.head): _read(fit, name, files).to(**target) for name in fit.stored}
         for name, shape in fit.fresh.items():
             state[fit.local_name(name, cls.head)] = _initialise(name, torch.empty(shape, **target), fit.config)
         model.load_state_dict(state, assign=True)
@@ -126,15 +128,20 @@ def _initialise(name: str, parameter: Tensor, config: ViTConfig) -> Tensor:
     return nn.init.zeros_(parameter) if kind == "zeros" else nn.init.ones_(parameter)
 
 
-def _read(fit: checkpoint.Fit, name: str) -> Tensor:
-    """A parameter as a tensor: mapped to its file, without a copy, where the file holds it as it is needed."""
+def _read(fit: checkpoint.Fit, name: str, files: dict[Path, Any]) -> Tensor:
+    """A parameter as a tensor: mapped to its file, without a copy, where the file holds it as it is needed.
+
+    `files` keeps each safetensors file open: opening one reads its whole header.
+    """
     stored = fit.stored[name]
     if name in fit.resampled:
         return _from_numpy(fit.read(name))
     if stored in fit.checkpoint.pickled:
         return fit.checkpoint.pickled[stored]
-    with safe_open(fit.checkpoint.tensors[stored].file, framework="pt") as file:
-        return file.get_tensor(stored)
+    file = fit.checkpoint.tensors[stored].file
+    if file not in files:
+        files[file] = safe_open(file, framework="pt")
+    return files[file].get_tensor(stored)
 
 
 def _to_numpy(value: Tensor) -> np.ndarray:

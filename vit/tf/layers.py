@@ -7,6 +7,7 @@ Shapes: B batch, C channels, N patches, T = N + 1 tokens, D hidden_size, H heads
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -16,10 +17,21 @@ from keras import ops
 from ..config import ViTConfig, to_pair
 from ..posemb import bicubic_matrix
 
+
+def gelu(x: tf.Tensor) -> tf.Tensor:
+    """The exact gelu; that of Keras rounds a constant to float32."""
+    return 0.5 * x * (1.0 + ops.erf(x * 0.5**0.5))
+
+
+def gelu_new(x: tf.Tensor) -> tf.Tensor:
+    """The tanh approximation of gelu; that of Keras rounds a constant to float32."""
+    return 0.5 * x * (1.0 + ops.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
+
+
 ACTIVATIONS = {
-    "gelu": lambda x: 0.5 * x * (1.0 + ops.erf(x * ops.cast(0.5**0.5, x.dtype))),  # keras.ops.gelu rounds to float32
-    "gelu_new": lambda x: ops.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: ops.gelu(x, approximate=True),
+    "gelu": gelu,
+    "gelu_new": gelu_new,
+    "gelu_pytorch_tanh": gelu_new,
     "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
     "relu": ops.relu,
     "selu": ops.selu,
@@ -161,7 +173,8 @@ class ViTSelfAttention(ViTKerasLayer):
             context = ops.einsum("bhqk,bkhd->bqhd", self.dropout(attentions), value)
         else:
             attentions = None
-            context = ops.dot_product_attention(query, key, value)
+            scale = self.config.head_dim**-0.5  # the default one is rounded to float32
+            context = ops.dot_product_attention(query, key, value, scale=scale)
         context = ops.reshape(context, (-1, tokens, self.config.hidden_size))  # (B, T, D)
         return context, attentions if output_attentions else None
 
@@ -204,13 +217,13 @@ class ViTIntermediate(ViTKerasLayer):
     def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.dense = dense(config, config.intermediate_size, "dense", **self.options)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = config.hidden_act
 
     def build(self, input_shape: Any) -> None:
         self.dense.build((None, None, self.config.hidden_size))
 
     def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        return self.activation(self.dense(hidden_states))
+        return ACTIVATIONS[self.activation](self.dense(hidden_states))
 
 
 class ViTOutput(ViTKerasLayer):
@@ -294,10 +307,10 @@ class ViTPooler(ViTKerasLayer):
     def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.dense = dense(config, config.pooler_output_size, "dense", **self.options)
-        self.activation = ACTIVATIONS[config.pooler_act]
+        self.activation = config.pooler_act
 
     def build(self, input_shape: Any) -> None:
         self.dense.build((None, self.config.hidden_size))
 
     def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        return self.activation(self.dense(hidden_states[:, 0]))
+        return ACTIVATIONS[self.activation](self.dense(hidden_states[:, 0]))

@@ -203,7 +203,11 @@ class _Stored(keras.initializers.Initializer):
         self.fit, self.name = fit, name
 
     def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
-        return tf.convert_to_tensor(weights.to_local(self.fit.read(self.name), "tf").astype(self.fit.dtype, copy=False))
+        array = weights.to_local(self.fit.read(self.name), "tf")
+        array = weights.aligned_copy(array, self.fit.dtype)
+        if array.dtype.name == "bfloat16":  # NumPy hands it to no one
+            return tf.convert_to_tensor(array)
+        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())  # takes the memory over, without a copy
 
 
 def _policy(dtype: Any) -> Any:

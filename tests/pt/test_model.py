@@ -1,0 +1,605 @@
+"""The PyTorch models are native PyTorch; that their numbers are right, tests/test_equivalence.py shows."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.parallel import scatter_gather
+from torch.utils import _pytree
+
+from vit import InputError, ModelOutput, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel, weights
+from vit.pt.layers import ViTLayer
+
+MODELS = [ViTModel, ViTForImageClassification, ViTForMaskedImageModeling]
+LABELS = torch.tensor([0, 1, 4])
+Load = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def load(tiny_config: Any, random_checkpoint: Any, tmp_path_factory: Any) -> Load:
+    """A loader of models in which every parameter is random; patches and images are not square."""
+
+    def make(cls: type = ViTForImageClassification, **overrides: Any) -> Any:
+        config = tiny_config(**{"image_size": (12, 8), "patch_size": (4, 2), **overrides})
+        return cls.from_pretrained(random_checkpoint(tmp_path_factory.mktemp("checkpoint"), config, cls.head))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def model(load: Load) -> ViTForImageClassification:
+    """A model in evaluation mode, not to be changed."""
+    return load()
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def images(batch: int = 3, height: int = 12, width: int = 8, seed: int = 0) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def masks(batch: int = 3, seed: int = 0) -> Tensor:
+    return torch.rand(batch, 12, generator=torch.Generator().manual_seed(seed)) > 0.5
+
+
+def inputs_of(cls: type) -> dict[str, Tensor]:
+    """Inputs with which a model computes a loss (a base model its outputs)."""
+    extra = {"classifier": {"labels": LABELS}, "decoder": {"bool_masked_pos": masks()}}
+    return {"pixel_values": images(), **extra.get(cls.head, {})}
+
+
+def assert_close(actual: Any, expected: Any, atol: float = 1e-5) -> None:
+    """The same structure, keys and dtypes, and numbers within `atol`."""
+    leaves, spec = _pytree.tree_flatten(actual)
+    expected_leaves, expected_spec = _pytree.tree_flatten(expected)
+    assert spec == expected_spec
+    for a, b in zip(leaves, expected_leaves, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+# === torch.compile and torch.export ===
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiles_to_one_graph_with_the_same_outputs_and_gradients(load: Load, checkpointing: bool) -> None:
+    model = load(num_hidden_layers=1).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    outputs = {}
+    for name, call in (("eager", model), ("compiled", compiled)):
+        model.zero_grad()
+        output = call(images(), labels=LABELS, output_hidden_states=True, output_attentions=True)
+        output.loss.backward()
+        outputs[name] = output, gradients(model)
+    assert isinstance(outputs["compiled"][0], ModelOutput)
+    assert_close(outputs["compiled"], outputs["eager"], atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiles_with_the_default_backend(load: Load) -> None:
+    model = load(num_hidden_layers=1)
+    with torch.no_grad():
+        assert_close(torch.compile(model, fullgraph=True)(images()), model(images()))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("interpolate", [False, True])
+def test_compiled_model_leaves_batch_and_image_size_open_from_the_second_size_on(load: Load, interpolate: bool) -> None:
+    model, counter = load(num_hidden_layers=1), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    sizes = [(16, 10), (24, 6), (20, 14), (8, 22)] if interpolate else [(12, 8)] * 4
+    with torch.no_grad():
+        for batch, size in zip((4, 5, 7, 6), sizes, strict=True):
+            expected = model(images(batch, *size), interpolate_pos_encoding=interpolate)
+            assert_close(compiled(images(batch, *size), interpolate_pos_encoding=interpolate), expected)
+    assert counter.frame_count == 2  # for the first sizes, then for any
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_masked_image_modeling_equals_eager(load: Load) -> None:
+    model = load(ViTForMaskedImageModeling, num_hidden_layers=1)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert_close(compiled(images(), bool_masked_pos=masks()), model(images(), bool_masked_pos=masks()))
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_exports_with_a_free_batch_size_and_survives_saving(load: Load, cls: type) -> None:
+    model, batch = load(cls), torch.export.Dim("batch")
+    inputs = {**inputs_of(cls), "output_hidden_states": True}
+    shapes = {name: {0: batch} if isinstance(value, Tensor) else None for name, value in inputs.items()}
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, (), inputs, dynamic_shapes=shapes), file)
+    file.seek(0)
+    program = torch.export.load(file).module()
+    inputs = {
+        name: torch.cat([value, value.flip(0)]) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+    }
+    outputs = program(**inputs)
+    assert type(outputs) is ModelOutput
+    with torch.no_grad():
+        assert_close(outputs, model(**inputs))
+
+
+def test_exports_with_a_free_image_size(load: Load) -> None:
+    model, Dim = load(), torch.export.Dim
+    shapes = {0: Dim("batch"), 2: 4 * Dim("rows", max=32), 3: 2 * Dim("columns", max=32)}
+    program = torch.export.export(
+        model,
+        (images(2, 16, 10),),
+        {"interpolate_pos_encoding": True},
+        dynamic_shapes={"pixel_values": shapes, "interpolate_pos_encoding": None},
+    ).module()
+    x = images(3, 24, 14)
+    with torch.no_grad():
+        assert_close(program(x, interpolate_pos_encoding=True), model(x, interpolate_pos_encoding=True))
+
+
+# === Parameters: names, dtypes, devices ===
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_state_dict_has_the_canonical_names_and_shapes(load: Load, cls: type) -> None:
+    model = load(cls)
+    parts = {"add_pooling_layer": cls.head is None, "use_mask_token": cls.head == "decoder"}
+    expected = weights.parameter_shapes(model.config, head=cls.head, **parts)
+    if cls.head is None:
+        expected = {name.removeprefix(weights.BASE): shape for name, shape in expected.items()}
+    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == expected
+    assert dict(model.named_parameters()).keys() == expected.keys()
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_state_dict_loads_strictly_into_transformers_and_back(load: Load, cls: type) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = load(cls, image_size=12, patch_size=4)  # transformers' encoder_stride is one number
+    config = {key: value for key, value in ours.config.to_dict().items() if key != "architectures"}
+    theirs = getattr(transformers, cls.__name__)(transformers.ViTConfig(**config))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    again = cls(ours.config)
+    again.load_state_dict(theirs.state_dict(), strict=True)
+    assert_close(again.state_dict(), ours.state_dict(), atol=0)
+
+
+def test_state_dict_survives_torch_save_restricted_to_tensors(model: Any) -> None:
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = ViTForImageClassification(model.config).eval()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert_close(other(images()), model(images()), atol=0)
+
+
+@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_new", "quick_gelu"])
+def test_model_can_be_copied_and_pickled(load: Load, hidden_act: str) -> None:
+    model = load(hidden_act=hidden_act)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_close(other(images()), model(images()), atol=0)
+        with torch.no_grad():
+            other.classifier.bias += 1
+        assert_close(other(images()).logits, model(images()).logits + 1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loss_dtype", "atol"),
+    [
+        (torch.float16, torch.float32, 0.02),
+        (torch.bfloat16, torch.float32, 0.15),
+        (torch.float64, torch.float64, 1e-5),
+    ],
+)
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+def test_computes_in_the_dtype_it_is_moved_to(
+    load: Load, dtype: torch.dtype, loss_dtype: torch.dtype, atol: float, attn_implementation: str
+) -> None:
+    expected = load(attn_implementation=attn_implementation)(images(), labels=LABELS, output_hidden_states=True)
+    model = load(attn_implementation=attn_implementation).to(dtype)
+    assert model.dtype is dtype
+    outputs = model(images(), labels=LABELS, output_hidden_states=True)  # float32 pixels, as a processor gives them
+    assert {value.dtype for value in (outputs.logits, *outputs.hidden_states)} == {dtype}
+    assert outputs.loss.dtype is loss_dtype
+    assert_close(outputs.logits.float(), expected.logits, atol)
+    assert_close(outputs.loss.float(), expected.loss, atol)
+    outputs.loss.backward()
+    assert {gradient.dtype for gradient in gradients(model).values()} == {dtype}
+
+
+def test_half_double_and_bfloat16_convert_the_whole_model(load: Load) -> None:
+    model = load()
+    for convert, dtype in (("half", torch.float16), ("bfloat16", torch.bfloat16), ("double", torch.float64)):
+        assert getattr(model, convert)().dtype is dtype
+        assert {value.dtype for value in model.state_dict().values()} == {dtype}
+
+
+def test_channels_last_memory_gives_the_same_numbers(load: Load, model: Any) -> None:
+    other = load().to(memory_format=torch.channels_last)
+    x = images().to(memory_format=torch.channels_last)
+    assert_close(other(x), model(images()))
+
+
+def test_masked_image_modeling_interpolates_in_half_precision(load: Load) -> None:
+    model, x = load(ViTForMaskedImageModeling), images(2, 16, 10)
+    mask = torch.arange(40).reshape(2, 20) % 3 == 0
+    expected = model(x, bool_masked_pos=mask, interpolate_pos_encoding=True)
+    outputs = model.to(torch.bfloat16)(x, bool_masked_pos=mask, interpolate_pos_encoding=True)
+    assert outputs.reconstruction.dtype is torch.bfloat16
+    assert outputs.reconstruction.shape == x.shape
+    assert outputs.loss.dtype is torch.float32
+    assert_close(outputs.loss, expected.loss, atol=0.02)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_model_made_on_the_meta_device_is_filled_later(model: Any, assign: bool) -> None:
+    with torch.device("meta"):
+        other = ViTForImageClassification(model.config)
+    assert other.device.type == "meta"
+    assert all(parameter.is_meta for parameter in other.parameters())
+    if not assign:
+        other.to_empty(device="cpu")
+    other.load_state_dict(copy.deepcopy(model.state_dict()), assign=assign)
+    assert other.device.type == "cpu"
+    assert_close(other.eval()(images()), model(images()), atol=0)
+    other(images(), labels=LABELS).loss.backward()
+    assert all(gradient is not None for gradient in gradients(other).values())
+
+
+def test_meta_model_computes_shapes_without_numbers(model: Any) -> None:
+    other = copy.deepcopy(model).to("meta")
+    outputs = other(images(2).to("meta"), output_attentions=True)
+    assert outputs.logits.is_meta
+    assert outputs.logits.shape == (2, 5)
+    assert [tuple(attentions.shape) for attentions in outputs.attentions] == [(2, 4, 13, 13)] * 2
+
+
+# === from_pretrained and save_pretrained ===
+
+
+def test_loading_initialises_nothing_and_leaves_the_random_state_alone(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def guard(name: str) -> None:
+        original = getattr(nn.init, name)
+
+        def guarded(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            assert tensor.is_meta, f"{name} fills a real tensor"
+            return original(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(nn.init, name, guarded)
+
+    names = [name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")]
+    assert {"trunc_normal_", "kaiming_uniform_", "uniform_", "zeros_", "ones_"} <= set(names)
+    for name in names:
+        guard(name)
+    state = torch.get_rng_state()
+    for cls in MODELS:
+        load(cls)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what a process has mapped")
+def test_loading_maps_the_file_and_training_leaves_it_alone(
+    tiny_config: Any, random_checkpoint: Any, tmp_path: Any
+) -> None:
+    folder = random_checkpoint(tmp_path, tiny_config(), "classifier")
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    model = ViTForImageClassification.from_pretrained(folder)
+    maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    mapped = [[int(end, 16) for end in fields[0].split("-")] for fields in maps if fields[-1] == str(file)]
+    for name, parameter in model.named_parameters():
+        assert any(begin <= parameter.data_ptr() < end for begin, end in mapped), name
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = copy.deepcopy(model.state_dict())
+    model(images(3, 16, 16), labels=LABELS).loss.backward()
+    optimizer.step()
+    assert not torch.equal(before["classifier.weight"], model.classifier.weight)
+    assert file.read_bytes() == content
+    model.save_pretrained(folder)  # over the file that is still mapped
+    assert_close(ViTForImageClassification.from_pretrained(folder).state_dict(), model.state_dict(), atol=0)
+
+
+def test_loaded_model_is_in_evaluation_mode_and_can_be_trained(model: Any) -> None:
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "10KB"])
+def test_saves_and_loads_each_dtype_in_one_file_or_shards(
+    load: Load, tmp_path: Any, dtype: torch.dtype, max_shard_size: str
+) -> None:
+    model = load().to(dtype)
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_size == "10KB")
+    other = ViTForImageClassification.from_pretrained(tmp_path)
+    assert other.dtype is dtype
+    assert other.config.dtype == str(dtype).removeprefix("torch.")
+    assert_close(other.state_dict(), model.state_dict(), atol=0)
+    assert_close(other(images()), model(images()), atol=1e-6)
+
+
+def test_loads_in_another_dtype_than_the_checkpoint_has(load: Load, tmp_path: Any) -> None:
+    model = load()
+    model.save_pretrained(tmp_path)
+    for dtype in ("bfloat16", torch.bfloat16):
+        other = ViTForImageClassification.from_pretrained(tmp_path, dtype=dtype)
+        assert_close(other.state_dict(), copy.deepcopy(model).to(torch.bfloat16).state_dict(), atol=0)
+
+
+# === Training ===
+
+
+def test_overfits_a_small_batch_in_a_trainer_style_loop(load: Load) -> None:
+    model = load().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    batch = {"pixel_values": images(), "labels": LABELS}
+    losses = []
+    for _ in range(30):
+        loss = model(**batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.05 < losses[0]
+    assert torch.equal(model.eval()(**batch).logits.argmax(-1), LABELS)
+
+
+@pytest.mark.parametrize("cls", MODELS[1:])
+def test_every_parameter_gets_a_gradient(load: Load, cls: type) -> None:
+    model = load(cls)
+    model(**inputs_of(cls)).loss.backward()
+    for name, gradient in gradients(model).items():
+        assert gradient is not None, name
+        if "key.bias" not in name:  # softmax does not see what all keys share
+            assert gradient.abs().max() > 1e-7, name
+
+
+def test_frozen_backbone_trains_the_head_alone(load: Load) -> None:
+    model = load()
+    model.vit.requires_grad_(False)
+    model(images(), labels=LABELS).loss.backward()
+    assert {name for name, gradient in gradients(model).items() if gradient is not None} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+
+
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("place", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_is_on_in_training_and_off_in_evaluation(load: Load, attn_implementation: str, place: str) -> None:
+    model = load(attn_implementation=attn_implementation, **{place: 0.4})
+    without = load(attn_implementation=attn_implementation)(images())
+    assert_close(model(images()), without, atol=0)
+    model.train()
+    torch.manual_seed(0)
+    first, second = model(images()).logits, model(images()).logits
+    torch.manual_seed(0)
+    again = model(images()).logits
+    assert torch.equal(first, again)
+    assert (first - second).abs().max() > 0.01
+    model(images(), labels=LABELS).loss.backward()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
+    assert_close(model.eval()(images()), without, atol=0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_recomputes_each_layer_and_keeps_the_gradients(load: Load, dropout: float) -> None:
+    model = load(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout).train()
+    calls: list[str] = []
+    for layer in model.vit.encoder.layer:
+        layer.register_forward_pre_hook(lambda *_: calls.append("layer"))
+
+    def step() -> tuple[Any, int]:
+        calls.clear()
+        model.zero_grad()
+        torch.manual_seed(0)
+        output = model(images(), labels=LABELS, output_hidden_states=True, output_attentions=True)
+        output.loss.backward()
+        return (output, gradients(model)), len(calls)
+
+    expected, count = step()
+    assert count == 2
+    model.gradient_checkpointing_enable()
+    actual, count = step()
+    assert count == 4
+    assert_close(actual, expected, atol=1e-6)
+    model.gradient_checkpointing_disable()
+    assert step()[1] == 2
+    model.gradient_checkpointing_enable()
+    calls.clear()
+    model.eval()(images(), labels=LABELS).loss.backward()
+    assert len(calls) == 2  # evaluation keeps its activations
+
+
+def test_gradient_checkpointing_keeps_fewer_activations(load: Load) -> None:
+    model = load().train()
+
+    def kept() -> int:
+        sizes: list[int] = []
+        parameters = {parameter.data_ptr() for parameter in model.parameters()}
+
+        def pack(value: Tensor) -> Tensor:
+            if value.data_ptr() not in parameters:
+                sizes.append(value.numel())
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            model(images(), labels=LABELS)
+        return sum(sizes)
+
+    everything = kept()
+    model.gradient_checkpointing_enable()
+    assert kept() < everything / 4
+
+
+def test_autocast_computes_in_bfloat16_and_trains_in_float32(load: Load) -> None:
+    model = load()
+    expected = model(images(), labels=LABELS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(images(), labels=LABELS)
+    assert outputs.logits.dtype is torch.bfloat16
+    assert outputs.loss.dtype is torch.float32
+    assert_close(outputs.logits.float(), expected.logits, atol=0.1)
+    outputs.loss.backward()
+    actual = copy.deepcopy(gradients(model))
+    model.zero_grad()
+    expected.loss.backward()
+    for name, gradient in gradients(model).items():
+        assert actual[name].dtype is torch.float32
+        assert_close(actual[name], gradient, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_functional_gradients_of_each_image_average_to_those_of_the_batch(load: Load) -> None:
+    model = load()
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], pixel_values: Tensor, labels: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (pixel_values,), {"labels": labels}).loss
+
+    def loss_of_one(parameters: dict[str, Tensor], pixel_values: Tensor, label: Tensor) -> Tensor:
+        return loss(parameters, pixel_values[None], label[None])
+
+    of_each = torch.func.vmap(torch.func.grad(loss_of_one), (None, 0, 0))(parameters, images(), LABELS)
+    of_batch = torch.func.grad(loss)(parameters, images(), LABELS)
+    model(images(), labels=LABELS).loss.backward()
+    assert_close({name: gradient.mean(0) for name, gradient in of_each.items()}, gradients(model))
+    assert_close(of_batch, gradients(model), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels"),
+    [
+        ("single_label_classification", torch.tensor([3, 0, 2])),
+        ("multi_label_classification", torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 1], [1, 1, 0, 1, 0]])),
+        ("regression", torch.tensor([[0.5, -1, 0, 2, 1], [1, 0, 0, 0, 3], [0, 1.5, 2, 0, 0]])),
+    ],
+)
+def test_loss_is_that_of_the_problem_type(load: Load, problem_type: str, labels: Tensor) -> None:
+    outputs = load(problem_type=problem_type)(images(), labels=labels)
+    logits = outputs.logits.detach().double()
+    log_odds = nn.functional.logsigmoid
+    expected = {
+        "single_label_classification": lambda: -logits.log_softmax(-1)[torch.arange(3), labels].mean(),
+        "multi_label_classification": lambda: -torch.where(labels == 1, log_odds(logits), log_odds(-logits)).mean(),
+        "regression": lambda: ((logits - labels) ** 2).mean(),
+    }[problem_type]()
+    assert_close(outputs.loss.detach().double(), expected, atol=1e-6)
+
+
+def test_label_of_minus_100_is_left_out_of_the_loss(model: Any) -> None:
+    expected = model(images()[:2], labels=LABELS[:2]).loss
+    assert_close(model(images(), labels=torch.tensor([0, 1, -100])).loss, expected)
+
+
+@pytest.mark.parametrize("label", [5, -1])
+def test_label_out_of_range_is_named(model: Any, label: int) -> None:
+    with pytest.raises(InputError, match=rf"labels holds {label}; expected 0 to 4 \(num_labels is 5\)"):
+        model(images(), labels=torch.tensor([0, label, 1]))
+
+
+# === Outputs ===
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_return_dict_false_gives_the_same_values_as_a_tuple(load: Load, cls: type) -> None:
+    model = load(cls)
+    expected = model(**inputs_of(cls), output_hidden_states=True)
+    outputs = model(**inputs_of(cls), output_hidden_states=True, return_dict=False)
+    assert type(outputs) is tuple
+    assert_close(outputs, expected.to_tuple(), atol=0)
+
+
+def test_configuration_sets_what_a_call_returns(load: Load) -> None:
+    model = load(output_hidden_states=True, output_attentions=True)
+    assert list(model(images())) == ["logits", "hidden_states", "attentions"]
+    assert list(model(images(), output_hidden_states=False, output_attentions=False)) == ["logits"]
+    model = load(return_dict=False)
+    assert [type(value) for value in model(images())] == [Tensor]
+    assert isinstance(model(images(), return_dict=True), ModelOutput)
+
+
+def test_output_is_a_pytree(model: Any) -> None:
+    outputs = model(images(), output_hidden_states=True)
+    doubled = _pytree.tree_map(lambda value: 2 * value, outputs)
+    assert isinstance(doubled, ModelOutput)
+    assert list(doubled) == ["logits", "hidden_states"]
+    assert_close(doubled.hidden_states[1], 2 * outputs.hidden_states[1], atol=0)
+
+
+def test_outputs_of_several_devices_gather_into_one(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gather:  # that of PyTorch wants a GPU
+        @staticmethod
+        def apply(device: int, dim: int, *tensors: Tensor) -> Tensor:
+            return torch.cat([tensor[None] if tensor.dim() == 0 else tensor for tensor in tensors], dim)
+
+    monkeypatch.setattr(scatter_gather, "Gather", Gather)
+    parts = [model(images(seed=seed), labels=LABELS, output_hidden_states=True) for seed in (0, 1)]
+    outputs = scatter_gather.gather(parts, 0)
+    assert type(outputs) is ModelOutput
+    assert outputs.loss.shape == (2,)
+    both = model(torch.cat([images(seed=0), images(seed=1)]), output_hidden_states=True)
+    assert_close((outputs.logits, *outputs.hidden_states), (both.logits, *both.hidden_states))
+
+
+def test_distributed_data_parallel_finds_the_gradients_behind_an_output(load: Load, tmp_path: Any) -> None:
+    model = load()
+    model(images(), labels=LABELS).loss.backward()
+    expected = copy.deepcopy(gradients(model))
+    model.zero_grad()
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        outputs = parallel(images(), labels=LABELS)
+        assert isinstance(outputs, ModelOutput)
+        outputs.loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_close(gradients(model), expected, atol=1e-6)
+
+
+def test_inference_mode_records_nothing(model: Any) -> None:
+    with torch.inference_mode():
+        outputs = model(images(), labels=LABELS)
+    assert outputs.logits.is_inference()
+    assert_close(outputs.logits.clone(), model(images()).logits.detach())
+
+
+def test_fresh_model_starts_as_published(tiny_config: Any) -> None:
+    torch.manual_seed(0)
+    model = ViTForImageClassification(tiny_config(hidden_size=64, intermediate_size=256, initializer_range=0.05))
+    for name, parameter in model.named_parameters():
+        kind = weights.initial_value(name)
+        if kind == "truncated_normal":
+            assert parameter.abs().max() <= 0.1, name
+            assert parameter.numel() < 1000 or 0.04 < parameter.std() < 0.05, name  # 0.88 * 0.05
+        else:
+            assert torch.equal(parameter, torch.full_like(parameter, {"zeros": 0.0, "ones": 1.0}[kind])), name
+    assert isinstance(model.vit.encoder.layer[0], ViTLayer)
+    assert model.training
+    assert np.isfinite(model(images(2, 16, 16)).logits.detach().numpy()).all()

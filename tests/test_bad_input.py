@@ -1,0 +1,433 @@
+"""Bad input: each is refused with a named error that says what is wrong and what to do, and nothing is made of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import vit
+from vit import CheckpointError, ConfigError, InputError, ViTConfig
+from vit.inputs import check_label_values
+
+FRAMEWORKS = {"pt": "", "tf": "TF", "flax": "Flax"}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def model_class(framework: str, head: str | None = "classifier") -> Any:
+    names = {None: "ViTModel", "classifier": "ViTForImageClassification", "decoder": "ViTForMaskedImageModeling"}
+    return getattr(vit, FRAMEWORKS[framework] + names[head])
+
+
+def files(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+# === Checkpoint folders ===
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_config, random_checkpoint) -> Path:
+    """A checkpoint in one file."""
+    return random_checkpoint(tmp_path_factory.mktemp("whole"), tiny_config(), "classifier")
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory, tiny_config, random_checkpoint) -> Path:
+    """The same checkpoint in several files."""
+    return random_checkpoint(tmp_path_factory.mktemp("sharded"), tiny_config(), "classifier", max_shard_size="30KB")
+
+
+def edit_json(name: str, **changes: Any) -> Callable[[Path], None]:
+    """A breaker that sets keys of a JSON file; those set to ... are removed."""
+
+    def edit(folder: Path) -> None:
+        values = {**json.loads((folder / name).read_text()), **changes}
+        (folder / name).write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+
+    return edit
+
+
+def rewrite(name: str, content: bytes | Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """A breaker that gives a file other bytes."""
+
+    def write(folder: Path) -> None:
+        (folder / name).write_bytes(content((folder / name).read_bytes()) if callable(content) else content)
+
+    return write
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def make_folder(name: str) -> Callable[[Path], None]:
+    def replace(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return replace
+
+
+def edit_header(edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """A breaker that changes the header of the safetensors file; `edit` changes it in place, or returns another."""
+
+    def change(content: bytes) -> bytes:
+        length = struct.unpack("<Q", content[:8])[0]
+        header = json.loads(content[8 : 8 + length])
+        text = json.dumps(edit(header) or header).encode()
+        return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+    return rewrite(WEIGHTS, change)
+
+
+def edit_tensors(edit: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:
+    """A breaker that writes a sound file of other tensors; `edit` changes them in place."""
+
+    def change(folder: Path) -> None:
+        tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+        edit(tensors)
+        safetensors.numpy.save_file(tensors, folder / WEIGHTS)
+
+    return change
+
+
+CONFIG_FILES = {
+    "no config.json": (remove("config.json"), CheckpointError, "has no config.json; expected a folder that"),
+    "config.json is a folder": (make_folder("config.json"), CheckpointError, r"config\.json cannot be read: Is a dir"),
+    "empty": (rewrite("config.json", b""), CheckpointError, r"config\.json is not JSON: .* Write or download it again"),
+    "cut": (rewrite("config.json", lambda text: text[:-20]), CheckpointError, r"config\.json is not JSON"),
+    "binary": (rewrite("config.json", b"\xff\xfe\x00\x81"), CheckpointError, r"config\.json is not JSON"),
+    "nested too deep": (rewrite("config.json", b"[" * 200_000), CheckpointError, r"config\.json is not JSON"),
+    "a list": (rewrite("config.json", b"[1]"), CheckpointError, r"config\.json holds a JSON list; expected an object"),
+    "null": (rewrite("config.json", b"null"), CheckpointError, r"config\.json holds a JSON NoneType; expected an obj"),
+    **{f"{key} {value}": (edit_json("config.json", **{key: value}), ConfigError, rf"config\.json: {message}")
+       for key, value, message in (
+           ("hidden_size", -1, "hidden_size is -1; expected an int of at least 1"),
+           ("hidden_size", "32", "hidden_size is '32'; expected an int"),
+           ("hidden_size", 30, "hidden_size 30 is not divisible by num_attention_heads 4"),
+           ("hidden_act", "swoosh", "hidden_act is 'swoosh'; expected one of 'gelu', 'gelu_new', 'gelu_pytorch_tanh'"),
+           ("pooler_act", ["gelu"], r"pooler_act is \['gelu'\]; expected one of 'gelu'"),
+           ("layer_norm_eps", float("nan"), "layer_norm_eps is nan; expected a finite number"),
+           ("hidden_dropout_prob", 1.0, r"hidden_dropout_prob is 1\.0; expected a probability"),
+           ("patch_size", 17, "patch_size 17 is larger than image_size 16"),
+           ("image_size", [16, 16, 16], r"image_size is \(16, 16, 16\); expected a positive int, or"),
+           ("model_type", "deit", "model_type is 'deit'; expected one of 'vit'"),
+           ("dtype", "int8", "dtype is 'int8'; expected one of None, 'float16'"),
+           ("id2label", {"0": "a", "7": "b"}, r"id2label has the indices \[0, 7\]; expected 0 to 1"),
+           ("id2label", ["a", "b"], r"id2label is \['a', 'b'\]; expected a mapping"),
+           ("num_labels", 9, "num_labels is 9 but id2label names 5 labels"),
+           ("architectures", "ViTModel", "architectures is 'ViTModel'; expected a list of class names"),
+       )},
+}  # fmt: skip
+
+NOT_WHOLE = r"model\.safetensors is not a whole safetensors file \(.*\); write or download it again"
+NORM, QUERY = "vit.layernorm.weight", "vit.encoder.layer.1.attention.attention.query.bias"
+
+WEIGHT_FILES = {
+    "no weights": (remove(WEIGHTS), r"has no model\.safetensors, .* or pytorch_model\.bin: there are no weights"),
+    "weights are a folder": (make_folder(WEIGHTS), r"has no model\.safetensors, .*: there are no weights"),
+    "empty": (rewrite(WEIGHTS, b""), NOT_WHOLE),
+    "seven bytes": (rewrite(WEIGHTS, b"1234567"), NOT_WHOLE),
+    "cut in the header": (rewrite(WEIGHTS, lambda content: content[:100]), NOT_WHOLE),
+    "cut in the tensors": (rewrite(WEIGHTS, lambda content: content[:-1]), NOT_WHOLE),
+    "bytes after the end": (rewrite(WEIGHTS, lambda content: content + b"x"), NOT_WHOLE),
+    "oversized header": (rewrite(WEIGHTS, lambda content: struct.pack("<Q", 2**62) + content[8:]), NOT_WHOLE),
+    "header longer than the file": (rewrite(WEIGHTS, lambda c: struct.pack("<Q", len(c)) + c[8:]), NOT_WHOLE),
+    "garbage header": (rewrite(WEIGHTS, lambda content: content[:8] + b"\xff" * 40 + content[48:]), NOT_WHOLE),
+    "header is a list": (edit_header(lambda header: [1]), NOT_WHOLE),
+    "header without offsets": (edit_header(lambda header: header[NORM].pop("data_offsets") and None), NOT_WHOLE),
+    "offsets beyond the end": (edit_header(lambda h: h[NORM].update(data_offsets=[2**40, 2**40 + 128])), NOT_WHOLE),
+    "offsets backwards": (edit_header(lambda h: h[NORM]["data_offsets"].reverse()), NOT_WHOLE),
+    "shape of another size": (edit_header(lambda h: h[NORM].update(shape=[33])), NOT_WHOLE),
+    "negative shape": (edit_header(lambda h: h[NORM].update(shape=[-32])), NOT_WHOLE),
+    "invented dtype": (edit_header(lambda h: h[NORM].update(dtype="F31")), NOT_WHOLE),
+    "a pointer of git-lfs": (rewrite(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\noid"), NOT_WHOLE),
+    "integers": (edit_tensors(lambda t: t.update({NORM: np.ones(32, np.int64)})),
+                 rf"model\.safetensors: {NORM} has the dtype I64; expected one of F64, F32, F16, BF16"),
+    "no tensors": (edit_tensors(dict.clear), r"missing: vit\.embeddings\.cls_token, .* and 30 more\."),
+    "one missing": (edit_tensors(lambda t: t.pop(QUERY)), rf"missing: {QUERY}\."),
+    "a layer missing": (edit_json("config.json", num_hidden_layers=3), r"missing: vit\.encoder\.layer\.2\..* 8 more"),
+    "one unexpected": (edit_tensors(lambda t: t.update({"vit.adapter": np.ones(1)})), r"unexpected: vit\.adapter\."),
+    "a layer unexpected": (edit_json("config.json", num_hidden_layers=1), r"unexpected: vit\.encoder\.layer\.1\."),
+    "biases unexpected": (edit_json("config.json", qkv_bias=False), r"unexpected: .*key\.bias"),
+    "one mis-shaped": (edit_tensors(lambda t: t.update({NORM: np.ones((32, 1), "f4")})),
+                       rf"mis-shaped: {NORM} is \(32, 1\), expected \(32,\)\. Pass ignore_mismatched_sizes=True"),
+    "head of another size": (edit_json("config.json", id2label={"0": "a"}, label2id=...),
+                             r"mis-shaped: classifier\.weight is \(5, 32\), expected \(1, 32\)"),
+    "positions of another size": (edit_json("config.json", image_size=32),
+                                  r"mis-shaped: vit\.embeddings\.position_embeddings is \(1, 17, 32\), expected"),
+    "all three": (edit_tensors(lambda t: (t.pop(QUERY), t.update({NORM: np.ones(3), "vit.extra": np.ones(1)}))),
+                  rf"missing: {QUERY}; unexpected: vit\.extra; mis-shaped: {NORM} is \(3,\), expected \(32,\)"),
+    "with and without prefix": (edit_tensors(lambda t: t.update({NORM.removeprefix("vit."): t[NORM]})),
+                                r"stores parameters with and without 'vit\.' before: layernorm\.weight"),
+}  # fmt: skip
+
+
+def edit_map(edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """A breaker that changes the weight_map of the index; `edit` changes it in place."""
+
+    def change(folder: Path) -> None:
+        index = json.loads((folder / INDEX).read_text())
+        edit(index["weight_map"])
+        (folder / INDEX).write_text(json.dumps(index))
+
+    return change
+
+
+SHARD = "model-00002-of-00003.safetensors"
+OUTSIDE = r"index\.json names the shard '.*'; expected a file name in the same folder"
+SHARDS = {
+    "a shard missing": (remove(SHARD), f"lacks the shard {SHARD} that {INDEX} names; copy it there"),
+    "a shard cut": (rewrite(SHARD, lambda content: content[:-1]), f"{SHARD} is not a whole safetensors file"),
+    "index is not JSON": (rewrite(INDEX, b"{"), r"index\.json is not JSON"),
+    "index is a list": (rewrite(INDEX, b"[]"), r"index\.json holds a JSON list; expected an object"),
+    "no weight_map": (edit_json(INDEX, weight_map=...), r"index\.json has no weight_map of tensor names to files"),
+    "weight_map is a list": (edit_json(INDEX, weight_map=[SHARD]), r"index\.json has no weight_map"),
+    "weight_map of numbers": (edit_json(INDEX, weight_map={NORM: 3}), r"index\.json has no weight_map"),
+    "weight_map is empty": (edit_json(INDEX, weight_map={}), "missing: "),
+    "a shard in the folder above": (edit_map(lambda m: m.update({NORM: "../secret.safetensors"})), OUTSIDE),
+    "a shard at an absolute path": (edit_map(lambda m: m.update({NORM: "/etc/passwd"})), OUTSIDE),
+    "a shard in a folder below": (edit_map(lambda m: m.update({NORM: "sub/a.safetensors"})), OUTSIDE),
+    "a shard of no name": (edit_map(lambda m: m.update({NORM: ""})), "lacks the shard"),
+    "a shard that is the folder above": (edit_map(lambda m: m.update({NORM: ".."})), r"lacks the shard \.\."),
+    "a tensor in no shard": (edit_map(lambda m: m.update({"vit.x": SHARD})), r"names tensors that are not .*: vit\.x"),
+    "a tensor in another shard": (edit_map(lambda m: m.update({NORM: SHARD})), f"tensors that are not .*: {NORM}"),
+}  # fmt: skip
+BROKEN = {
+    **{f"config: {name}": ("whole", *case) for name, case in CONFIG_FILES.items()},
+    **{f"weights: {name}": ("whole", edit, CheckpointError, message) for name, (edit, message) in WEIGHT_FILES.items()},
+    **{f"shards: {name}": ("sharded", edit, CheckpointError, message) for name, (edit, message) in SHARDS.items()},
+}
+
+
+@pytest.fixture
+def broken(request, tmp_path) -> tuple[Path, type[ValueError], str]:
+    """A broken copy of a checkpoint, and the error that is expected."""
+    original, edit, error, message = BROKEN[request.param]
+    folder = shutil.copytree(request.getfixturevalue(original), tmp_path / "broken")
+    edit(folder)
+    return folder, error, message
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("broken", BROKEN, indirect=True)
+def test_a_broken_checkpoint_is_refused_by_name_and_left_as_it_is(broken, framework):
+    folder, error, message = broken
+    before = files(folder)
+    with pytest.raises(error, match=message) as refused:
+        model_class(framework).from_pretrained(folder)
+    assert str(folder) in str(refused.value)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("broken", [f"config: {name}" for name in CONFIG_FILES], indirect=True)
+def test_a_broken_config_is_refused_in_the_same_words_on_its_own(broken):
+    folder, error, message = broken
+    with pytest.raises(error, match=message):
+        ViTConfig.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("original", ["whole", "sharded"])
+def test_what_is_broken_above_loads_while_it_is_whole(request, original, framework):
+    model_class(framework).from_pretrained(request.getfixturevalue(original))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_config_alone_cannot_be_loaded_as_a_model(tmp_path, framework):
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="there are no weights to load"):
+        model_class(framework).from_pretrained(tmp_path)
+
+
+# === Arguments of from_pretrained and save_pretrained ===
+
+ARGUMENTS = {
+    "misspelt key": ({"imagesize": 32}, ConfigError, "Unknown configuration key 'imagesize'; did you mean 'image_s"),
+    "misspelt option": ({"local_file_only": True}, ConfigError, "Unknown configuration key 'local_file_only'"),
+    "pooler under a head": ({"add_pooling_layer": True}, ConfigError, "Unknown configuration key 'add_pooling_layer'"),
+    "impossible override": ({"num_channels": 0}, ConfigError, "num_channels is 0; expected an int of at least 1"),
+    "override that does not fit": ({"hidden_size": 64}, CheckpointError, r"mis-shaped: .* is \(1, 1, 32\), exp"),
+    "unknown attention": ({"attn_implementation": "flash_attention_2"}, ConfigError,
+                          "attn_implementation is 'flash_attention_2'; expected one of 'sdpa', 'eager'"),
+    "unknown activation": ({"hidden_act": "swoosh"}, ConfigError, "hidden_act is 'swoosh'; expected one of 'gelu'"),
+    "dtype of integers": ({"dtype": "int8"}, CheckpointError, "dtype is 'int8'; expected one of float64, float32,"),
+    "nonsense as dtype": ({"dtype": "float31"}, CheckpointError, "dtype is 'float31'; expected one of float64, float"),
+    "a number as dtype": ({"dtype": 32}, CheckpointError, "dtype is '32'; expected one of float64, float32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(("arguments", "error", "message"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_an_impossible_argument_of_from_pretrained_is_refused(whole, framework, arguments, error, message):
+    with pytest.raises(error, match=message):
+        model_class(framework).from_pretrained(whole, **arguments)
+
+
+PT_DEVICE = pytest.mark.xfail(strict=True, reason="vit.pt lets PyTorch's own error through, which is no InputError")
+
+
+@pytest.mark.parametrize("framework", [pytest.param("pt", marks=PT_DEVICE), "tf", "flax"])
+@pytest.mark.parametrize("device", ["cuda:99", "abacus", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(whole, framework, device):
+    with pytest.raises(InputError, match=f"(?i)device is '{device}'; .* sees .*cpu") as error:
+        model_class(framework).from_pretrained(whole, device=device)
+    assert "\n" not in str(error.value)
+
+
+def test_float64_is_refused_while_jax_has_it_switched_off(whole):
+    with pytest.raises(InputError, match=r"float64, which JAX has switched off.*jax_enable_x64.*dtype='float32'"):
+        model_class("flax").from_pretrained(whole, dtype="float64")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_an_impossible_argument_of_save_pretrained_is_refused_and_nothing_is_written(whole, tmp_path, framework):
+    model = model_class(framework).from_pretrained(whole)
+    (tmp_path / "file").write_text("mine")
+    for arguments, message in (
+        ((tmp_path / "file",), f"{tmp_path / 'file'} is a file; expected a folder to save into"),
+        ((tmp_path / "file" / "below",), f"{tmp_path / 'file' / 'below'} cannot be saved into: Not a directory"),
+        ((tmp_path / "new", "five"), "max_shard_size is 'five'; expected a number of bytes, or a size such as '500MB'"),
+        ((tmp_path / "new", 0), "max_shard_size is 0; expected a number of bytes"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            model.save_pretrained(*arguments)
+    assert files(tmp_path) == {"file": b"mine"}
+
+
+def test_a_config_is_not_saved_into_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="is a file; expected a folder to save into"):
+        ViTConfig().save_pretrained(tmp_path / "file")
+    assert files(tmp_path) == {"file": b"mine"}
+
+
+# === Arguments of a call ===
+
+
+@pytest.fixture(scope="module", params=FRAMEWORKS)
+def models(request, tmp_path_factory, tiny_config, random_checkpoint) -> dict[str | None, Any]:
+    """{head: model} of one framework."""
+    return {
+        head: model_class(request.param, head).from_pretrained(
+            random_checkpoint(tmp_path_factory.mktemp("models"), tiny_config(), head)
+        )
+        for head in (None, "classifier", "decoder")
+    }
+
+
+def tensor(model: Any, array: Any, dtype: str | None = None) -> Any:
+    """An array as the framework of the model has it."""
+    array = np.asarray(array, dtype)
+    array = array.astype("float32") if array.dtype == np.float64 else array
+    name = type(model).__name__
+    if name.startswith("TF"):
+        return __import__("tensorflow").convert_to_tensor(array)
+    return __import__("jax").numpy.asarray(array) if name.startswith("Flax") else __import__("torch").as_tensor(array)
+
+
+IMAGES = {
+    (2, 3, 17, 16): "pixel_values is 17 x 16; the model expects 16 x 16. Resize the images, or pass "
+                    "interpolate_pos_encoding=True.",
+    (2, 3, 16, 32): "pixel_values is 16 x 32; the model expects 16 x 16.",
+    (2, 1, 16, 16): "pixel_values has 1 channels (shape (2, 1, 16, 16)); the model expects 3",
+    (2, 4, 16, 16): "pixel_values has 4 channels (shape (2, 4, 16, 16)); the model expects 3",
+    (2, 16, 16, 3): "expects 3, as (batch, channels, height, width). It looks like channels last; transpose it.",
+    (3, 16, 16): "pixel_values has the shape (3, 16, 16); expected (batch, channels, height, width).",
+    (2, 768): "pixel_values has the shape (2, 768); expected (batch, channels, height, width).",
+    (2, 3, 16, 16, 1): "pixel_values has the shape (2, 3, 16, 16, 1); expected (batch, channels, height, width).",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("head", [None, "classifier", "decoder"])
+@pytest.mark.parametrize(("shape", "message"), IMAGES.items(), ids=str)
+def test_images_of_another_shape_are_refused(models, head, shape, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        models[head](tensor(models[head], np.zeros(shape)))
+
+
+@pytest.mark.parametrize(("shape", "message"), [
+    ((1, 3, 3, 16), "pixel_values is 3 x 16, smaller than one patch of 4 x 4."),
+    ((1, 3, 16, 0), "pixel_values is 16 x 0, smaller than one patch of 4 x 4."),
+    ((1, 1, 32, 32), "pixel_values has 1 channels"),
+])  # fmt: skip
+def test_images_that_no_interpolation_helps_are_refused(models, shape, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        models[None](tensor(models[None], np.zeros(shape)), interpolate_pos_encoding=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 15), (2, 17), (1, 16), (16,), (2, 4, 4)])
+def test_a_mask_of_another_shape_is_refused(models, shape):
+    model = models["decoder"]
+    message = f"bool_masked_pos has the shape {shape}; expected (2, 16), one value for each patch."
+    with pytest.raises(InputError, match=re.escape(message)):
+        model(tensor(model, np.zeros((2, 3, 16, 16))), bool_masked_pos=tensor(model, np.zeros(shape, bool)))
+
+
+def test_a_mask_needs_a_mask_token(models):
+    model = models[None]
+    with pytest.raises(InputError, match=r"needs a mask token: build the model with use_mask_token=True"):
+        model(tensor(model, np.zeros((2, 3, 16, 16))), bool_masked_pos=tensor(model, np.zeros((2, 16), bool)))
+
+
+LABELS = {
+    "too large": ([0, 5], "labels holds 5; expected 0 to 4 (num_labels is 5), or -100"),
+    "negative": ([-1, 0], "labels holds -1; expected 0 to 4"),
+    "one too few": ([0], "labels has the shape (1,); expected (2,) for single_label_classification."),
+    "one too many": ([0, 1, 2], "labels has the shape (3,); expected (2,) for single_label_classification."),
+    "a column": ([[0], [1]], "labels has the shape (2, 1); expected (2,) for single_label_classification."),
+    "one number": (3, "labels has the shape (); expected (2,) for single_label_classification."),
+    "floats for each image": ([0.0, 1.0], "labels has the shape (2,); expected (2, 5) for multi_label_classification."),
+    "too few of several": ([[0.0] * 4] * 2, "labels has the shape (2, 4); expected (2, 5) for multi_label_"),
+}
+
+
+@pytest.mark.parametrize(("labels", "message"), LABELS.values(), ids=LABELS)
+def test_labels_out_of_range_or_of_another_shape_are_refused(models, labels, message):
+    model = models["classifier"]
+    with pytest.raises(InputError, match=re.escape(message)):
+        model(tensor(model, np.zeros((2, 3, 16, 16))), labels=tensor(model, labels))
+
+
+@pytest.mark.parametrize(("problem_type", "labels", "message"), [
+    ("single_label_classification", [0.0, float("nan")], "labels holds nan; expected 0 to 4"),
+    ("single_label_classification", [[0, 1, 0, 0, 0]] * 2, "labels has the shape (2, 5); expected (2,) for single_"),
+    ("multi_label_classification", [0, 1], "labels has the shape (2,); expected (2, 5) for multi_label_classification"),
+    ("regression", [0.5, 1.5], "labels has the shape (2,); expected (2, 5) for regression"),
+])  # fmt: skip
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_labels_that_do_not_fit_the_configured_problem_are_refused(whole, framework, problem_type, labels, message):
+    model = model_class(framework).from_pretrained(whole, problem_type=problem_type)
+    with pytest.raises(InputError, match=re.escape(message)):
+        model(tensor(model, np.zeros((2, 3, 16, 16))), labels=tensor(model, labels))
+
+
+@pytest.mark.parametrize(("labels", "wrong"), [
+    ([0, 5], "5"), ([-100, -1], "-1"), ([0.0, 1.5], "1.5"), ([np.nan], "nan"), ([np.inf], "inf"), ([-99.5], "-99.5"),
+])  # fmt: skip
+def test_a_label_is_a_class_or_the_ignored_one(labels, wrong):
+    check_label_values(np.array([0, 4, -100]), 5)
+    check_label_values(np.array([0.0, 4.0, -100.0]), 5)
+    check_label_values(np.array([], np.int64), 5)
+    with pytest.raises(InputError, match=rf"labels holds {wrong}; expected 0 to 4 \(num_labels is 5\), or -100 for"):
+        check_label_values(np.array(labels), 5)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_decoder_whose_stride_is_not_the_patch_size_is_refused(tmp_path, tiny_config, random_checkpoint, framework):
+    folder = random_checkpoint(tmp_path, tiny_config(encoder_stride=2), "decoder")
+    with pytest.raises(ConfigError, match="encoder_stride is 2 and patch_size 4; masked image modelling needs them"):
+        model_class(framework, "decoder").from_pretrained(folder)
+
+
+def test_every_error_is_a_value_error_that_one_line_catches():
+    assert all(issubclass(error, ValueError) for error in (CheckpointError, ConfigError, InputError))

@@ -1,0 +1,370 @@
+"""Loading by name, from a hub of our own on this machine.
+
+Each test asks from a fresh process, because huggingface_hub reads its environment when it is imported. What that
+process sees is what a user sees: the environment variables, the cache and the error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vit
+
+TOKEN = "hf_right"
+ADDRESS = "google/vit-tiny"
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub's protocol as huggingface_hub needs to read models; `requests` records what was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.models: dict[str, dict[str, dict[str, bytes]]] = {}  # name -> revision -> file -> content
+        self.access: dict[str, str] = {}  # name -> "private" or "gated"
+        self.trouble: int | None = None  # an HTTP status that answers everything
+        self.requests: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def add(self, name: str, folder: Path, revision: str = "main", without: str | None = None) -> None:
+        contents = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != without}
+        self.models.setdefault(name, {})[revision] = contents
+
+    def downloads(self) -> list[str]:
+        """The names of the files that were downloaded, sorted."""
+        return sorted(path.split("/")[-1] for method, path in (r.split(" ") for r in self.requests) if method == "GET"
+                      and "/resolve/" in path)  # fmt: skip
+
+
+def commit(name: str, revision: str) -> str:
+    return hashlib.sha1(f"{name}@{revision}".encode()).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        self.respond(send_body=False)
+
+    def do_GET(self) -> None:
+        self.respond(send_body=True)
+
+    def refuse(self, status: int, code: str = "", message: str = "") -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", message)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def respond(self, send_body: bool) -> None:
+        path = self.path.partition("?")[0]
+        self.server.requests.append(f"{self.command} {path}")
+        if self.server.trouble:
+            return self.refuse(self.server.trouble)
+        authorization = self.headers.get("Authorization")
+        if authorization not in (None, f"Bearer {TOKEN}"):
+            return self.refuse(401, message="Invalid credentials in Authorization header")
+        is_api = path.startswith("/api/models/")
+        name, _, rest = path.removeprefix("/api/models/").strip("/").partition("/revision/" if is_api else "/resolve/")
+        revision, _, file = (rest, "", "") if is_api else rest.partition("/")
+        access = self.server.access.get(name)
+        if name not in self.server.models or (access == "private" and not authorization):
+            return self.refuse(401 if not authorization else 404, "RepoNotFound")
+        revisions = self.server.models[name]
+        known = {**{r: r for r in revisions}, **{commit(name, r): r for r in revisions}}
+        if revision not in known:
+            return self.refuse(404, "RevisionNotFound")
+        files, sha = revisions[known[revision]], commit(name, known[revision])
+        if is_api:
+            siblings = [{"rfilename": file} for file in files]
+            body = json.dumps(
+                {"id": name, "modelId": name, "sha": sha, "private": False, "siblings": siblings}
+            ).encode()
+        elif access == "gated" and not authorization:
+            return self.refuse(401, "GatedRepo")
+        elif file not in files:
+            return self.refuse(404, "EntryNotFound")
+        else:
+            body = files[file]
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json" if is_api else "application/octet-stream")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", sha)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.end_headers()
+        if send_body:
+            self.wfile.write(body)
+        return None
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+PRELUDE = """
+import json, os, sys
+from pathlib import Path
+from vit import CheckpointError, ViTConfig
+from vit.hub import resolve
+
+def load(name, **options):
+    "The files that a checkpoint of this name comes with."
+    return sorted(path.name for path in resolve(name, **options).iterdir())
+
+for expression in sys.argv[1:]:
+    try:
+        answer = {"value": eval(expression)}
+    except CheckpointError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
+"""
+
+
+@pytest.fixture
+def ask(hub: Hub, tmp_path: Path) -> Callable[..., Any]:
+    """Evaluate expressions in a new process that has `hub` as its hub; a CheckpointError comes back as its text.
+
+    The values come back as a list, or one by itself.
+    """
+
+    def evaluate(*expressions: str, **environment: str) -> Any:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        clean |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1",
+                  "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+                  "PYTHONPATH": os.pathsep.join(sys.path), **environment}  # fmt: skip
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        command = [sys.executable, "-W", "error::UserWarning", "-c", PRELUDE, *expressions]
+        done = subprocess.run(
+            command, env=clean, cwd=tmp_path / "elsewhere", capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "", "a user would see this noise"
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        values = [answer["value"] if "value" in answer else CheckpointRefused(answer["error"]) for answer in answers]
+        return values if len(values) > 1 else values[0]
+
+    return evaluate
+
+
+class CheckpointRefused(str):
+    """The text of the CheckpointError that was raised."""
+
+
+WHOLE = ["config.json", "model.safetensors"]
+
+
+# === Downloading ===
+
+
+def test_a_config_is_read_by_name_and_no_weights_are_downloaded(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch")
+    assert ask(f"ViTConfig.from_pretrained('{ADDRESS}', num_labels=3).to_dict()")["hidden_size"] == 48
+    assert hub.downloads() == ["config.json"]
+
+
+def test_config_and_weights_are_downloaded_and_nothing_else(hub, ask, reference, tmp_path):
+    folder = shutil.copytree(reference / "hf_torch", tmp_path / "published")
+    for other in ("README.md", "tf_model.h5", "flax_model.msgpack", "pytorch_model.bin", "preprocessor_config.json"):
+        (folder / other).write_bytes(b"{}")
+    hub.add(ADDRESS, folder)
+    expected = ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert ask(f"load('{ADDRESS}')") == expected
+    assert hub.downloads() == expected
+
+
+def test_every_model_class_loads_by_name_with_the_options_of_the_hub(hub, ask, reference, tmp_path):
+    hub.add(ADDRESS, reference / "hf_torch_sharded", "v2")
+    options = {"cache_dir": tmp_path / "mine", "revision": "v2"}
+    ask(f"load('{ADDRESS}', cache_dir='{tmp_path / 'mine'}', revision='v2')")
+    for prefix in ("", "TF", "Flax"):
+        model_class = getattr(vit, f"{prefix}ViTForImageClassification")
+        model = model_class.from_pretrained(ADDRESS, local_files_only=True, token=False, **options)
+        assert (type(model), model.config.hidden_size) == (model_class, 48)
+
+
+def test_shards_are_downloaded_with_their_index(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch_sharded")
+    expected = sorted(path.name for path in (reference / "hf_torch_sharded").iterdir())
+    tensors = f"len(__import__('vit.checkpoint').checkpoint.Checkpoint(resolve('{ADDRESS}')).tensors)"
+    assert ask(f"load('{ADDRESS}')", tensors) == [expected, 56]
+
+
+def test_a_pickle_is_downloaded_only_where_there_is_no_safetensors(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch_bin")
+    assert ask(f"load('{ADDRESS}')") == ["config.json", "pytorch_model.bin"]
+
+
+def test_the_cache_is_used_again_without_a_download(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch")
+    ask(f"load('{ADDRESS}')")
+    hub.requests.clear()
+    assert ask(f"load('{ADDRESS}')") == WHOLE
+    assert hub.downloads() == []
+
+
+OFFLINE = {
+    "hub down": ("", {"HF_ENDPOINT": "http://127.0.0.1:9"}),  # nothing listens there
+    "local_files_only": (", local_files_only=True", {}),
+    "HF_HUB_OFFLINE": ("", {"HF_HUB_OFFLINE": "1"}),
+}
+
+
+@pytest.mark.parametrize(("option", "environment"), OFFLINE.values(), ids=OFFLINE)
+def test_without_the_hub_the_cache_is_used_or_named_as_empty(hub, ask, reference, option, environment):
+    hub.add(ADDRESS, reference / "hf_torch")
+    refused = ask(f"load('{ADDRESS}'{option})", **environment)
+    assert isinstance(refused, CheckpointRefused)
+    assert refused == (
+        f"{ADDRESS} is not a folder here, not in the cache, and the hub cannot be reached (or is switched off by "
+        "local_files_only or HF_HUB_OFFLINE); connect, or give the path of a folder."
+    )
+    ask(f"load('{ADDRESS}')")
+    hub.requests.clear()
+    assert ask(f"load('{ADDRESS}'{option})", **environment) == WHOLE
+    assert hub.requests == []
+
+
+def test_a_cache_that_holds_the_config_alone_is_named_when_the_hub_is_away(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch")
+    ask(f"ViTConfig.from_pretrained('{ADDRESS}').hidden_size")
+    refused = ask(f"load('{ADDRESS}', local_files_only=True)")
+    assert refused.startswith(f"{ADDRESS} has neither model.safetensors nor pytorch_model.bin, on the hub or, where")
+    assert refused.endswith("if only a part was downloaded, connect and load it again.")
+
+
+def test_cache_dir_is_where_downloads_go(hub, ask, reference, tmp_path):
+    hub.add(ADDRESS, reference / "hf_torch")
+    mine = tmp_path / "mine"
+    there, again, elsewhere = ask(
+        f"resolve('{ADDRESS}', cache_dir='{mine}').is_relative_to('{mine}')",
+        f"resolve('{ADDRESS}', cache_dir=Path('{mine}'), local_files_only=True).is_relative_to('{mine}')",
+        f"load('{ADDRESS}', local_files_only=True)",
+    )
+    assert there
+    assert again
+    assert isinstance(elsewhere, CheckpointRefused)
+
+
+@pytest.mark.parametrize("revision", ["v2", commit(ADDRESS, "v2")], ids=["tag", "commit"])
+def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, ask, reference, revision):
+    hub.add(ADDRESS, reference / "hf_torch")
+    hub.add(ADDRESS, reference / "hf_torch_sharded", "v2")
+    named, main = ask(f"load('{ADDRESS}', revision='{revision}')", f"load('{ADDRESS}')")
+    assert "model.safetensors.index.json" in named
+    assert main == WHOLE
+
+
+@pytest.mark.parametrize(("option", "environment"), [
+    (f", token='{TOKEN}'", {}), ("", {"HF_TOKEN": TOKEN}),
+], ids=["argument", "environment"])  # fmt: skip
+@pytest.mark.parametrize("access", ["private", "gated"])
+def test_a_token_opens_what_is_private_or_gated(hub, ask, reference, access, option, environment):
+    hub.add(ADDRESS, reference / "hf_torch")
+    hub.access[ADDRESS] = access
+    assert ask(f"load('{ADDRESS}'{option})", **environment) == WHOLE
+
+
+# === A folder wins ===
+
+
+def test_a_folder_of_that_name_wins_over_the_hub(hub, ask, reference, tmp_path):
+    hub.add(ADDRESS, reference / "hf_torch")
+    shutil.copytree(reference / "hf_torch_bin", tmp_path / "elsewhere" / ADDRESS)
+    files = ["config.json", "pytorch_model.bin"]
+    assert ask(f"load('{ADDRESS}')", f"load(Path('{ADDRESS}'))") == [files, files]
+    assert hub.requests == []
+
+
+def test_a_folder_needs_no_hub_library(ask, reference):
+    assert ask(f"load('{reference / 'hf_torch'}')", "'huggingface_hub' in sys.modules") == [WHOLE, False]
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(ask, reference):
+    assert ask("load('~/hf_torch')", HOME=str(reference)) == WHOLE
+
+
+# === Refused, each in one sentence with its remedy ===
+
+
+ABSENT = ["./nothing", "/nothing", "nothing/at/all", "~/nothing", "../nothing", "a\\b", "~nobody-of-this-name/x",
+          "models/" + "x" * 5000 + "/y"]  # fmt: skip
+IMPOSSIBLE = ["google/vit base", "google/-vit", "google/vit--x", "vit..base", "x" * 200, "a\0b"]
+
+
+def test_what_cannot_be_a_model_name_is_refused_without_asking_the_hub(hub, ask, reference):
+    file = str(reference / "hf_torch" / "model.safetensors")
+    expected = "expected a checkpoint folder or a model name on the hub."
+    reasons = {
+        **{name: f"{name} does not exist; {expected}" for name in ABSENT},
+        file: f"{file} is a file; {expected}",
+        "": f"An empty name does not exist; {expected}",
+        **{name: f"{name} is neither a folder here nor a possible model name; model names look like "
+                 "'google/vit-base-patch16-224'." for name in IMPOSSIBLE},
+    }  # fmt: skip
+    assert ask(*(f"load({name!r})" for name in reasons)) == list(reasons.values())
+    assert hub.requests == []
+
+
+MISSING = "is neither a folder here nor a model on the hub that you may read; if it is private, pass token=."
+REFUSED = {
+    "missing": ("", "", MISSING),
+    "missing, with a token": (f", token='{TOKEN}'", "", MISSING),
+    "private": ("", "private", MISSING),
+    "gated": ("", "gated", "is gated on the hub: ask for access on its page, then pass token= or run 'hf auth login'."),
+    "no such revision": (", revision='v9'", "public", "has no revision 'v9' on the hub."),
+    "wrong token": (", token='hf_wrong'", "public", "could not be downloaded: 401 Client Error"),
+    "no token stored": (", token=True", "public", "could not be downloaded: Token is required"),
+}
+
+
+@pytest.mark.parametrize(("option", "access", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_the_hub_refuses_is_told_with_the_remedy(hub, ask, reference, option, access, reason):
+    if access:
+        hub.add(ADDRESS, reference / "hf_torch")
+        hub.access[ADDRESS] = access
+    for refused in ask(f"load('{ADDRESS}'{option})", f"ViTConfig.from_pretrained('{ADDRESS}'{option})"):
+        assert isinstance(refused, CheckpointRefused)
+        assert refused.startswith(f"{ADDRESS} {reason}")
+        assert "\n" not in refused
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_hub_in_trouble_is_named_as_out_of_reach(hub, ask, status):
+    hub.trouble = status
+    refused = ask(f"load('{ADDRESS}')")
+    assert isinstance(refused, CheckpointRefused)
+    assert refused.startswith(f"{ADDRESS} is not a folder here, not in the cache, and the hub cannot be reached")
+
+
+def test_a_model_without_weights_is_refused(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch", without="model.safetensors")
+    assert ask(f"load('{ADDRESS}')").startswith(f"{ADDRESS} has neither model.safetensors nor pytorch_model.bin")
+
+
+def test_a_model_without_a_config_is_refused(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch", without="config.json")
+    refused = ask(f"ViTConfig.from_pretrained('{ADDRESS}')")
+    assert isinstance(refused, CheckpointRefused)
+    assert "has no config.json" in refused

@@ -1,0 +1,195 @@
+"""The package: what an import costs, what is found where, and what is said when a framework is not there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import vit
+
+ROOT = Path(vit.__file__).parent
+FRAMEWORKS = {"pt": ("torch",), "tf": ("tensorflow", "keras"), "flax": ("jax", "flax")}
+MODULES = [module for modules in FRAMEWORKS.values() for module in modules]
+MODELS = {framework: f"{prefix}ViTModel" for framework, prefix in (("pt", ""), ("tf", "TF"), ("flax", "Flax"))}
+
+
+def fresh(code: str, without: tuple[str, ...] = (), **environment: str) -> str:
+    """What a new process prints that runs `code`; the modules `without` cannot be imported there."""
+    blocker = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {without!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    done = subprocess.run([sys.executable, "-c", blocker + code], env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# === Importing ===
+
+
+def test_importing_vit_takes_less_than_0_3_seconds_and_loads_no_framework():
+    code = """
+import time
+begin = time.perf_counter()
+import vit
+print(time.perf_counter() - begin, *sys.modules)
+"""
+    runs = [fresh(code).split() for _ in range(5)]
+    assert min(float(seconds) for seconds, *_ in runs) < 0.3
+    heavy = {*MODULES, "numpy", "PIL", "huggingface_hub", "safetensors", "transformers"}
+    assert heavy.isdisjoint(runs[0][1:])
+
+
+@pytest.mark.parametrize("name", ["ViTConfig", "ModelOutput", "CheckpointError", "ViTImageProcessor"])
+def test_a_name_without_a_framework_loads_none(name):
+    loaded = fresh(f"import vit; vit.{name}; print(*sys.modules)").split()
+    assert set(MODULES).isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_model_loads_its_own_framework_alone(framework):
+    others = tuple(module for other, modules in FRAMEWORKS.items() if other != framework for module in modules)
+    assert fresh(f"import vit; print(vit.{MODELS[framework]}.__module__)", without=others) == f"vit.{framework}.model"
+
+
+# === Names ===
+
+
+@pytest.mark.parametrize("name", sorted(set(vit.__all__) - {"__version__"}))
+def test_every_public_name_is_found(name):
+    assert getattr(vit, name).__name__ == name
+    assert getattr(vit, name) is getattr(vit, name)
+
+
+def test_dir_lists_the_public_names():
+    assert dir(vit) == sorted(vit.__all__)
+    assert {"ViTModel", "TFViTForImageClassification", "FlaxViTForMaskedImageModeling", "ViTConfig"} <= set(dir(vit))
+
+
+def test_an_unknown_name_is_an_attribute_error_of_the_module():
+    with pytest.raises(AttributeError, match="module 'vit' has no attribute 'ViTModle'"):
+        _ = vit.ViTModle
+    with pytest.raises(ImportError, match="cannot import name 'ViTModle'"):
+        from vit import ViTModle  # noqa: F401
+
+
+def test_the_version_is_that_of_the_distribution():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    assert vit.__version__ == project["version"]
+
+
+def test_every_class_of_a_framework_has_its_counterpart_in_the_others():
+    names = [
+        {name.removeprefix(prefix) for name in importlib.import_module(f"vit.{framework}").__all__}
+        for framework, prefix in (("pt", ""), ("tf", "TF"), ("flax", "Flax"))
+    ]
+    assert names[0] == names[1] == names[2]
+
+
+# === Arrows point down ===
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level modules that a file imports anywhere in it, and those of this package as "vit.NAME"."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if not node.level:
+                names.add(module.partition(".")[0])
+                continue
+            package = path.relative_to(ROOT.parent).with_suffix("").parts[: -node.level]
+            targets = [module] if module else [alias.name for alias in node.names]
+            names |= {".".join([*package, target]).partition(".")[2].partition(".")[0] for target in targets}
+    return names
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_frameworks_folder_imports_no_other_framework(framework):
+    others = {other for other in FRAMEWORKS if other != framework}
+    modules = {module for other in others for module in FRAMEWORKS[other]}
+    for path in (ROOT / framework).glob("*.py"):
+        assert imported(path).isdisjoint(others | modules), path
+
+
+def test_shared_files_import_no_framework():
+    for path in set(ROOT.glob("*.py")) - {ROOT / "__init__.py", ROOT / "checkpoint.py"}:
+        assert imported(path).isdisjoint({*FRAMEWORKS, *MODULES}), path
+    # One exception: PyTorch's own reader of PyTorch's own files.
+    assert imported(ROOT / "checkpoint.py") & {*FRAMEWORKS, *MODULES} == {"torch"}
+
+
+def test_what_is_shared_works_where_no_framework_is_installed(reference, tmp_path):
+    code = f"""
+from pathlib import Path
+from vit import CheckpointError, ViTConfig, checkpoint, hub, inputs, outputs, posemb, weights
+from vit.errors import installed_frameworks
+opened = checkpoint.Checkpoint({str(reference / "hf_torch")!r})
+tensors = {{name: (t.shape, t.dtype) for name, t in opened.tensors.items()}}
+checkpoint.write({str(tmp_path)!r}, opened.config, tensors, opened.read)
+assert len(checkpoint.Checkpoint({str(tmp_path)!r}).tensors) == 56
+try:
+    checkpoint.Checkpoint({str(reference / "hf_torch_bin")!r})
+except CheckpointError as error:
+    print(error)
+"""
+    path = reference / "hf_torch_bin" / "pytorch_model.bin"
+    assert fresh(code, without=tuple(MODULES)) == (
+        f"{path} is a PyTorch pickle, which only PyTorch reads safely. Install it (pip install 'trivit[pt]'), or save "
+        "the checkpoint as model.safetensors."
+    )
+
+
+# === Missing frameworks ===
+
+
+@pytest.mark.parametrize(
+    ("framework", "missing"), [(f, module) for f, modules in FRAMEWORKS.items() for module in modules]
+)
+def test_a_missing_framework_is_named_with_the_line_that_installs_it(framework, missing):
+    code = f"""
+import vit
+try:
+    vit.{MODELS[framework]}
+except vit.MissingFrameworkError as error:
+    print(type(error).__mro__[1].__name__, error)
+    print(error.__suppress_context__)
+"""
+    title = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}[framework]
+    line = f"vit.{framework} needs {title}. Install it with: pip install 'trivit[{framework}]'"
+    assert fresh(code, without=(missing,)).splitlines() == [f"ImportError {line}", "True"]
+
+
+def test_the_installed_frameworks_are_found_without_importing_any():
+    code = "from vit.errors import installed_frameworks as f; print(*f(), set(sys.modules) & set({modules!r}))"
+    assert fresh(code.format(modules=MODULES)) == "pt tf flax set()"
+
+
+def test_keras_on_another_backend_is_named_with_the_remedy():
+    code = """
+import json, vit
+try:
+    vit.TFViTModel
+except vit.MissingFrameworkError as error:
+    print(json.dumps(str(error)))
+"""
+    message = json.loads(fresh(code, KERAS_BACKEND="jax").splitlines()[-1])
+    assert message == (
+        "vit.tf needs Keras on TensorFlow, but Keras was started on 'jax'. Set KERAS_BACKEND=tensorflow (or unset it) "
+        "before Python imports keras."
+    )

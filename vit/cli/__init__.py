@@ -1,0 +1,84 @@
+"""The `vit` command. Importing it imports no framework, no NumPy and no image library; commands do where they run.
+
+To add a command, write a module here with a function `command` and add its name to `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+
+COMMANDS = ("demo",)
+"""The modules that hold the commands, in the order of the help."""
+
+app = typer.Typer(
+    name="vit",
+    help="The Vision Transformer in PyTorch, TensorFlow and Flax: one checkpoint, the same function.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: importing what typer decorates it with takes longer than all the rest
+)
+for _name in COMMANDS:
+    app.command(_name)(importlib.import_module(f".{_name}", __name__).command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"trivit {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="After an error, show where it was raised.")] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; what a command returns is the exit status, None is 0.
+
+    An error is one line on stderr and the exit status 2; with --debug, anywhere among the arguments, a traceback.
+
+    Args:
+        arguments: those of the command line when None.
+
+    Raises:
+        SystemExit: always.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = app([each for each in given if each != "--debug"], prog_name="vit", standalone_mode=False)
+    except Exception as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        else:
+            typer.echo(f"vit: {describe(error)}", err=True)
+        status = 2
+    sys.exit(status or 0)
+
+
+def describe(error: Exception) -> str:
+    """An error in one line; one that is no user's mistake (a bug, most likely) with its type and how to see more."""
+    if hasattr(error, "format_message"):  # typer's own: a missing argument, an unknown option
+        return f"{_one_line(error.format_message())} Try 'vit --help'."
+    message = _one_line(str(error))
+    if message and isinstance(error, ValueError | ImportError | OSError):
+        return message
+    return f"{type(error).__name__}{': ' * bool(message)}{message} (add --debug for the traceback)"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
