@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -180,8 +181,19 @@ def transposed(array: np.ndarray) -> np.ndarray:
     """The transpose of a matrix, in memory of its own: in strips of a cache line, five times as fast as in one go."""
     result = np.empty(array.shape[::-1], array.dtype)
     strip = max(1, 64 // array.itemsize)
-    for begin in range(0, len(array), strip):
-        result[:, begin : begin + strip] = array[begin : begin + strip].T
+
+    def part(first: int, last: int) -> None:
+        for begin in range(first, last, strip):
+            result[:, begin : min(begin + strip, last)] = array[begin : min(begin + strip, last)].T
+
+    half = len(array) // (2 * strip) * strip
+    if array.nbytes < 2**20 or not half:
+        part(0, len(array))
+    else:  # NumPy copies without the interpreter's lock
+        other = threading.Thread(target=part, args=(half, len(array)))
+        other.start()
+        part(0, half)
+        other.join()
     return result
 
 

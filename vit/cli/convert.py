@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import Json
+
 if TYPE_CHECKING:
     from conversion import Report
 
@@ -51,7 +53,7 @@ def command(
     num_channels: Annotated[int | None, typer.Option(metavar="N", help="Where shapes do not tell.")] = None,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of the hf folder's weight files.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace a target that exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Convert a checkpoint, one tensor at a time, and compare the result with the source.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import Json
+
 if TYPE_CHECKING:
     from conversion import Inspection
 
@@ -18,7 +20,7 @@ def command(
         str, typer.Option("--from", metavar="FORMAT", help="auto, or as in vit convert.")
     ] = "auto",
     num_attention_heads: Annotated[int | None, typer.Option(metavar="N", help="Where the file does not tell.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: Json = False,
 ) -> int:
     """Say what a checkpoint is: format, size, head, labels, dtype, and whether it is whole.
 

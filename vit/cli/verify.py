@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -10,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .frameworks import _quiet, choose
+from .options import Frameworks, Json
 
 if TYPE_CHECKING:
     from conversion import Verification
@@ -20,16 +22,14 @@ def command(
     images: Annotated[
         list[Path] | None, typer.Option("--images", "-i", metavar="FILE", help="An image to run; repeatable.")
     ] = None,
-    framework: Annotated[
-        list[str] | None, typer.Option("--framework", "-f", metavar="pt|tf|flax", help="Repeatable. [default: all]")
-    ] = None,
+    framework: Frameworks = None,
     tolerance: Annotated[
         float, typer.Option(help="Largest difference, as a share of the largest value (or of 1, if that is more).")
     ] = 1e-5,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     source_format: Annotated[str, typer.Option("--from", metavar="FORMAT", help="Of a foreign file.")] = "auto",
     num_attention_heads: Annotated[int | None, typer.Option(metavar="N", help="Where a file does not tell.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: Json = False,
 ) -> int:
     """Prove that a checkpoint computes the same in every framework.
 
@@ -41,10 +41,14 @@ def command(
     options = {} if num_attention_heads is None else {"num_attention_heads": num_attention_heads}
     from rich.console import Console
 
-    _import_quietly()
+    chosen = choose(framework, "vit verify")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # this process is ours, and vit.tf works on no other
+    if "tf" in chosen:
+        with _quiet():
+            import tensorflow  # noqa: F401
     with Console(stderr=True).status("Starting") if sys.stderr.isatty() else _Silent() as status:
         found = conversion.verify(
-            checkpoint, images, frameworks=framework, tolerance=tolerance, dtype=dtype, source_format=source_format,
+            checkpoint, images, frameworks=chosen, tolerance=tolerance, dtype=dtype, source_format=source_format,
             progress=status.update, **options,
         )  # fmt: skip
     if as_json:
@@ -90,24 +94,6 @@ def show(found: Verification) -> None:
         f"{worst.largest:.3g}; the tolerance is {found.tolerance:g} of the largest value, or {found.tolerance:g}",
         soft_wrap=True,
     )
-
-
-def _import_quietly() -> None:
-    """Import TensorFlow, if it is there, without what its C++ part logs whatever TF_CPP_MIN_LOG_LEVEL says."""
-    if importlib.util.find_spec("tensorflow") is None or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    sys.stderr.flush()
-    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        importlib.import_module("tensorflow")
-    except ImportError:
-        return  # the library's own message comes later
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        os.close(nowhere)
 
 
 class _Silent:
