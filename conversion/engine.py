@@ -108,7 +108,8 @@ def open_source(
     Args:
         source: a file or folder.
         source_format: a name of `FORMATS`; "auto" finds it from the file and its keys.
-        labels: names of the labels: "imagenet-1k", a file, or the names; None keeps what the source says.
+        labels: names of the labels: "imagenet-1k", a file, or the names; "none" for numbers alone; None keeps what
+            the source says.
         published_config: take hidden_act and layer_norm_eps of the published configurations.
         **options: keys of `ViTConfig` that shapes do not tell, such as num_attention_heads or image_size.
 
@@ -139,7 +140,10 @@ def open_source(
             config = checkpoint.read_config(folder)
     elif format.name in ("hf", "transformers-pt", "transformers-tf", "transformers-flax"):
         said.append(f"there is no {checkpoint.CONFIG} beside it: sizes are read from shapes")
-    if labels is not None:
+    if labels == "none":
+        if config is not None:
+            config = config.replace(id2label={i: f"LABEL_{i}" for i in range(config.num_labels or 0)})
+    elif labels is not None:
         options["id2label"] = label_names(os.fspath(labels) if isinstance(labels, os.PathLike) else labels)
     try:
         opened = Source(store, format, config, options, published_config)
@@ -236,7 +240,8 @@ def convert(
         source_format: a name of `FORMATS`; "auto" finds it from the file and its keys.
         target_format: a name of `TARGETS`.
         dtype: float32, float16, bfloat16 or float64; None keeps each tensor's.
-        labels: names of the labels: "imagenet-1k", a file, or the names; None keeps what the source says.
+        labels: names of the labels: "imagenet-1k", a file, or the names; "none" for numbers alone; None keeps what
+            the source says.
         published_config: take hidden_act and layer_norm_eps of the published configurations, rather than those that
             the source's code computes with.
         verify: read the result back and compare it with the source, bit by bit, before it appears.

@@ -368,3 +368,118 @@ def test_a_timm_hub_folder_says_heads_size_and_labels_itself(tmp_path):
     (folder / "config.json").write_text(described % "avg")
     with pytest.raises(CheckpointError, match="global_pool='avg'"):
         conversion.convert(folder, tmp_path / "other")
+
+
+# === What files in the wild look like ===
+
+
+def wrapped(prefix: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda state: {prefix + name: value for name, value in state.items()}
+
+
+def renamed(*pairs: tuple[str, str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def rename(state: dict[str, Any]) -> dict[str, Any]:
+        for old, new in pairs:
+            state = {name.replace(old, new): value for name, value in state.items()}
+        return state
+
+    return rename
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "format_"),
+    views = {**state, "heads.head.weight": wide[:, 30:78]}
+     ("timm_vit.safetensors", renamed(("head.", "fc.")), "timm"),
+     ("timm_vit.safetensors", lambda state: {"model": state}, "deit"),
+     ("timm_vit.safetensors", lambda state: {"model": wrapped("module.")(state), "epoch": 3}, "deit"),
+     ("timm_vit.safetensors", lambda state: {"state_dict": {n: v + 1 for n, v in state.items()}, "epoch": 3,
+                                             "state_dict_ema": wrapped("module.")(state)}, "timm"),
+     ("torchvision_vit.pth", renamed(("mlp.0", "mlp.linear_1"), ("mlp.3", "mlp.linear_2")), "torchvision"),
+     ("torchvision_vit.pth", lambda state: {"model": state, "optimizer": {"lr": 1}}, "torchvision"),
+     ("dino_backbone.pth", lambda state: {"student": wrapped("module.backbone.")(state)}, "dino")],
+)  # fmt: skip
+def test_prefixes_wrappers_and_older_names_are_understood(name, change, format_, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    file = FIXTURES / name
+    state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+    torch.save(change(state), tmp_path / "changed.pth")
+    changed = conversion.open_source(tmp_path / "changed.pth", **HEADS)
+    assert changed.format.name == format_
+    assert_same_bits({n: changed.read(n) for n in changed.shapes}, tensors_of(file, **HEADS))
+
+
+@pytest.mark.parametrize("prefix", ["opt/target/", "params/"])
+def test_the_prefixes_of_jax_training_checkpoints_are_understood(prefix, tmp_path):
+    arrays = {prefix + name: value for name, value in np.load(FIXTURES / "google_vit.npz").items()}
+    np.savez(tmp_path / "x.npz", **arrays, **{"opt/state/step": np.int64(3)})
+    source = conversion.open_source(tmp_path / "x.npz")
+    assert "training" in source.ignored["opt/state/step"]
+    assert_same_bits({n: source.read(n) for n in source.shapes}, tensors_of(FIXTURES / "google_vit.npz"))
+
+
+def test_the_pre_logits_of_old_timm_files_are_the_pooler(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    state = load_file(FIXTURES / "timm_vit.safetensors")
+    state |= {"pre_logits.fc.weight": np.eye(48, dtype=np.float32), "pre_logits.fc.bias": np.ones(48, np.float32)}
+    save_file(state, tmp_path / "in21k.safetensors")
+    report = conversion.convert(tmp_path / "in21k.safetensors", tmp_path / "out", **HEADS)
+    assert report.config.architectures == ("ViTModel",)
+    assert report.ignored.keys() == {"head.weight", "head.bias"}
+    assert tensors_of(tmp_path / "out")["vit.pooler.dense.bias"][0] == 1
+
+
+def test_npz_files_may_be_compressed_and_in_fortran_order(tmp_path):
+    arrays = {name: np.asfortranarray(value) for name, value in np.load(FIXTURES / "google_vit.npz").items()}
+    np.savez(tmp_path / "fortran.npz", **arrays)
+    np.savez_compressed(tmp_path / "small.npz", **arrays)
+    expected = tensors_of(FIXTURES / "google_vit.npz")
+    assert_same_bits(tensors_of(tmp_path / "fortran.npz"), expected)
+    assert_same_bits(tensors_of(tmp_path / "small.npz"), expected)
+
+
+def test_pytorch_files_may_be_old_or_hold_views(tmp_path):
+    import torch
+
+    state = torch.load(FIXTURES / "torchvision_vit.pth", weights_only=True)
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    wide = torch.zeros(7, 100)
+    wide[:, 30:78] = state["heads.head.weight"]
+    views = {
+        **state,
+        "heads.head.weight": wide[:, 30:78],
+        "encoder.ln.weight": state["encoder.ln.weight"].flip(0).flip(0),
+    }
+    key = "encoder.layers.encoder_layer_1.mlp.0.weight"
+    views[key] = state[key].T.contiguous().T
+    torch.save(views, tmp_path / "views.pth")
+    expected = tensors_of(FIXTURES / "torchvision_vit.pth", **HEADS)
+    assert_same_bits(tensors_of(tmp_path / "old.pth", **HEADS), expected)
+    assert_same_bits(tensors_of(tmp_path / "views.pth", **HEADS), expected)
+
+
+def test_sharded_pytorch_files_are_read(tmp_path, reference):
+    import json
+
+    import torch
+
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    shutil.copy(reference / "hf_torch_bin" / "config.json", folder)
+    state = torch.load(reference / "hf_torch_bin" / "pytorch_model.bin", weights_only=True)
+    weight_map = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(state)}
+    for file in set(weight_map.values()):
+        torch.save({name: state[name] for name in state if weight_map[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    source = conversion.open_source(folder)
+    assert source.format.name == "transformers-pt"
+    assert_same_bits({n: source.read(n) for n in source.shapes}, tensors_of(reference / "hf_torch"))
+
+
+def test_labels_can_be_dropped(tmp_path, random_checkpoint, tiny_config):
+    source = random_checkpoint(tmp_path / "in", tiny_config(id2label={0: "cat", 1: "dog"}), "classifier")
+    assert conversion.open_source(source).config.id2label == {0: "cat", 1: "dog"}
+    assert conversion.open_source(source, labels="none").config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert conversion.open_source(FIXTURES / "google_vit.npz", labels="none").config.id2label[6] == "LABEL_6"

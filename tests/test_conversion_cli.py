@@ -206,3 +206,15 @@ def test_verify_refuses_what_it_cannot_compare(reference, tmp_path):
     (tmp_path / "file").write_text("hello")
     with pytest.raises(CheckpointError, match="no checkpoint that is known"):
         conversion.verify(tmp_path / "file")
+
+
+def test_a_progress_bar_shows_on_a_terminal(tmp_path):
+    import os
+    import pty
+
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "conversion", str(FIXTURES / "google_vit.npz"), str(tmp_path / "out")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=end, check=True)
+    os.close(end)
+    assert b"converting" in os.read(terminal, 100_000)
+    assert b"converting" not in done.stdout

@@ -40,7 +40,7 @@ def command(
     ] = None,
     verify: Annotated[bool, typer.Option(help="Read the result back and compare every tensor with the source.")] = True,
     labels: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="imagenet-1k, or a file with one name a line, or a .json.")
+        str | None, typer.Option(metavar="NAMES", help="imagenet-1k, none, or a file: one name a line, or .json.")
     ] = None,
     published_config: Annotated[
         bool, typer.Option(help="The published activation and epsilon, not those that the source's code computes with.")
