@@ -62,7 +62,7 @@ class Store:
         shape, dtype, load = self.tensors[name]
         try:
             array = load(rows)
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except Exception as error:  # every container's library has its own
             raise CheckpointError(f"{self.path}: {name} cannot be read ({error}); download it again.") from None
         expected = shape if rows is None else (rows.stop - rows.start, *shape[1:])
         if array.shape != expected or array.dtype != dtype:
@@ -79,6 +79,18 @@ def summary(names: Iterable[str], most: int = 8) -> str:
 
 def _damaged(path: Path, what: str, error: object) -> CheckpointError:
     return CheckpointError(f"{path} is no whole {what} file ({error}); download or write it again.")
+
+
+@contextmanager
+def parsing(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes of its parser into one error; those that already say it well pass."""
+    try:
+        yield
+    except (CheckpointError, ImportError):
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise _damaged(path, what, reason) from None
 
 
 def _raw(path: Path, offset: int, dtype: np.dtype, shape: Shape) -> Stored:
@@ -124,28 +136,22 @@ def read_safetensors(path: Path) -> Store:
 
 def read_npz(path: Path) -> Store:
     """An .npz file; object arrays, which are pickles, are refused."""
-    store = Store(path, "npz")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                with archive.open(info) as member:
-                    first = np.lib.format.read_magic(member) == (1, 0)
-                    lib = np.lib.format
-                    shape, fortran, dtype = (lib.read_array_header_1_0 if first else lib.read_array_header_2_0)(member)
-                    begin = member.tell()
-                name = info.filename.removesuffix(".npy")
-                if dtype.hasobject:
-                    raise CheckpointError(f"{path}: {name} is a pickled object; only arrays of numbers are read.")
-                if dtype.kind == "V" and dtype.itemsize == 2:  # what NumPy makes of bfloat16
-                    dtype = BFLOAT16
-                expected = begin + math.prod(shape) * dtype.itemsize
-                if info.file_size != expected:
-                    raise CheckpointError(f"{path}: {name} holds {info.file_size} bytes; its header says {expected}.")
-                store.tensors[name] = _npz_member(path, info, begin, dtype, shape, fortran)
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, zlib.error) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise _damaged(path, ".npz", error) from None
+    store, lib = Store(path, "npz"), np.lib.format
+    with parsing(path, ".npz"), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                first = lib.read_magic(member) == (1, 0)
+                shape, fortran, dtype = (lib.read_array_header_1_0 if first else lib.read_array_header_2_0)(member)
+                begin = member.tell()
+            name = info.filename.removesuffix(".npy")
+            if dtype.hasobject:
+                raise CheckpointError(f"{path}: {name} is a pickled object; only arrays of numbers are read.")
+            if dtype.kind == "V" and dtype.itemsize == 2:  # what NumPy makes of bfloat16
+                dtype = BFLOAT16
+            expected = begin + math.prod(shape) * dtype.itemsize
+            if info.file_size != expected:
+                raise CheckpointError(f"{path}: {name} holds {info.file_size} bytes; its header says {expected}.")
+            store.tensors[name] = _npz_member(path, info, begin, dtype, shape, fortran)
     return store
 
 
@@ -309,10 +315,8 @@ def read_h5(path: Path, file: Any = None, kind: str = "h5") -> Store:
     """An HDF5 file (or one inside another, `file`), without links to other files."""
     h5py = _h5py()
     store = Store(path, kind)
-    try:
+    with parsing(path, "HDF5"):
         root = h5py.File(file or path, "r")
-    except OSError as error:
-        raise _damaged(path, "HDF5", error) from None
 
     def visit(group: Any, prefix: str) -> None:
         for key in group:
@@ -330,10 +334,8 @@ def read_h5(path: Path, file: Any = None, kind: str = "h5") -> Store:
                 dtype = BFLOAT16 if item.dtype.kind == "V" and item.dtype.itemsize == 2 else item.dtype
                 store.tensors[name] = Stored(item.shape, dtype, _h5_loader(item, dtype))
 
-    try:
+    with parsing(path, "HDF5"):
         visit(root, "")
-    except (RuntimeError, KeyError, OSError) as error:
-        raise _damaged(path, "HDF5", error) from None
     return store
 
 
@@ -499,15 +501,12 @@ class _Leaf(NamedTuple):
 def read_msgpack(path: Path) -> Store:
     """A .msgpack file of flax.serialization; nested dicts give names with slashes."""
     store, size = Store(path, "msgpack"), path.stat().st_size
-    try:
-        with open(path, "rb") as file:
-            content = _Msgpack(file).value()
-            if file.tell() != size:  # a skipped last tensor may lie beyond the end
-                raise EOFError(f"it has {size} bytes and needs {file.tell()}")
+    with parsing(path, "Flax msgpack"), open(path, "rb") as file:
+        content = _Msgpack(file).value()
+        if file.tell() != size:  # a skipped last tensor may lie beyond the end
+            raise EOFError(f"it has {size} bytes and needs {file.tell()}")
         if not isinstance(content, dict):
             raise ValueError("it holds no dict")
-    except (ValueError, EOFError, KeyError, TypeError, RecursionError, OverflowError) as error:
-        raise _damaged(path, "Flax msgpack", error) from None
 
     def visit(values: Mapping[str, Any], prefix: str) -> None:
         for key, value in values.items():
@@ -524,7 +523,8 @@ def read_msgpack(path: Path) -> Store:
             else:
                 store.others[name] = f"a value of the training ({type(value).__name__}), no tensor"
 
-    visit(content, "")
+    with parsing(path, "Flax msgpack"):
+        visit(content, "")
     return store
 
 
@@ -596,11 +596,8 @@ def kind_of(path: Path) -> str:
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "h5"
     if head.startswith(b"PK"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        except zipfile.BadZipFile as error:
-            raise _damaged(path, "zip (.npz, .pth, .keras)", error) from None
+        with parsing(path, "zip (.npz, .pth, .keras)"), zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
         if "model.weights.h5" in names:
             return "keras"
         return "torch" if any(name.endswith("/data.pkl") for name in names) else "npz"

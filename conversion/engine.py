@@ -128,7 +128,10 @@ def open_source(
     folder = store.path if store.path.is_dir() else store.path.parent
     described = path.is_dir() or path.name in _FILES
     if store.config is not None:
-        config = ViTConfig.from_dict(store.config)
+        try:
+            config = ViTConfig.from_dict(store.config)
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(f"{path} fits no Vision Transformer: {error}") from None
     elif described and (folder / checkpoint.CONFIG).is_file():
         values = checkpoint.read_json(folder / checkpoint.CONFIG)
         if "architecture" in values or "pretrained_cfg" in values:

@@ -20,7 +20,7 @@ from vit.config import ViTConfig, to_pair
 from vit.errors import CheckpointError
 from vit.weights import LAYOUTS
 
-from .containers import Read, Specs, Store, Window, _damaged, read_h5, write_h5_dataset, writing_h5
+from .containers import Read, Specs, Store, Window, parsing, read_h5, write_h5_dataset, writing_h5
 from .rules import Format, patterns
 
 _MODEL = "layers/tf_vi_t_model/"
@@ -77,23 +77,21 @@ KERAS = Format(
 
 def read_keras(path: Path) -> Store:
     """A .keras file: a zip file of config.json and an HDF5 file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            info = archive.getinfo("model.weights.h5")
-            described = json.loads(archive.read("config.json"))
-            if broken := archive.testzip():
-                raise zipfile.BadZipFile(f"the checksum of {broken} is another")
-            with archive.open(info):
-                offset = archive.fp.tell()  # type: ignore[union-attr]
-    except (zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
-        raise _damaged(path, ".keras", error) from None
-    name = described.get("registered_name") or described.get("class_name")
+    with parsing(path, ".keras"), zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("model.weights.h5")
+        described = json.loads(archive.read("config.json"))
+        name = described.get("registered_name") or described.get("class_name")
+        if broken := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {broken} is another")
+        with archive.open(info):
+            offset = archive.fp.tell()  # type: ignore[union-attr]
     if not str(name).startswith("trivit>") or not isinstance(described.get("config"), dict):
         raise CheckpointError(f"{path} is a Keras model of the class {name}; only this project's own models are read.")
     if info.compress_type != zipfile.ZIP_STORED:
         raise CheckpointError(f"{path} compresses its weights; save it again with model.save.")
     store = read_h5(path, Window(path, offset, info.file_size), "keras")
-    store.config = described["config"]["config"]
+    with parsing(path, ".keras"):
+        store.config = dict(described["config"]["config"])
     return store
 
 

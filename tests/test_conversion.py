@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -352,6 +355,26 @@ def test_transformers_reads_what_is_written(name, tmp_path, reference):
         np.testing.assert_allclose(output, expected[f"{name}/{field}"], rtol=0, atol=1e-5, err_msg=format_)
 
 
+def test_transformers_5_reads_what_is_written(converted):
+    folder, expected = converted("google_vit.npz"), np.load(FIXTURES / "expected.npz")
+    elsewhere = Path(sys.prefix) / "transformers5"
+    assert elsewhere.is_dir(), "make test installs transformers 5 there"
+    code = (
+        "import sys, numpy as np, torch, transformers\n"
+        "model = transformers.ViTForImageClassification.from_pretrained(sys.argv[1])\n"
+        "with torch.no_grad():\n    logits = model(torch.from_numpy(np.load(sys.argv[2])['pixel_values'])).logits\n"
+        "print(transformers.__version__, *logits.flatten().tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(FIXTURES / "expected.npz")],
+        env={**os.environ, "PYTHONPATH": str(elsewhere)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    version, *logits = done.stdout.split()
+    assert version.startswith("5.")
+    np.testing.assert_allclose(np.array(logits, float), expected["google_vit/logits"].ravel(), rtol=0, atol=1e-5)
+
+
 def test_a_timm_hub_folder_says_heads_size_and_labels_itself(tmp_path):
     folder = tmp_path / "hub"
     folder.mkdir()
@@ -388,7 +411,7 @@ def renamed(*pairs: tuple[str, str]) -> Callable[[dict[str, Any]], dict[str, Any
 
 @pytest.mark.parametrize(
     ("name", "change", "format_"),
-    views = {**state, "heads.head.weight": wide[:, 30:78]}
+    [("timm_vit.safetensors", wrapped("module."), "timm"), ("dino_backbone.pth", wrapped("_orig_mod.module."), "dino"),
      ("timm_vit.safetensors", renamed(("head.", "fc.")), "timm"),
      ("timm_vit.safetensors", lambda state: {"model": state}, "deit"),
      ("timm_vit.safetensors", lambda state: {"model": wrapped("module.")(state), "epoch": 3}, "deit"),
@@ -447,11 +470,7 @@ def test_pytorch_files_may_be_old_or_hold_views(tmp_path):
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     wide = torch.zeros(7, 100)
     wide[:, 30:78] = state["heads.head.weight"]
-    views = {
-        **state,
-        "heads.head.weight": wide[:, 30:78],
-        "encoder.ln.weight": state["encoder.ln.weight"].flip(0).flip(0),
-    }
+    views = {**state, "heads.head.weight": wide[:, 30:78]}
     key = "encoder.layers.encoder_layer_1.mlp.0.weight"
     views[key] = state[key].T.contiguous().T
     torch.save(views, tmp_path / "views.pth")

@@ -128,6 +128,28 @@ def test_a_truncated_file_is_refused(name, share, tmp_path):
     refused(cut, "is no|not a whole|cannot be read|holds", tmp_path)
 
 
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_damaged_file_is_refused_or_read_but_nothing_else(name, tmp_path):
+    rng, whole, errors = np.random.default_rng(0), np.fromfile(FIXTURES / name, np.uint8), []
+    path = tmp_path / Path(name).name
+    for reach in (64, 4000, len(whole)) * 15:
+        damaged = whole.copy()
+        places = rng.integers(0, reach, 3) * rng.choice([1, -1])  # at both ends, where headers and indices are
+        damaged[places % len(whole)] = rng.integers(0, 256, 3)
+        damaged.tofile(path)
+        try:
+            tensors_of(path)
+        except CheckpointError as error:
+            errors.append(str(error))
+    assert errors
+    assert all(str(path) in error for error in errors)
+
+
+def tensors_of(path: Path) -> dict[str, np.ndarray]:
+    source = conversion.open_source(path, **HEADS)
+    return {name: source.read(name) for name in source.shapes}
+
+
 def test_truncated_keras_and_orbax_checkpoints_are_refused(tmp_path):
     conversion.convert(FIXTURES / "hf_tf_h5", tmp_path / "model.keras", target_format="keras")
     conversion.convert(FIXTURES / "hf_tf_h5", tmp_path / "orbax", target_format="orbax")
