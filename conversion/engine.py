@@ -20,7 +20,7 @@ from vit.errors import CheckpointError, ConfigError
 from vit.weights import Shape
 
 from . import keras, orbax
-from .containers import KINDS, Store, read_file, read_shards, summary, write_json, write_msgpack, write_npz, write_torch
+from .containers import Store, read_file, read_shards, summary, write_json, write_msgpack, write_npz, write_torch
 from .deit import DEIT
 from .dino import DINO
 from .google import GOOGLE
@@ -171,24 +171,18 @@ def _open(path: Path, source_format: str) -> Store:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; expected a checkpoint's file or folder.")
     if not path.is_dir():
-        return keras.read_keras(path) if _is_keras(path) else read_file(path)
+        return read_file(path)
     if found := orbax.find(path):
         return orbax.read_orbax(found)
     files = [path / name for name in _FILES if (path / name).is_file()]
     if source_format != "auto":
-        kinds = format_of(source_format).kinds
-        files = [f for f in files if {"safetensors": "safetensors", "bin": "torch", "h5": "h5", "msgpack": "msgpack"}[
-            f.name.removesuffix(".index.json").rpartition(".")[2]] in kinds]  # fmt: skip
+        kinds = {"safetensors": "safetensors", "bin": "torch", "h5": "h5", "msgpack": "msgpack"}
+        wanted = format_of(source_format).kinds
+        files = [file for file in files if kinds[file.name.removesuffix(".index.json").rpartition(".")[2]] in wanted]
     if not files:
         held = summary(sorted(item.name for item in path.iterdir())) or "nothing"
         raise CheckpointError(f"{path} holds no checkpoint that is known (it holds {held}); give the file itself.")
     return read_shards(files[0]) if files[0].name.endswith(".index.json") else read_file(files[0])
-
-
-def _is_keras(path: Path) -> bool:
-    from .containers import kind_of
-
-    return kind_of(path) == "keras"
 
 
 def _detect(store: Store) -> Format:
@@ -469,6 +463,3 @@ def _publish(staged: Path, target: Path) -> None:
         for path in target.iterdir():  # an older result's other shards would be read before the new ones
             if path.name not in names and re.fullmatch(r"model(-.*)?\.safetensors(\.index\.json)?", path.name):
                 path.unlink()
-
-
-__all__ = ["FORMATS", "KINDS", "TARGETS", "Report", "convert", "open_source"]

@@ -257,6 +257,3 @@ def _stage(name: str, values: dict[str, np.ndarray]) -> Stage:
     }
     largest = max(float(np.abs(value).max(initial=0)) for value in values.values())
     return Stage(name, shapes.pop(), largest, differences)
-
-
-__all__ = ["Stage", "Verification", "verify"]

@@ -95,6 +95,3 @@ def variant(config: ViTConfig) -> str:
     name = next((name for name, known in VARIANTS.items() if known == sizes), "custom")
     patch, image = ("x".join(map(str, dict.fromkeys(to_pair(s)))) for s in (config.patch_size, config.image_size))
     return f"{name}/{patch} at {image}"
-
-
-__all__ = ["Inspection", "inspect", "variant"]

@@ -20,7 +20,7 @@ from vit.config import ViTConfig, to_pair
 from vit.errors import CheckpointError
 from vit.weights import LAYOUTS
 
-from .containers import Read, Specs, Store, Window, parsing, read_h5, write_h5_dataset, writing_h5
+from .containers import KINDS, Read, Specs, Store, Window, parsing, read_h5, write_h5_dataset, writing_h5
 from .rules import Format, patterns
 
 _MODEL = "layers/tf_vi_t_model/"
@@ -93,6 +93,9 @@ def read_keras(path: Path) -> Store:
     with parsing(path, ".keras"):
         store.config = dict(described["config"]["config"])
     return store
+
+
+KINDS["keras"] = read_keras
 
 
 def write_keras(path: Path, config: ViTConfig, head: str | None, tensors: Specs, read: Read) -> None:

@@ -246,10 +246,11 @@ class Source:
         mark = format.foreign_name(MARK) or ""
         roots = sorted({name[: -len(mark)] for name in names if name.endswith(mark)})
         roots = [root for root in roots if re.fullmatch(rf"(.*/)?({format.prefixes})*", root)] or [""]
-        wrappers = [next((w for w in format.wrappers if root.startswith(w)), "") for root in roots]
-        order = [*format.wrappers, ""]
-        root = min(roots, key=lambda r: (order.index(wrappers[roots.index(r)]), len(r)))
-        wrapper = wrappers[roots.index(root)]
+        order = [*format.wrappers, ""]  # every root starts with the last
+        rank, _, root = min(
+            (next(i for i, w in enumerate(order) if root.startswith(w)), len(root), root) for root in roots
+        )
+        wrapper = order[rank]
         if wrapper and len(roots) > 1:
             self.said.append(f"of the models in the file, {wrapper.rstrip('/')}: {format.wrappers[wrapper]}")
         table_names = {}
@@ -455,7 +456,7 @@ class Source:
                 f"{self.store.path} fits no Vision Transformer of {config.num_hidden_layers} layers, width "
                 f"{config.hidden_size}, image {config.image_size} and patch {config.patch_size}. {listed}."
             )
-        return {name: expected[name] for name in expected}
+        return expected
 
     def dtype(self, name: str) -> np.dtype:
         """The stored dtype of a canonical parameter."""
