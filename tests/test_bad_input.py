@@ -273,10 +273,7 @@ def test_an_impossible_argument_of_from_pretrained_is_refused(whole, framework, 
         model_class(framework).from_pretrained(whole, **arguments)
 
 
-PT_DEVICE = pytest.mark.xfail(strict=True, reason="vit.pt lets PyTorch's own error through, which is no InputError")
-
-
-@pytest.mark.parametrize("framework", [pytest.param("pt", marks=PT_DEVICE), "tf", "flax"])
+@pytest.mark.parametrize("framework", ["pt", "tf", "flax"])
 @pytest.mark.parametrize("device", ["cuda:99", "abacus", "cpu:x"])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(whole, framework, device):
     with pytest.raises(InputError, match=f"(?i)device is '{device}'; .* sees .*cpu") as error:
@@ -285,7 +282,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(whole, framew
 
 
 def test_float64_is_refused_while_jax_has_it_switched_off(whole):
-    with pytest.raises(InputError, match=r"float64, which JAX has switched off.*jax_enable_x64.*dtype='float32'"):
+    with pytest.raises(InputError, match=r"dtype is float64, which JAX has .*jax_enable_x64.*dtype='float32'"):
         model_class("flax").from_pretrained(whole, dtype="float64")
 
 
@@ -431,3 +428,21 @@ def test_a_decoder_whose_stride_is_not_the_patch_size_is_refused(tmp_path, tiny_
 
 def test_every_error_is_a_value_error_that_one_line_catches():
     assert all(issubclass(error, ValueError) for error in (CheckpointError, ConfigError, InputError))
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "bool_masked_pos", "labels"])
+def test_pytorch_is_given_tensors(name, tiny_config):
+    import torch
+
+    model = vit.ViTForImageClassification if name == "labels" else vit.ViTForMaskedImageModeling
+    inputs = {"pixel_values": torch.zeros(2, 3, 16, 16), name: np.zeros((2, 3, 16, 16), np.float32)}
+    with pytest.raises(InputError, match=rf"{name} is a numpy.ndarray; expected a torch.Tensor"):
+        model(tiny_config())(**inputs)
+
+
+def test_pytorch_refuses_a_class_between_two(tiny_config):
+    import torch
+
+    model = vit.ViTForImageClassification(tiny_config(problem_type="single_label_classification"))
+    with pytest.raises(InputError, match=r"labels holds 1\.5; expected 0 to 4"):
+        model(torch.zeros(2, 3, 16, 16), labels=torch.tensor([0.0, 1.5]))

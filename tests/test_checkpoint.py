@@ -75,11 +75,20 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path, dtype, max_shard_siz
 
 
 def test_tensors_of_several_dtypes_share_a_file(tmp_path):
-    tensors = {f"{dtype}.{n}": np.ones(n, dtype_of(dtype)) * n for dtype in DTYPES for n in (1, 3, 5)}
+    # In the order of their names they would lie at odd addresses.
+    sizes = {"a": ("float16", 3), "b": ("float64", 1), "c": ("bfloat16", 5), "d": ("float32", 3), "e": ("float64", 2)}
+    tensors = {name: np.ones(size, dtype_of(dtype)) * size for name, (dtype, size) in sizes.items()}
     assert_same(arrays(write(tmp_path, tensors)), tensors)
     assert Checkpoint(tmp_path).dtype == np.float64  # the widest
     for name, tensor in Checkpoint(tmp_path).tensors.items():
         assert tensor.offset % tensor.dtype.itemsize == 0, f"{name} is not aligned"
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1, 1, 1, 1)])
+def test_a_tensor_of_any_shape_is_read(tmp_path, shape):
+    ViTConfig().save_pretrained(tmp_path)
+    safetensors.numpy.save_file({"a": np.full(shape, 7.0, np.float32)}, tmp_path / "model.safetensors")
+    assert_same(arrays(tmp_path), {"a": np.full(shape, 7.0, np.float32)})
 
 
 def test_special_values_survive(tmp_path):
@@ -506,7 +515,7 @@ def test_a_base_checkpoint_loads_under_a_fresh_head_with_one_warning(
         model = model_class(framework, head).from_pretrained(folder)
     part = "classifier" if head == "classifier" else "decoder.0"
     assert [str(warning.message) for warning in caught] == [
-        f"{folder} does not give {part}.bias, {part}.weight: freshly initialised. Train the model before relying on "
+        f"{folder} holds no fitting {part}.bias, {part}.weight: freshly initialised. Train the model before relying on "
         "what depends on them."
     ]
     assert caught[0].filename == __file__  # the line that called from_pretrained
@@ -524,7 +533,7 @@ def test_a_pooler_that_the_checkpoint_lacks_starts_fresh_with_one_warning(
 ):
     folder = random_checkpoint(tmp_path, tiny_config(), add_pooling_layer=False)
     with pytest.warns(
-        UserWarning, match=r"does not give vit\.pooler\.dense\.bias, vit\.pooler\.dense\.weight"
+        UserWarning, match=r"holds no fitting vit\.pooler\.dense\.bias, vit\.pooler\.dense\.weight"
     ) as caught:
         model = model_class(framework, None).from_pretrained(folder)
     assert len(caught) == 1
@@ -632,8 +641,9 @@ def test_dtype_converts_the_parameters_and_names_itself_in_the_config(
     tmp_path, tiny_config, random_checkpoint, framework, dtype, stored
 ):
     folder = random_checkpoint(tmp_path / "in", tiny_config(), "classifier", dtype=stored)
-    model_class(framework, "classifier").from_pretrained(folder, dtype=dtype).save_pretrained(tmp_path / "out")
-    assert Checkpoint(tmp_path / "out").config.dtype == dtype
+    model = model_class(framework, "classifier").from_pretrained(folder, dtype=dtype)
+    model.save_pretrained(tmp_path / "out")
+    assert model.config.dtype == Checkpoint(tmp_path / "out").config.dtype == dtype
     expected = {name: value.astype(dtype_of(dtype)) for name, value in arrays(folder).items()}
     assert_same(arrays(tmp_path / "out"), expected)
 

@@ -313,11 +313,11 @@ def test_a_drawing_that_fails_leaves_the_old_picture(tmp_path: Path, monkeypatch
 
     def fail(self: Figure, path: Path, **options: Any) -> None:
         Path(path).write_bytes(b"half")
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     (tmp_path / "demo.png").write_bytes(b"old")
     monkeypatch.setattr(Figure, "savefig", fail)
     results = results_of({"pt": np.float32([[4, -4]])}, ["0"], np.ones((1, 2, 2), np.float32))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="which cannot be written: disk full"):
         picture.draw(tmp_path / "demo.png", results)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,30 +81,36 @@ class Handler(BaseHTTPRequestHandler):
         authorization = self.headers.get("Authorization")
         if authorization not in (None, f"Bearer {TOKEN}"):
             return self.refuse(401, message="Invalid credentials in Authorization header")
-        is_api = path.startswith("/api/models/")
-        name, _, rest = path.removeprefix("/api/models/").strip("/").partition("/revision/" if is_api else "/resolve/")
-        revision, _, file = (rest, "", "") if is_api else rest.partition("/")
+        match = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+)/(revision|tree|resolve)/([^/]+)/?(.*)", path)
+        if not match:
+            return self.refuse(404)
+        name, what, revision, file = match.groups()
         access = self.server.access.get(name)
         if name not in self.server.models or (access == "private" and not authorization):
-            return self.refuse(401 if not authorization else 404, "RepoNotFound")
+            return self.refuse(404 if authorization else 401, "RepoNotFound")
         revisions = self.server.models[name]
         known = {**{r: r for r in revisions}, **{commit(name, r): r for r in revisions}}
         if revision not in known:
             return self.refuse(404, "RevisionNotFound")
         files, sha = revisions[known[revision]], commit(name, known[revision])
-        if is_api:
+        if what == "resolve" and access == "gated" and not authorization:
+            return self.refuse(401, "GatedRepo")
+        if what == "resolve" and file not in files:
+            return self.refuse(404, "EntryNotFound")
+        if what == "resolve":
+            body = files[file]
+        elif what == "tree":
+            body = json.dumps([
+                {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for file, content in files.items()
+            ]).encode()  # fmt: skip
+        else:
             siblings = [{"rfilename": file} for file in files]
             body = json.dumps(
                 {"id": name, "modelId": name, "sha": sha, "private": False, "siblings": siblings}
             ).encode()
-        elif access == "gated" and not authorization:
-            return self.refuse(401, "GatedRepo")
-        elif file not in files:
-            return self.refuse(404, "EntryNotFound")
-        else:
-            body = files[file]
         self.send_response(200)
-        self.send_header("Content-Type", "application/json" if is_api else "application/octet-stream")
+        self.send_header("Content-Type", "application/octet-stream" if what == "resolve" else "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Repo-Commit", sha)
         self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
@@ -151,9 +158,17 @@ def ask(hub: Hub, tmp_path: Path) -> Callable[..., Any]:
 
     def evaluate(*expressions: str, **environment: str) -> Any:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        clean |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1",
-                  "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-                  "PYTHONPATH": os.pathsep.join(sys.path), **environment}  # fmt: skip
+        clean |= {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_VERBOSITY": "error",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            **environment,
+        }
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         command = [sys.executable, "-W", "error::UserWarning", "-c", PRELUDE, *expressions]
         done = subprocess.run(
@@ -250,8 +265,10 @@ def test_a_cache_that_holds_the_config_alone_is_named_when_the_hub_is_away(hub, 
     hub.add(ADDRESS, reference / "hf_torch")
     ask(f"ViTConfig.from_pretrained('{ADDRESS}').hidden_size")
     refused = ask(f"load('{ADDRESS}', local_files_only=True)")
-    assert refused.startswith(f"{ADDRESS} has neither model.safetensors nor pytorch_model.bin, on the hub or, where")
-    assert refused.endswith("if only a part was downloaded, connect and load it again.")
+    assert isinstance(refused, CheckpointRefused)
+    # From huggingface_hub 2 on, a cache in which a file is missing counts as none.
+    assert re.search("has neither model.safetensors nor pytorch_model.bin|not in the cache", refused)
+    assert "; connect, or" in refused or "connect and load it again" in refused
 
 
 def test_cache_dir_is_where_downloads_go(hub, ask, reference, tmp_path):
@@ -334,7 +351,7 @@ REFUSED = {
     "private": ("", "private", MISSING),
     "gated": ("", "gated", "is gated on the hub: ask for access on its page, then pass token= or run 'hf auth login'."),
     "no such revision": (", revision='v9'", "public", "has no revision 'v9' on the hub."),
-    "wrong token": (", token='hf_wrong'", "public", "could not be downloaded: 401 Client Error"),
+    "wrong token": (", token='hf_wrong'", "public", "could not be downloaded: "),
     "no token stored": (", token=True", "public", "could not be downloaded: Token is required"),
 }
 

@@ -14,7 +14,14 @@ _MODULES = {
     "vit.config": ("ViTConfig",),
     "vit.outputs": ("ModelOutput",),
     "vit.errors": ("CheckpointError", "ConfigError", "InputError", "MissingFrameworkError"),
-    "vit.image_processing": ("ViTImageProcessor",),
+    "vit.image_processing": (
+        "ViTImageProcessor",
+        "ViTImageProcessorFast",
+        "ViTFeatureExtractor",
+        "DeiTImageProcessor",
+        "BeitImageProcessor",
+        "random_patch_mask",
+    ),
     "vit.pt": ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
     "vit.tf": ("TFViTModel", "TFViTForImageClassification", "TFViTForMaskedImageModeling"),
     "vit.flax": ("FlaxViTModel", "FlaxViTForImageClassification", "FlaxViTForMaskedImageModeling"),
@@ -27,7 +34,14 @@ if TYPE_CHECKING:
     from .config import ViTConfig
     from .errors import CheckpointError, ConfigError, InputError, MissingFrameworkError
     from .flax import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
-    from .image_processing import ViTImageProcessor
+    from .image_processing import (
+        BeitImageProcessor,
+        DeiTImageProcessor,
+        ViTFeatureExtractor,
+        ViTImageProcessor,
+        ViTImageProcessorFast,
+        random_patch_mask,
+    )
     from .outputs import ModelOutput
     from .pt import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
     from .tf import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel

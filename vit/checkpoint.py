@@ -242,7 +242,7 @@ class Fit:
     checkpoint: Checkpoint
     config: ViTConfig
     stored: dict[str, str]  # parameter -> stored tensor
-    fresh: dict[str, Shape]  # parameters that the checkpoint does not give -> shape
+    fresh: dict[str, Shape]  # parameters that the checkpoint lacks, or holds in another shape -> shape
     resampled: set[str]  # parameters whose stored grid is not the model's
     dtype: np.dtype  # what the model is to hold and compute in
     model_options: dict[str, bool]  # arguments of the model besides the configuration
@@ -263,7 +263,7 @@ class Fit:
         if not self.fresh:
             return None
         return (
-            f"{self.checkpoint.folder} does not give {_list(sorted(self.fresh))}: freshly initialised. "
+            f"{self.checkpoint.folder} holds no fitting {_list(sorted(self.fresh))}: freshly initialised. "
             "Train the model before relying on what depends on them."
         )
 

@@ -13,6 +13,19 @@ IGNORED_LABEL = -100
 """A label that the single-label loss leaves out, as in PyTorch."""
 
 
+def check_tensors(kind: type, **values: object) -> None:
+    """Check that the named inputs that are given are tensors of their framework.
+
+    Raises:
+        InputError: one is not; it is named.
+    """
+    for name, value in values.items():
+        if value is not None and not isinstance(value, kind):
+            given = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+            expected = f"{kind.__module__}.{kind.__qualname__}"
+            raise InputError(f"{name} is a {given}; expected a {expected}. Convert it first.")
+
+
 def check_pixel_values(
     config: ViTConfig, shape: Sequence[int | None], interpolate_pos_encoding: bool
 ) -> tuple[int, int]:

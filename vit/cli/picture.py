@@ -69,7 +69,11 @@ def overlay(image: np.ndarray, attention: np.ndarray, colormap: Any) -> np.ndarr
 
 
 def draw(path: Path, results: Results) -> None:
-    """Draw the results of `vit demo` and write them to a file, which is replaced only when the new one is complete."""
+    """Draw the results of `vit demo` and write them to a file, which is replaced only when the new one is complete.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -109,6 +113,8 @@ def draw(path: Path, results: Results) -> None:
     try:
         figure.savefig(beside, format=path.suffix[1:].lower(), facecolor=BACKGROUND)
         os.replace(beside, path)
+    except OSError as error:
+        raise InputError(f"--output is {str(path)!r}, which cannot be written: {error.strerror or error}.") from None
     finally:
         beside.unlink(missing_ok=True)
 

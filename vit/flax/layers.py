@@ -48,10 +48,10 @@ class ViTPatchEmbeddings(nnx.Module):
         # Patches do not overlap, so the convolution is a reshape and one matmul.
         patches = pixel_values[:, :, : rows * height, : columns * width]
         # One axis at a time, because a mesh with explicit axes knows no other reshape of a sharded array.
-        patches = patches.reshape(batch, channels, rows, height, -1)
+        patches = patches.reshape(batch, channels, rows, height, columns * width)
         patches = patches.reshape(batch, channels, rows, height, columns, width).transpose(0, 2, 4, 1, 3, 5)
-        patches = self.projection(patches.reshape(batch, rows, columns, -1))
-        return patches.reshape(batch, rows * columns, -1)  # (B, N, D)
+        patches = self.projection(patches.reshape(batch, rows, columns, channels * height * width))
+        return patches.reshape(batch, rows * columns, patches.shape[-1])  # (B, N, D)
 
 
 class ViTEmbeddings(nnx.Module):

@@ -91,6 +91,7 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
         config = self.config
         grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding)
         if bool_masked_pos is not None:
+            bool_masked_pos = jnp.asarray(bool_masked_pos)
             has_mask_token = self.embeddings.mask_token is not None
             check_bool_masked_pos(bool_masked_pos.shape, np.shape(pixel_values)[0], grid[0] * grid[1], has_mask_token)
         pixel_values = jnp.asarray(pixel_values, self.dtype)
@@ -247,7 +248,7 @@ class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
         """(B, N, C * height * width of a patch) -> (B, C, height, width)."""
         (rows, columns), (height, width) = grid, to_pair(self.config.encoder_stride)
         # One axis at a time, because a mesh with explicit axes knows no other reshape of a sharded array.
-        patches = patches.reshape(patches.shape[0], rows, columns, -1)
+        patches = patches.reshape(patches.shape[0], rows, columns, patches.shape[2])
         patches = patches.reshape(*patches.shape[:3], self.config.num_channels, height, width)
         patches = patches.transpose(0, 3, 1, 4, 2, 5)  # (B, C, rows, height, columns, width)
         patches = patches.reshape(*patches.shape[:2], rows * height, columns, width)
@@ -259,7 +260,7 @@ class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
         """The mean absolute difference over the pixels of masked patches."""
         height, width = to_pair(self.config.patch_size)
         dtype = jnp.promote_types(reconstruction.dtype, jnp.float32)
-        mask = bool_masked_pos.astype(bool).astype(dtype).reshape(-1, *grid)  # (B, rows, columns)
+        mask = jnp.asarray(bool_masked_pos, bool).astype(dtype).reshape(-1, *grid)  # (B, rows, columns)
         mask = mask.repeat(height, axis=1).repeat(width, axis=2)[:, None]  # (B, 1, height, width)
         pixel_values = jnp.asarray(pixel_values)[:, :, : mask.shape[2], : mask.shape[3]].astype(dtype)
         difference = jnp.abs(pixel_values - reconstruction.astype(dtype))

@@ -19,6 +19,7 @@ from ..inputs import (
     check_label_values,
     check_labels_shape,
     check_pixel_values,
+    check_tensors,
     resolve_problem_type,
 )
 from ..outputs import ModelOutput, collect
@@ -71,6 +72,7 @@ class ViTModel(ViTPreTrainedModel):
             InputError: inputs of another shape.
         """
         config = self.config
+        check_tensors(Tensor, pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
         grid = check_pixel_values(config, pixel_values.shape, interpolate_pos_encoding)
         if bool_masked_pos is not None:
             has_mask_token = self.embeddings.mask_token is not None
@@ -229,11 +231,14 @@ def classification_loss(config: ViTConfig, logits: Tensor, labels: Tensor) -> Te
     Returns:
         Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32.
     """
+    check_tensors(Tensor, labels=labels)
     integers = not labels.is_floating_point()
     problem_type = resolve_problem_type(config, integers)
     check_labels_shape(problem_type, labels.shape, logits.shape)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if problem_type == "single_label_classification":
+        if not integers:
+            check_label_values(labels.detach().cpu().numpy(), logits.shape[-1])
         try:
             return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
         except IndexError:  # of a CPU; elsewhere a look at the labels would wait for the device

@@ -15,6 +15,7 @@ from torch.utils import _pytree
 
 from .. import checkpoint, weights
 from ..config import ViTConfig
+from ..errors import InputError
 from ..outputs import ModelOutput, flatten, unflatten
 
 _pytree.register_pytree_node(
@@ -88,7 +89,9 @@ class ViTPreTrainedModel(nn.Module):
         Raises:
             CheckpointError: no checkpoint there, a broken one, or one that does not fit.
             ConfigError: impossible values in its config.json or the overrides.
+            InputError: a device that is not there.
         """
+        device = _device(device)
         fit = checkpoint.plan(
             name_or_folder, cls.head, dtype, attn_implementation, ignore_mismatched_sizes, **config_overrides
         )
@@ -120,12 +123,26 @@ class ViTPreTrainedModel(nn.Module):
         )
 
 
+def _device(device: torch.device | str | None) -> torch.device | str | None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError):  # each backend has its own
+        seen = ["cpu", *(f"{kind}:{i}" for kind in ("cuda", "xpu", "mps") for i in range(_count(kind)))]
+        raise InputError(f"device is {device!r}; PyTorch sees {', '.join(seen)}.") from None
+    return device
+
+
+def _count(kind: str) -> int:
+    backend = getattr(torch, kind)
+    return backend.device_count() if backend.is_available() else 0
+
+
 def _initialise(name: str, parameter: Tensor, config: ViTConfig) -> Tensor:
     std = config.initializer_range
     kind = weights.initial_value(name)
-    if kind == "truncated_normal":
+    if kind == "truncated_normal" and std > 0:
         return nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
-    return nn.init.zeros_(parameter) if kind == "zeros" else nn.init.ones_(parameter)
+    return nn.init.ones_(parameter) if kind == "ones" else nn.init.zeros_(parameter)
 
 
 def _read(fit: checkpoint.Fit, name: str, files: dict[Path, Any]) -> Tensor:

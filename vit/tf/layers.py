@@ -269,6 +269,26 @@ class ViTLayer(ViTKerasLayer):
         return hidden_states, attentions
 
 
+def recomputed(layer: ViTLayer) -> Any:
+    """`layer` in training, computed again in the backward pass instead of keeping its activations."""
+    dropouts = (layer.attention.attention.dropout, layer.attention.dense_output.dropout, layer.dense_output.dropout)
+    seeds = [dropout.seed_generator for dropout in dropouts if dropout.rate > 0]
+    start = [(seed.state, ops.copy(seed.state)) for seed in seeds]
+
+    def call(hidden_states: tf.Tensor, output_attentions: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
+        def compute(hidden_states: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            with keras.StatelessScope(start):  # both times from the same seeds, so that both drop the same
+                outputs = layer(hidden_states, output_attentions=output_attentions, training=True)
+            return outputs if output_attentions else outputs[:1]  # remat takes no None
+
+        outputs = keras.remat(compute)(hidden_states)
+        for seed in seeds:
+            seed.next()
+        return outputs if output_attentions else (*outputs, None)
+
+    return call
+
+
 class ViTEncoder(ViTKerasLayer):
     """The stack of encoder layers."""
 
@@ -290,7 +310,7 @@ class ViTEncoder(ViTKerasLayer):
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
         all_hidden_states, all_attentions = [hidden_states], []
         for layer in self.layer:
-            call = keras.remat(layer) if self.gradient_checkpointing and training else layer
+            call = recomputed(layer) if self.gradient_checkpointing and training else layer
             hidden_states, attentions = call(hidden_states, output_attentions=output_attentions)
             all_hidden_states.append(hidden_states)
             all_attentions.append(attentions)

@@ -65,27 +65,36 @@ class TFViTPreTrainedModel(keras.Model):
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
         """As keras.Model.compile; without a `loss` the model trains with its own."""
-        self._trains_with_own_loss = loss is None
+        self.loss = loss  # keras.Model would keep that of an earlier compile
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """As keras.Model.compile_from_config, which leaves a class with its own `compile` uncompiled."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> tf.Tensor:
-        if not self._trains_with_own_loss:
-            return super().compute_loss(x, y, self._main(y_pred), sample_weight, training)
+        if self.loss is not None:
+            return super().compute_loss(x, self._target(x, y), self._main(y_pred), sample_weight, training)
         if sample_weight is not None:
             raise InputError("The model's own loss has no weights for samples or classes; pass a loss to compile.")
         loss = y_pred["loss"] if "loss" in y_pred else self.own_loss(y, y_pred)
         for extra in self.losses:
             loss = loss + extra
-        return loss
+        return loss / tf.distribute.get_strategy().num_replicas_in_sync  # Keras sums the replicas' gradients
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        return super().compute_metrics(x, y, self._main(y_pred), sample_weight)
+        return super().compute_metrics(x, self._target(x, y), self._main(y_pred), sample_weight)
 
     def own_loss(self, y: Any, y_pred: Any) -> tf.Tensor:
         """The loss where the call itself computed none."""
         raise InputError(f"{type(self).__name__} has no loss of its own for these inputs; pass a loss to compile.")
+
+    def _target(self, x: Any, y: Any) -> Any:
+        """What losses and metrics compare with: y, or the labels of a dict of inputs."""
+        return x.get("labels") if y is None and isinstance(x, dict) else y
 
     def _main(self, y_pred: Any) -> Any:
         """The output that losses and metrics see."""
@@ -104,6 +113,13 @@ class TFViTPreTrainedModel(keras.Model):
         return cls(ViTConfig.from_dict(config.pop("config")), **config)
 
     # === Checkpoints ===
+
+    def export(self, filepath: str | os.PathLike[str], *args: Any, input_signature: Any = None, **kwargs: Any) -> None:
+        """As keras.Model.export; the signature is `pixel_values` of any batch size, unless another is given."""
+        if input_signature is None:
+            shape = (None, self.config.num_channels, *to_pair(self.config.image_size))
+            input_signature = [keras.InputSpec(dtype="float32", shape=shape, name="pixel_values")]
+        super().export(filepath, *args, input_signature=input_signature, **kwargs)
 
     @classmethod
     def from_pretrained(

@@ -1,0 +1,548 @@
+"""The Flax models are native Flax NNX and JAX; that their numbers are right, tests/test_equivalence.py shows."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax import export as jax_export
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from vit import (
+    FlaxViTForImageClassification,
+    FlaxViTForMaskedImageModeling,
+    FlaxViTModel,
+    InputError,
+    ModelOutput,
+    weights,
+)
+
+MODELS = [FlaxViTModel, FlaxViTForImageClassification, FlaxViTForMaskedImageModeling]
+LABELS = np.array([0, 1, 4, 2])
+Load = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """XLA takes half as long where it does not optimise what these tests run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def load(tiny_config: Any, random_checkpoint: Any, tmp_path_factory: Any) -> Load:
+    """A loader of models of one layer in which every parameter is random; patches and images are not square."""
+
+    def make(cls: type = FlaxViTForImageClassification, options: dict[str, Any] | None = None, **overrides: Any) -> Any:
+        config = tiny_config(**{"num_hidden_layers": 1, "image_size": (12, 8), "patch_size": (4, 2), **overrides})
+        folder = random_checkpoint(tmp_path_factory.mktemp("checkpoint"), config, cls.head)
+        return cls.from_pretrained(folder, **(options or {}))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def model(load: Load) -> FlaxViTForImageClassification:
+    """A model in evaluation mode, not to be changed."""
+    return load()
+
+
+def images(batch: int = 4, height: int = 12, width: int = 8, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, 3, height, width), dtype=np.float32)
+
+
+def masks(batch: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((batch, 12)) > 0.5
+
+
+def inputs_of(cls: type) -> dict[str, np.ndarray]:
+    """Inputs with which a model computes a loss (a base model its outputs)."""
+    extra = {"classifier": {"labels": LABELS}, "decoder": {"bool_masked_pos": masks()}}
+    return {"pixel_values": images(), **extra.get(cls.head, {})}
+
+
+def assert_close(actual: Any, expected: Any, atol: float = 1e-5) -> None:
+    """The same structure, keys and dtypes, and numbers within `atol`."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=0, atol=atol)
+
+
+@nnx.jit(static_argnames=("output_hidden_states", "output_attentions", "interpolate_pos_encoding", "return_dict"))
+def call(model: Any, **inputs: Any) -> Any:
+    return model(**inputs)
+
+
+@nnx.jit
+def loss_and_gradients(model: Any, inputs: dict[str, Any], rngs: nnx.Rngs | None = None) -> tuple[Any, Any]:
+    return nnx.value_and_grad(lambda model, rngs: model(**inputs, rngs=rngs).loss)(model, rngs)
+
+
+# === Transformations ===
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_split_and_merge_give_the_same_model_and_jit_the_same_numbers(load: Load, cls: type) -> None:
+    model, inputs = load(cls), inputs_of(cls)
+    graphdef, state = nnx.split(model)
+    expected = model(**inputs, output_hidden_states=True)
+    assert_close(nnx.merge(graphdef, state)(**inputs, output_hidden_states=True), expected, atol=0)
+    assert_close(call(model, **inputs, output_hidden_states=True), expected)
+
+
+def test_jax_jit_over_the_graph_and_the_state_traces_equal_models_once(load: Load, model: Any) -> None:
+    traces = []
+
+    def forward(graphdef: Any, state: Any, pixel_values: Any) -> Any:
+        traces.append(pixel_values.shape)
+        return nnx.merge(graphdef, state)(pixel_values)
+
+    forward = jax.jit(forward, static_argnums=0)
+    expected = call(model, pixel_values=images())
+    for each in (model, load()):  # the same configuration, loaded twice
+        outputs = forward(*nnx.split(each), images())
+        assert isinstance(outputs, ModelOutput)
+        assert_close(outputs, expected)
+    assert len(traces) == 1
+    assert_close(jax.jit(lambda model, pixel_values: model(pixel_values))(model, images()), expected)
+
+
+def test_vmap_over_images_equals_the_batch(model: Any) -> None:
+    each = jax.jit(jax.vmap(lambda image: model(image[None])))(images())
+    assert isinstance(each, ModelOutput)
+    assert_close(each.logits[:, 0], call(model, pixel_values=images()).logits)
+
+
+def test_gradients_of_each_image_average_to_those_of_the_batch(model: Any) -> None:
+    graphdef, state = nnx.split(model)
+
+    def loss(state: Any, image: Any, label: Any) -> Any:
+        return nnx.merge(graphdef, state)(image[None], labels=label[None]).loss
+
+    of_each = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(state, images(), LABELS)
+    _, of_batch = loss_and_gradients(model, inputs_of(type(model)))
+    assert_close(jax.tree.map(lambda gradient: gradient.mean(0), of_each), of_batch)
+
+
+def test_gradients_flow_back_from_an_output_as_a_pytree(model: Any) -> None:
+    outputs, pullback = jax.vjp(jax.jit(lambda x: model(x, output_hidden_states=True)), jnp.asarray(images()))
+    (from_pytree,) = pullback(jax.tree.map(jnp.ones_like, outputs))
+    total = jax.jit(
+        jax.grad(lambda x: sum(value.sum() for value in jax.tree.leaves(model(x, output_hidden_states=True))))
+    )
+    assert_close(from_pytree, total(jnp.asarray(images())), atol=1e-4)
+    assert float(jnp.abs(from_pytree).max()) > 0.1
+
+
+def test_eval_shape_makes_a_model_without_arrays_which_a_state_fills(model: Any) -> None:
+    config = model.config
+    other = nnx.eval_shape(lambda: FlaxViTForImageClassification(config, rngs=nnx.Rngs(0)))
+    assert {type(leaf) for leaf in jax.tree.leaves(nnx.state(other))} == {jax.ShapeDtypeStruct}
+    nnx.update(other, nnx.state(model))
+    other.eval()
+    assert_close(call(other, pixel_values=images()), call(model, pixel_values=images()), atol=0)
+
+
+def test_exports_with_a_free_batch_size(load: Load) -> None:
+    model = load(FlaxViTForMaskedImageModeling)
+    (batch,) = jax_export.symbolic_shape("batch")
+    forward = jax.jit(lambda pixel_values, mask: dict(model(pixel_values, bool_masked_pos=mask)))
+    shapes = jax.ShapeDtypeStruct((batch, 3, 12, 8), jnp.float32), jax.ShapeDtypeStruct((batch, 12), jnp.bool_)
+    exported = jax_export.deserialize(jax_export.export(forward)(*shapes).serialize())
+    for size in (2, 3):
+        expected = dict(call(model, pixel_values=images(size), bool_masked_pos=masks(size)))
+        assert_close(exported.call(images(size), masks(size)), expected)
+
+
+def test_scan_over_small_batches_gives_the_gradients_of_the_large_one(model: Any) -> None:
+    graphdef, state = nnx.split(model)
+    loss = lambda state, x, y: nnx.merge(graphdef, state)(x, labels=y).loss  # noqa: E731
+
+    @jax.jit
+    def accumulated(state: Any, x: Any, y: Any) -> Any:
+        def step(total: Any, batch: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, jax.grad(loss)(state, *batch)), None
+
+        total, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, state), (x, y))
+        return jax.tree.map(lambda gradient: gradient / len(x), total)
+
+    halves = images().reshape(2, 2, 3, 12, 8), LABELS.reshape(2, 2)
+    assert_close(accumulated(state, *halves), loss_and_gradients(model, inputs_of(type(model)))[1])
+
+
+@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_new", "quick_gelu"])
+def test_model_can_be_copied_and_pickled(load: Load, hidden_act: str) -> None:
+    model = load(hidden_act=hidden_act)
+    graphdef, _ = nnx.split(model)
+    assert pickle.loads(pickle.dumps(graphdef)) == graphdef
+    expected = call(model, pixel_values=images())
+    for other in (copy.deepcopy(model), nnx.clone(model), pickle.loads(pickle.dumps(model))):
+        assert_close(call(other, pixel_values=images()), expected, atol=0)
+        other.classifier.bias[...] += 1
+        assert_close(call(other, pixel_values=images()).logits, expected.logits + 1)
+    assert_close(call(model, pixel_values=images()), expected, atol=0)
+
+
+# === Training ===
+
+
+def test_overfits_a_small_batch_with_optax(load: Load) -> None:
+    model = load(hidden_dropout_prob=0.1)
+    model.train()
+    optimizer = nnx.Optimizer(model, optax.adam(5e-3), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model: Any, optimizer: Any, rngs: Any, x: Any, y: Any) -> Any:
+        loss, gradients = nnx.value_and_grad(lambda model, rngs: model(x, labels=y, rngs=rngs).loss)(model, rngs)
+        optimizer.update(model, gradients)
+        return loss
+
+    rngs = nnx.Rngs(dropout=0)
+    losses = [float(step(model, optimizer, rngs, images(), LABELS)) for _ in range(60)]
+    assert losses[-1] < 0.1 < losses[0]
+    model.eval()
+    outputs = call(model, pixel_values=images(), labels=LABELS)
+    assert float(outputs.loss) < 0.05
+    np.testing.assert_array_equal(outputs.logits.argmax(-1), LABELS)
+
+
+def test_trains_with_a_donated_state_in_plain_jax(load: Load) -> None:
+    graphdef, state = nnx.split(load())
+    optimizer = optax.sgd(0.1)
+
+    def step(state: Any, opt_state: Any, x: Any, y: Any) -> tuple[Any, Any, Any]:
+        loss, gradients = jax.value_and_grad(lambda state: nnx.merge(graphdef, state)(x, labels=y).loss)(state)
+        updates, opt_state = optimizer.update(gradients, opt_state)
+        return optax.apply_updates(state, updates), opt_state, loss
+
+    step = jax.jit(step, donate_argnums=(0, 1))
+    first, opt_state, losses = state, optimizer.init(state), []
+    for _ in range(20):
+        state, opt_state, loss = step(state, opt_state, images(), LABELS)
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_frozen_backbone_trains_the_head_alone(load: Load) -> None:
+    model = load()
+    head = nnx.All(nnx.Param, nnx.PathContains("classifier"))
+    gradients = nnx.grad(lambda model: model(images(), labels=LABELS).loss, argnums=nnx.DiffState(0, head))(model)
+    assert list(nnx.to_pure_dict(gradients)) == ["classifier"]
+    before = nnx.to_pure_dict(jax.tree.map(jnp.copy, nnx.state(model)))
+    nnx.Optimizer(model, optax.sgd(0.1), wrt=head).update(model, gradients)
+    after = nnx.to_pure_dict(nnx.state(model))
+    assert_close(after["vit"], before["vit"], atol=0)
+    assert float(jnp.abs(after["classifier"]["kernel"] - before["classifier"]["kernel"]).max()) > 1e-4
+
+
+@pytest.mark.parametrize("cls", MODELS[1:])
+def test_every_parameter_gets_a_gradient(load: Load, cls: type) -> None:
+    model = load(cls)
+    _, gradients = loss_and_gradients(model, inputs_of(cls))
+    for path, gradient in jax.tree.leaves_with_path(nnx.to_pure_dict(gradients)):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if "key.bias" not in name:  # softmax does not see what all keys share
+            assert float(jnp.abs(gradient).max()) > 1e-7, name
+
+
+def test_gradient_checkpointing_recomputes_each_layer_and_keeps_the_gradients(load: Load) -> None:
+    model = load(num_hidden_layers=2, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
+    model.train()
+    inputs = inputs_of(type(model))
+
+    def remats() -> int:
+        graphdef, state = nnx.split(model)
+        forward = lambda state: nnx.merge(graphdef, state)(images(), rngs=nnx.Rngs(0)).logits  # noqa: E731
+        return sum("remat" in equation.primitive.name for equation in jax.make_jaxpr(forward)(state).eqns)
+
+    assert remats() == 0
+    expected = loss_and_gradients(model, inputs, nnx.Rngs(dropout=1))
+    model.gradient_checkpointing_enable()
+    assert remats() == 2
+    assert_close(loss_and_gradients(model, inputs, nnx.Rngs(dropout=1)), expected, atol=1e-6)
+    outputs = call(model, pixel_values=images(), output_attentions=True, rngs=nnx.Rngs(dropout=1))
+    assert [attentions.shape for attentions in outputs.attentions] == [(4, 4, 13, 13)] * 2
+    model.gradient_checkpointing_disable()
+    assert remats() == 0
+
+
+def test_gradient_checkpointing_keeps_fewer_activations(load: Load) -> None:
+    model = load()
+
+    def kept() -> int:
+        graphdef, state = nnx.split(model)
+        _, pullback = jax.vjp(lambda state: nnx.merge(graphdef, state)(images()).logits, state)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state))
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback)) - parameters
+
+    everything = kept()
+    model.gradient_checkpointing_enable()
+    assert kept() < everything / 4
+
+
+@pytest.mark.parametrize("place", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_follows_its_key_in_training_and_is_off_in_evaluation(load: Load, place: str) -> None:
+    model = load(**{place: 0.4})
+    without = call(load(), pixel_values=images())
+    assert_close(call(model, pixel_values=images()), without)
+    model.train()
+    first, same, other = (call(model, pixel_values=images(), rngs=nnx.Rngs(dropout=key)).logits for key in (0, 0, 1))
+    np.testing.assert_array_equal(first, same)
+    assert float(jnp.abs(first - other).max()) > 0.01
+    with pytest.raises(ValueError, match="no `rngs` argument was provided to Dropout"):
+        model(images())
+    model.eval()
+    assert_close(call(model, pixel_values=images()), without)
+
+
+def test_dropout_advances_the_stream_it_is_given(load: Load) -> None:
+    model, rngs = load(hidden_dropout_prob=0.4), nnx.Rngs(dropout=0)
+    model.train()
+    first, second = (call(model, pixel_values=images(), rngs=rngs).logits for _ in range(2))
+    assert float(jnp.abs(first - second).max()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels"),
+    [
+        ("single_label_classification", np.array([3, 0, 2, 1])),
+        ("multi_label_classification", np.eye(5, dtype=np.int32)[:4] + np.eye(5, k=1, dtype=np.int32)[:4]),
+        ("regression", np.arange(20, dtype=np.float32).reshape(4, 5) / 10),
+    ],
+)
+def test_loss_is_that_of_the_problem_type(load: Load, problem_type: str, labels: np.ndarray) -> None:
+    outputs = call(load(problem_type=problem_type), pixel_values=images(), labels=labels)
+    logits = np.asarray(outputs.logits, np.float64)
+    shifted = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = {
+        "single_label_classification": lambda: -shifted[np.arange(4), labels].mean(),
+        "multi_label_classification": lambda: np.log1p(np.exp(np.where(labels == 1, -logits, logits))).mean(),
+        "regression": lambda: ((logits - labels) ** 2).mean(),
+    }[problem_type]()
+    np.testing.assert_allclose(outputs.loss, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("label", [5, -1])
+def test_label_out_of_range_is_named_and_gives_nan_under_jit(model: Any, label: int) -> None:
+    labels = np.array([0, label, 1, 2])
+    with pytest.raises(InputError, match=rf"labels holds {label}; expected 0 to 4 \(num_labels is 5\)"):
+        model(images(), labels=labels)
+    outputs = call(model, pixel_values=images(), labels=labels)
+    assert np.isnan(outputs.loss)
+    assert np.isfinite(outputs.logits).all()
+
+
+def test_label_of_minus_100_is_left_out_of_the_loss(model: Any) -> None:
+    expected = call(model, pixel_values=images()[:3], labels=LABELS[:3]).loss
+    actual = call(model, pixel_values=images(), labels=np.array([*LABELS[:3], -100])).loss
+    assert_close(actual, expected)
+
+
+# === Devices ===
+
+
+@pytest.fixture(scope="module", params=["Auto", "Explicit"])
+def mesh(request: Any) -> jax.sharding.Mesh:
+    """Four devices on one axis, whose sharding the compiler chooses or the types of arrays say."""
+    return jax.make_mesh((4,), ("data",), axis_types=(getattr(AxisType, request.param),))
+
+
+def put(mesh: jax.sharding.Mesh, tree: Any, *axes: str | None) -> Any:
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+@pytest.mark.parametrize("cls", MODELS[1:])
+def test_data_parallel_over_four_devices_equals_one(load: Load, mesh: jax.sharding.Mesh, cls: type) -> None:
+    model, inputs = load(cls), inputs_of(cls)
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def step(state: Any, inputs: Any) -> Any:
+        outputs = nnx.merge(graphdef, state)(**inputs)
+        return outputs, jax.grad(lambda state: nnx.merge(graphdef, state)(**inputs).loss)(state)
+
+    outputs, gradients = step(put(mesh, state), put(mesh, inputs, "data"))
+    assert outputs[1].sharding.spec[0] == "data"  # logits or reconstruction, as the images
+    assert len(outputs[1].sharding.device_set) == 4
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(gradients))
+    assert_close((outputs, gradients), (call(model, **inputs), loss_and_gradients(model, inputs)[1]))
+
+
+def test_interpolates_data_parallel(model: Any, mesh: jax.sharding.Mesh) -> None:
+    graphdef, state = nnx.split(model)
+    forward = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x, interpolate_pos_encoding=True))
+    x = images(4, 16, 10)
+    outputs = forward(put(mesh, state), put(mesh, x, "data"))
+    assert outputs.logits.sharding.spec[0] == "data"
+    assert_close(outputs, call(model, pixel_values=x, interpolate_pos_encoding=True))
+
+
+def test_loads_sharded_parameters_and_computes_with_them(load: Load, model: Any) -> None:
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    replicated = load(options={"device": NamedSharding(mesh, PartitionSpec())})
+    leaves = jax.tree.leaves(nnx.state(replicated))
+    assert all(leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 4 for leaf in leaves)
+    graphdef, state = nnx.split(replicated)
+    state = jax.tree.map(lambda leaf: put(mesh, leaf, *["data" if leaf.shape[0] % 4 == 0 else None]), state)
+    kernel = state["vit"]["encoder"]["layer"][0]["intermediate"]["dense"]["kernel"].get_value()
+    assert kernel.addressable_shards[0].data.shape == (8, 64)
+    outputs = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, put(mesh, images(), "data"))
+    assert_close(outputs, call(model, pixel_values=images()))
+
+
+def test_loads_to_the_device_that_is_asked_for(load: Load) -> None:
+    for device in ("cpu:2", jax.devices()[2]):
+        model = load(options={"device": device})
+        assert {leaf.device for leaf in jax.tree.leaves(nnx.state(model))} == {jax.devices()[2]}
+    with pytest.raises(InputError, match=r"device is 'cpu:9'; JAX sees cpu:0, cpu:1"):
+        load(options={"device": "cpu:9"})
+
+
+# === Parameters and dtypes ===
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_state_has_the_canonical_names(load: Load, cls: type) -> None:
+    model = load(cls)
+    parts = {"add_pooling_layer": cls.head is None, "use_mask_token": cls.head == "decoder"}
+    names = weights.parameter_shapes(model.config, head=cls.head, **parts)
+    expected = {weights.local_name(name if cls.head else name.removeprefix(weights.BASE), "flax") for name in names}
+    state = nnx.to_pure_dict(nnx.state(model))  # all of it: no random state, no statistics
+    assert {
+        jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in jax.tree.leaves_with_path(state)
+    } == expected
+
+
+def test_state_survives_the_way_to_numpy_and_back(model: Any) -> None:
+    arrays = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model)))
+    assert {type(array) for array in jax.tree.leaves(arrays)} == {np.ndarray}
+    other = FlaxViTForImageClassification(model.config, rngs=nnx.Rngs(1))
+    state = nnx.state(other)
+    nnx.replace_by_pure_dict(state, pickle.loads(pickle.dumps(arrays)))
+    nnx.update(other, state)
+    other.eval()
+    assert_close(call(other, pixel_values=images()), call(model, pixel_values=images()), atol=0)
+
+
+def test_mixed_precision_computes_in_bfloat16_and_trains_float32_parameters(load: Load, model: Any) -> None:
+    mixed = FlaxViTForImageClassification(model.config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    nnx.update(mixed, nnx.state(model))
+    mixed.eval()
+    inputs = {"pixel_values": images(), "labels": LABELS}
+    outputs = call(mixed, **inputs, output_hidden_states=True)
+    assert {value.dtype for value in (outputs.logits, *outputs.hidden_states)} == {jnp.dtype(jnp.bfloat16)}
+    assert outputs.loss.dtype == jnp.float32
+    expected = call(model, **inputs)
+    np.testing.assert_allclose(outputs.logits.astype(jnp.float32), expected.logits, rtol=0, atol=0.1)
+    (loss, gradients), (_, expected_gradients) = (loss_and_gradients(each, inputs) for each in (mixed, model))
+    assert abs(float(loss - expected.loss)) < 0.05
+    assert_close(gradients, expected_gradients, atol=0.05)  # float32 too
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float16", 0.02), ("bfloat16", 0.15)])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "10KB"])
+def test_half_precision_model_computes_saves_and_loads(
+    load: Load, model: Any, tmp_path: Any, dtype: str, atol: float, max_shard_size: str
+) -> None:
+    half = load(options={"dtype": dtype})
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(half))} == {dtype}
+    outputs, expected = (call(each, pixel_values=images(), labels=LABELS) for each in (half, model))
+    assert outputs.logits.dtype == dtype
+    assert outputs.loss.dtype == jnp.float32
+    np.testing.assert_allclose(outputs.logits.astype(jnp.float32), expected.logits, rtol=0, atol=atol)
+    half.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_size == "10KB")
+    again = FlaxViTForImageClassification.from_pretrained(tmp_path)
+    assert again.config.dtype == dtype
+    assert_close(nnx.state(again), nnx.state(half), atol=0)
+
+
+def test_float64_needs_x64_and_computes_in_it(load: Load, model: Any) -> None:
+    with pytest.raises(InputError, match=r"float64, which JAX has .*jax_enable_x64"):
+        load(options={"dtype": "float64"})
+    with jax.enable_x64(True):
+        double = load(options={"dtype": "float64"})
+        outputs = call(double, pixel_values=images(), labels=LABELS)
+        assert {value.dtype.name for value in outputs.values()} == {"float64"}
+        np.testing.assert_allclose(outputs.logits, call(model, pixel_values=images()).logits, rtol=0, atol=1e-5)
+
+
+def test_loading_draws_nothing(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, drawn = jax.nn.initializers.truncated_normal, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        def init(key: Any, *shape: Any, **options: Any) -> Any:
+            drawn.append(key)
+            return original(*args, **kwargs)(key, *shape, **options)
+
+        return init
+
+    monkeypatch.setattr(jax.nn.initializers, "truncated_normal", watched)
+    models = [load(cls) for cls in MODELS]
+    assert all(isinstance(key, jax.core.Tracer) for key in drawn)  # at most shapes were computed
+    drawn.clear()
+    FlaxViTModel(models[0].config, rngs=nnx.Rngs(0))
+    assert len(drawn) > 5
+    assert not any(isinstance(key, jax.core.Tracer) for key in drawn)
+
+
+def test_fresh_model_starts_as_published_and_in_training_mode(tiny_config: Any) -> None:
+    config = tiny_config(hidden_size=64, intermediate_size=256, initializer_range=0.05)
+    model = nnx.jit(lambda rngs: FlaxViTForImageClassification(config, rngs=rngs))(nnx.Rngs(0))
+    names = {weights.local_name(name, "flax"): name for name in weights.parameter_shapes(config, head="classifier")}
+    state = nnx.to_pure_dict(nnx.state(model))
+    for path, value in jax.tree.leaves_with_path(state):
+        name = names[jax.tree_util.keystr(path, simple=True, separator=".")]
+        kind = weights.initial_value(name)
+        if kind == "truncated_normal":
+            assert np.abs(value).max() <= 0.1, name
+            assert value.size < 1000 or 0.04 < np.std(value) < 0.05, name  # 0.88 * 0.05
+        else:
+            np.testing.assert_array_equal(value, {"zeros": 0.0, "ones": 1.0}[kind], err_msg=name)
+    assert model.vit.embeddings.dropout.deterministic is False
+    model.eval()
+    assert model.vit.embeddings.dropout.deterministic is True
+
+
+# === Outputs ===
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_return_dict_false_gives_the_same_values_as_a_tuple(load: Load, cls: type) -> None:
+    model = load(cls)
+    expected = call(model, **inputs_of(cls), output_hidden_states=True)
+    outputs = call(model, **inputs_of(cls), output_hidden_states=True, return_dict=False)
+    assert type(outputs) is tuple
+    assert_close(outputs, expected.to_tuple(), atol=1e-6)
+
+
+def test_configuration_sets_what_a_call_returns(load: Load) -> None:
+    model = load(output_hidden_states=True, output_attentions=True)
+    assert list(call(model, pixel_values=images())) == ["logits", "hidden_states", "attentions"]
+    quiet = call(model, pixel_values=images(), output_hidden_states=False, output_attentions=False)
+    assert list(quiet) == ["logits"]
+    model = load(return_dict=False)
+    assert isinstance(call(model, pixel_values=images()), tuple)
+    assert isinstance(call(model, pixel_values=images(), return_dict=True), ModelOutput)
+
+
+def test_output_is_a_pytree_whose_paths_are_its_keys(model: Any) -> None:
+    outputs = call(model, pixel_values=images(), output_hidden_states=True)
+    doubled = jax.tree.map(lambda value: 2 * value, outputs)
+    assert isinstance(doubled, ModelOutput)
+    assert list(doubled) == ["logits", "hidden_states"]
+    assert_close(doubled.hidden_states[1], 2 * outputs.hidden_states[1], atol=0)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(outputs)]
+    assert paths == ["['logits']", *(f"['hidden_states'][{i}]" for i in range(2))]

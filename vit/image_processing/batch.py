@@ -1,0 +1,105 @@
+"""BatchFeature, what an image processor returns, and the way of an array from one framework to another."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, missing_framework
+
+TENSOR_TYPES = {"np": None, "pt": "pt", "tf": "tf", "jax": "flax"}
+"""Values of `return_tensors` and the extra that each needs."""
+
+
+class BatchFeature(dict):
+    """A dict that also gives its values as attributes; `model(**features)` takes it apart.
+
+    An image processor's holds `pixel_values`.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"This batch holds {', '.join(self)}, not {name}.") from None
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *self]
+
+    def to(self, *args: Any, **kwargs: Any) -> BatchFeature:
+        """Move every torch tensor, in place, as `torch.Tensor.to` does: `.to("cuda")`, `.to("cuda", torch.float16)`.
+
+        A dtype applies to floating-point tensors alone.
+
+        Returns:
+            This batch.
+
+        Raises:
+            InputError: it holds something else than torch tensors.
+        """
+        for name, value in self.items():
+            if not is_torch(value):
+                kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+                raise InputError(f"{name} is a {kind}; .to() moves torch tensors. Pass return_tensors='pt'.")
+            moved = value.to(*args, **kwargs)
+            if not value.is_floating_point() and moved.dtype != value.dtype:
+                moved = value.to(moved.device)
+            self[name] = moved
+        return self
+
+
+def check_tensor_type(return_tensors: str | None) -> None:
+    """Refuse a `return_tensors` that is unknown or whose framework is not installed, before any work is done.
+
+    Raises:
+        InputError: unknown.
+        MissingFrameworkError: not installed.
+    """
+    if return_tensors is None:
+        return
+    if not isinstance(return_tensors, str) or return_tensors not in list(TENSOR_TYPES):
+        raise InputError(f"return_tensors is {return_tensors!r}; expected None, {', '.join(map(repr, TENSOR_TYPES))}.")
+    module = {"np": "numpy", "pt": "torch", "tf": "tensorflow", "jax": "jax"}[str.__str__(return_tensors)]
+    if module not in sys.modules and importlib.util.find_spec(module) is None:
+        raise missing_framework(f"return_tensors={str.__str__(return_tensors)!r}", TENSOR_TYPES[return_tensors] or "")
+
+
+def to_tensor(array: np.ndarray, return_tensors: str) -> Any:
+    """An array as a tensor of the framework that `return_tensors` names; torch shares its memory."""
+    if return_tensors == "pt":
+        import torch
+
+        return torch.from_numpy(array)
+    if return_tensors == "tf":
+        import tensorflow as tf
+
+        return tf.convert_to_tensor(array)
+    if return_tensors == "jax":
+        import jax.numpy as jnp
+
+        return jnp.asarray(array)
+    return array
+
+
+def is_torch(value: Any) -> bool:
+    """Whether it is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def to_array(value: Any) -> np.ndarray:
+    """A NumPy array, torch, TensorFlow or JAX tensor as a NumPy array; a view where that is possible."""
+    if is_torch(value):
+        value = value.detach().cpu()
+        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def is_array(value: Any) -> bool:
+    """Whether `to_array` takes it: an array or tensor of any of the frameworks."""
+    return isinstance(value, np.ndarray) or (hasattr(value, "__array__") and hasattr(value, "shape"))

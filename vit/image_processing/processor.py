@@ -1,0 +1,463 @@
+"""ViTImageProcessor: photographs to `pixel_values` with NumPy and Pillow, to the bit what transformers computes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from PIL import Image
+
+from .. import hub
+from ..checkpoint import read_json, replace_files
+from ..config import ViTConfig
+from ..errors import InputError
+from . import options as opts
+from .batch import BatchFeature, check_tensor_type, to_array, to_tensor
+from .inputs import FIRST, LAST, Frame, Reader, flatten, to_bytes
+
+
+class ViTImageProcessor:
+    """Resize, centre crop, rescale, normalise: what a checkpoint's preprocessor_config.json says.
+
+    Each option can be changed for one call: `processor(image, size=384)`.
+
+    Args:
+        do_resize: whether to resize to `size`.
+        size: (height, width) as one int, a pair or {"height": ..., "width": ...}; or {"shortest_edge": ...}, which
+            keeps the aspect ratio, with or without "longest_edge", which bounds the other edge.
+        resample: the filter: a `PIL.Image.Resampling`, its number or its name.
+        do_center_crop: whether to cut `crop_size` out of the middle; smaller images are padded with zeros.
+        crop_size: (height, width), as `size`.
+        do_rescale: whether to multiply by `rescale_factor`.
+        rescale_factor: 1/255 brings 8 bits to 0..1.
+        do_normalize: whether to subtract `image_mean` and divide by `image_std`.
+        image_mean: one number for each channel, or one for all.
+        image_std: as `image_mean`.
+        do_convert_rgb: True makes every Pillow image RGB; False keeps its channels; None makes RGB of an image that
+            does not have as many channels as `image_mean`.
+
+    Raises:
+        ConfigError: an unknown option, or an impossible value.
+    """
+
+    family = "ViT"
+    model_input_names = ("pixel_values",)
+
+    do_resize: bool
+    size: dict[str, int]
+    resample: Image.Resampling
+    do_center_crop: bool
+    crop_size: dict[str, int]
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: list[float] | float
+    image_std: list[float] | float
+    do_convert_rgb: bool | None
+
+    def __init__(self, **options: Any) -> None:
+        for name, value in opts.check({**opts.DEFAULTS[self.family], **options}).items():
+            setattr(self, name, value)
+        self.extra: dict[str, Any] = {}  # keys of the file that are no options, for the round trip
+        self.config: ViTConfig | None = None  # of the checkpoint it was read from, for its labels
+
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+        """`preprocess`, by another name."""
+        return self.preprocess(images, **kwargs)
+
+    def preprocess(
+        self,
+        images: Any,
+        *,
+        return_tensors: str | None = None,
+        data_format: str = FIRST,
+        input_data_format: str | None = None,
+        **overrides: Any,
+    ) -> BatchFeature:
+        """Make `pixel_values` of one image or a batch.
+
+        Args:
+            images: a Pillow image of any mode, a path, a NumPy array, a torch, TensorFlow or JAX tensor, (H, W, C),
+                (C, H, W) or (H, W), integers in 0..255 or floats in 0..1 or 0..255; a list of any of these, of any
+                sizes; or one 4-D array. The EXIF orientation of a path is applied.
+            return_tensors: None for a list of arrays, or "np", "pt", "tf" or "jax".
+            data_format: "channels_first" or "channels_last", of the result.
+            input_data_format: the same of the arrays passed; inferred from each shape when None.
+            **overrides: options for this call.
+
+        Returns:
+            A dict with attribute access: `pixel_values`, (batch, channels, height, width) float32. Where neither
+            `do_rescale` nor `do_normalize` asks for floats it is uint8, and floats passed with `do_rescale=False`
+            keep their dtype, as in transformers.
+
+        Raises:
+            InputError: an image that cannot be used; its index is named.
+            ConfigError: an unknown option, or an impossible value.
+            MissingFrameworkError: the framework of `return_tensors` is not installed.
+        """
+        options = self._options(overrides, return_tensors, data_format, input_data_format)
+        reader = make_reader(options, input_data_format)
+        sources = flatten(images)
+        with workers(len(sources), _cpus()) as run:
+            results = list(run(lambda source: _resize_and_crop(reader.read(*source), options), sources))
+            warn_if_scaled(results, options)
+            arithmetic = _arithmetic(options)
+            batch = _allocate(results, arithmetic, data_format, ragged=return_tensors is None)
+            list(run(lambda result, out: _write(result, arithmetic, out, data_format), results, batch))
+        if return_tensors is None:
+            return BatchFeature(pixel_values=list(batch))
+        return BatchFeature(pixel_values=to_tensor(np.asarray(batch), return_tensors))
+
+    def _options(
+        self, overrides: Mapping[str, Any], return_tensors: str | None, data_format: str, input_data_format: str | None
+    ) -> dict[str, Any]:
+        check_tensor_type(return_tensors)
+        if data_format not in (FIRST, LAST):
+            raise InputError(f"data_format is {data_format!r}; expected {FIRST!r} or {LAST!r}.")
+        if input_data_format not in (None, FIRST, LAST):
+            raise InputError(f"input_data_format is {input_data_format!r}; expected {FIRST!r}, {LAST!r} or None.")
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return opts.check({**{name: getattr(self, name) for name in opts.OPTIONS}, **given})
+
+    # === Results ===
+
+    def post_process_image_classification(
+        self, outputs: Any, top_k: int = 5, config: ViTConfig | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """The most probable labels of each image, best first.
+
+        Args:
+            outputs: what a model with a classification head returned, in any framework, or its logits,
+                (batch, num_labels).
+            top_k: how many labels; all of them when there are fewer.
+            config: names the labels and tells softmax from sigmoid (`problem_type`
+                "multi_label_classification"); that of the checkpoint this processor was read from when None.
+
+        Returns:
+            For each image [{"label": ..., "score": ...}, ...]; the scores are probabilities.
+
+        Raises:
+            InputError: no logits, logits that are NaN, or a `top_k` below 1.
+        """
+        if not isinstance(top_k, int | np.integer) or isinstance(top_k, bool) or top_k < 1:
+            raise InputError(f"top_k is {top_k!r}; expected an int of at least 1.")
+        config = config or self.config
+        value = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
+        if isinstance(value, tuple | list) and value:
+            value = value[0]  # what return_dict=False gives
+        logits = np.zeros(0) if value is None else to_array(value)
+        if logits.ndim != 2 or logits.dtype.kind != "f":
+            found = "no logits" if value is None else f"logits of shape {logits.shape} and dtype {logits.dtype}"
+            raise InputError(f"The outputs hold {found}; expected floats of shape (batch, num_labels).")
+        if not np.isfinite(logits).all():
+            bad = int(np.argmin(np.isfinite(logits).all(axis=1)))
+            raise InputError(f"The logits of image {bad} have values that are NaN or infinite.")
+        if config is not None and config.num_labels != logits.shape[1]:
+            raise InputError(
+                f"The outputs have {logits.shape[1]} logits but the config has {config.num_labels} labels."
+            )
+        logits = logits.astype(np.float64)
+        if config is not None and config.problem_type == "multi_label_classification":
+            scores = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, which cannot overflow so
+        else:
+            scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
+        names = config.id2label if config is not None and config.id2label else {}
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        return [
+            [{"label": names.get(int(j), f"LABEL_{j}"), "score": float(row[j])} for j in order]
+            for row, order in zip(scores, best, strict=True)
+        ]
+
+    # === The file ===
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Read the preprocessor_config.json of a checkpoint, whichever of the ViT, DeiT or BEiT processors wrote it.
+
+        Args:
+            name_or_folder: a checkpoint folder, or the name of a model on the hub.
+            **kwargs: `revision`, `token`, `cache_dir` and `local_files_only` of the hub; anything else overrides an
+                option.
+
+        Raises:
+            CheckpointError: no such file, no JSON, or the file of another kind of processor.
+            ConfigError: impossible values; the file is named.
+        """
+        hub_options, overrides = hub.split_options(kwargs)
+        folder = Path(hub.resolve(name_or_folder, config_only=True, **hub_options))
+        options, extra = opts.read(folder)
+        processor = cls(**{**options, **overrides})
+        processor.extra = extra
+        if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "vit":
+            processor.config = ViTConfig.from_pretrained(folder)
+        return processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys and values of preprocessor_config.json."""
+        options = opts.check({name: getattr(self, name) for name in opts.OPTIONS})
+        options["resample"] = int(options["resample"])
+        # transformers' ViTImageProcessor never crops, its DeiTImageProcessor does and is otherwise the same.
+        family = "DeiT" if self.family == "ViT" and options["do_center_crop"] else self.family
+        return {**self.extra, **options, "image_processor_type": f"{family}ImageProcessor{self._suffix}"}
+
+    _suffix = ""
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write preprocessor_config.json into `folder`, which is made if needed; transformers reads it too."""
+        with replace_files(folder) as staging:
+            (staging / opts.FILE).write_text(
+                json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in opts.OPTIONS)})"
+
+
+class DeiTImageProcessor(ViTImageProcessor):
+    """ViTImageProcessor with DeiT's defaults: 256 bicubic, centre crop 224, ImageNet mean and std."""
+
+    family = "DeiT"
+
+
+class BeitImageProcessor(ViTImageProcessor):
+    """ViTImageProcessor with transformers' BEiT defaults: 256 bicubic, centre crop 224, mean and std 0.5."""
+
+    family = "Beit"
+
+
+class ViTFeatureExtractor(ViTImageProcessor):
+    """The old name of ViTImageProcessor; it warns and works."""
+
+    def __init__(self, **options: Any) -> None:
+        warnings.warn("ViTFeatureExtractor is the old name; use ViTImageProcessor.", FutureWarning, stacklevel=2)
+        super().__init__(**options)
+
+
+# === The computation ===
+
+
+class Result(NamedTuple):
+    """One image of a batch on its way.
+
+    Attributes:
+        name: which one it is, for errors.
+        pixels: (height, width, channels), resized and cropped; one channel where grey ones become three.
+        channels: how many it is to have.
+        unit: whether its 0..255 stand for 0..1.
+        looks_scaled: whether it was in 0..1 when it came.
+    """
+
+    name: str
+    pixels: Any
+    channels: int
+    unit: bool
+    looks_scaled: bool
+
+
+@contextmanager
+def workers(images: int, threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map` that spreads a batch over threads: Pillow, NumPy and torch leave the interpreter while they compute."""
+    if min(images, threads) < 2:
+        yield map
+        return
+    with ThreadPoolExecutor(min(images, threads)) as pool:
+        yield pool.map
+
+
+def _cpus() -> int:
+    # A child process is a worker of somebody's data loader, which has one for each CPU already.
+    if multiprocessing.parent_process() is not None:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_reader(options: Mapping[str, Any], input_data_format: str | None, keep_torch: bool = False) -> Reader:
+    """The way to read images that go with these options."""
+    counts = [len(options[name]) for name in ("image_mean", "image_std") if isinstance(options[name], list)]
+    channels = counts[0] if options["do_normalize"] and counts else None
+    return Reader(channels, options["do_convert_rgb"], input_data_format, keep_torch)
+
+
+def _resize_and_crop(frame: Frame, options: Mapping[str, Any]) -> Result:
+    pixels, unit = frame.pixels, False
+    if options["do_resize"]:
+        if isinstance(pixels, np.ndarray):
+            pixels, unit = to_bytes(frame)
+        found = pixels.shape[:2] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
+        size = resized_size(frame.name, found[0], found[1], options["size"])
+        if isinstance(pixels, Image.Image) or pixels.shape[2] <= 4:
+            pixels = _resize(pixels, size, options["resample"])
+        else:  # Pillow has no image of so many channels
+            bands = [pixels[..., i : i + 1] for i in range(pixels.shape[2])]
+            pixels = np.stack([np.asarray(_resize(band, size, options["resample"])) for band in bands], axis=-1)
+    if options["do_center_crop"]:
+        pixels = _center_crop(pixels, options["crop_size"]["height"], options["crop_size"]["width"])
+    pixels = np.asarray(pixels)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    channels = 3 if frame.grey else pixels.shape[2]
+    check_channels(frame.name, channels, options)
+    return Result(frame.name, pixels, channels, unit, frame.looks_scaled)
+
+
+_STRIP = 2**20  # bytes
+
+
+def _resize(pixels: Image.Image | np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """Resize a Pillow image, or uint8 (height, width, channels) of at most 4 channels, by Pillow."""
+    if isinstance(pixels, Image.Image):
+        return pixels.resize(size[::-1], resample)
+    height, width, channels = pixels.shape
+    pixels = pixels[..., 0] if channels == 1 else pixels
+    if pixels.nbytes <= 2 * _STRIP or channels in (2, 4) or resample == Image.Resampling.NEAREST:
+        return Image.fromarray(pixels).resize(size[::-1], resample)
+    # Pillow resizes along rows first, rounds to 8 bits, and then along columns. The rows in strips that stay in the
+    # cache are the same, without a copy of a large photograph. (Alpha is multiplied in and out around both steps.)
+    rows = max(_STRIP // (width * channels), 1)
+    middle = Image.new("L" if channels == 1 else "RGB", (size[1], height))
+    for top in range(0, height, rows):
+        strip = pixels[top : top + rows]
+        middle.paste(Image.fromarray(strip).resize((size[1], len(strip)), resample), (0, top))
+    return middle.resize(size[::-1], resample)
+
+
+def resized_size(name: str, height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
+    """`output_size`, refusing what no machine should be asked to hold."""
+    new_height, new_width = opts.output_size(height, width, size)
+    limit = Image.MAX_IMAGE_PIXELS
+    if new_height < 1 or new_width < 1 or (limit is not None and new_height * new_width > limit):
+        raise InputError(
+            f"{name}, {height} x {width} (height x width), would become {new_height} x {new_width} with size="
+            f"{dict(size)}; expected at least one pixel each way and at most Pillow's limit of {limit} "
+            "(PIL.Image.MAX_IMAGE_PIXELS)."
+        )
+    return new_height, new_width
+
+
+def _center_crop(pixels: Image.Image | np.ndarray, height: int, width: int) -> Image.Image | np.ndarray:
+    found_height, found_width = pixels.shape[:2] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
+    top, left = (found_height - height) // 2, (found_width - width) // 2  # negative where zeros are added
+    if isinstance(pixels, Image.Image):
+        return pixels.crop((left, top, left + width, top + height))
+    cut = pixels[max(top, 0) : max(top, 0) + height, max(left, 0) : max(left, 0) + width]
+    if cut.shape[:2] == (height, width):
+        return cut
+    padded = np.zeros((height, width, cut.shape[2]), cut.dtype)
+    top, left = max(-top, 0), max(-left, 0)
+    padded[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+    return padded
+
+
+Arithmetic = tuple[float | None, tuple[float, ...] | float | None, tuple[float, ...] | float | None]
+"""(rescale_factor, image_mean, image_std), None where that step is off; hashable."""
+
+
+def _arithmetic(options: Mapping[str, Any]) -> Arithmetic:
+    factor = options["rescale_factor"] if options["do_rescale"] else None
+    if not options["do_normalize"]:
+        return factor, None, None
+    mean, std = (
+        tuple(options[name]) if isinstance(options[name], list) else options[name]
+        for name in ("image_mean", "image_std")
+    )
+    return factor, mean, std
+
+
+def _compute(values: np.ndarray, unit: bool, arithmetic: Arithmetic) -> np.ndarray:
+    """Rescale and normalise (..., channels), rounding where transformers rounds."""
+    factor, mean, std = arithmetic
+    if unit:
+        values = (values.astype(np.float64) * (1 / 255)).astype(np.float32)
+    if factor is not None:
+        values = (values.astype(np.float64) * factor).astype(np.float32)
+    if mean is not None:
+        if values.dtype.kind != "f":
+            values = values.astype(np.float32)
+        values = (values - np.array(mean, values.dtype)) / np.array(std, values.dtype)
+    return values
+
+
+@lru_cache(maxsize=32)
+def _table(channels: int, unit: bool, arithmetic: Arithmetic) -> np.ndarray:
+    """What each of the 256 values of each channel becomes, (channels, 256): the arithmetic done once, not per pixel."""
+    values = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, channels))
+    return np.ascontiguousarray(_compute(values, unit, arithmetic).T)
+
+
+def _allocate(
+    results: Sequence[Result], arithmetic: Arithmetic, data_format: str, ragged: bool
+) -> np.ndarray | list[np.ndarray]:
+    shapes = common_shape(results, [(*result.pixels.shape[:2], result.channels) for result in results], ragged)
+    shapes = [(c, h, w) if data_format == FIRST else (h, w, c) for h, w, c in shapes]
+    dtypes = [_dtype(result, arithmetic) for result in results]
+    if len(set(shapes)) > 1:
+        return [np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    return np.empty((len(results), *shapes[0]), np.result_type(*dtypes))
+
+
+def _dtype(result: Result, arithmetic: Arithmetic) -> np.dtype:
+    if result.pixels.dtype == np.uint8:
+        return _table(result.channels, result.unit, arithmetic).dtype
+    sample = result.pixels[:0, :0, :1].repeat(result.channels, axis=2)
+    return _compute(sample, result.unit, arithmetic).dtype
+
+
+def common_shape(results: Sequence[Result], shapes: list[tuple[int, ...]], ragged: bool) -> list[tuple[int, ...]]:
+    """The shapes (height, width, channels) of the results, refused where they differ and a batch has to be made."""
+    odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if odd is not None and (not ragged or shapes[odd][2] != shapes[0][2]):
+        (height, width, channels), (first_height, first_width, first_channels) = shapes[odd], shapes[0]
+        raise InputError(
+            f"{results[odd].name} came out {height} x {width} with {channels} channels, the first image {first_height} "
+            f"x {first_width} with {first_channels}; expected one shape in a batch. For the size, give a height and a "
+            "width or do_center_crop=True, or return_tensors=None for a list; for the channels, do_convert_rgb=True."
+        )
+    return shapes
+
+
+def _write(result: Result, arithmetic: Arithmetic, out: np.ndarray, data_format: str) -> None:
+    """Put the values of one result into its place in the batch."""
+    pixels, channels = result.pixels, result.channels
+    planes = out if data_format == FIRST else out.transpose(2, 0, 1)
+    if pixels.dtype != np.uint8:
+        planes[...] = _compute(pixels, result.unit, arithmetic).transpose(2, 0, 1)
+        return
+    table = _table(channels, result.unit, arithmetic)
+    for i, plane in enumerate(planes):
+        values = pixels[..., i % pixels.shape[2]]
+        if plane.flags.c_contiguous and plane.dtype == table.dtype:
+            table[i].take(values, out=plane, mode="clip")  # "clip" spares a check and a copy
+        else:
+            plane[...] = table[i].take(values)
+
+
+# === Checks ===
+
+
+def check_channels(name: str, channels: int, options: Mapping[str, Any]) -> None:
+    """Refuse an image whose channels the normalisation does not fit."""
+    for option in ("image_mean", "image_std") if options["do_normalize"] else ():
+        value = options[option]
+        if isinstance(value, list) and len(value) != channels:
+            raise InputError(f"{name} has {channels} channel(s); expected {len(value)}, as many as {option} has.")
+
+
+def warn_if_scaled(results: Sequence[Result], options: Mapping[str, Any]) -> None:
+    """Say so where values that are in 0..1 already are to be rescaled."""
+    first = next((result.name for result in results if result.looks_scaled), None)
+    if options["do_rescale"] and first is not None:
+        warnings.warn(
+            f"{first} has values between 0 and 1, as if it was rescaled already, and do_rescale rescales it once more. "
+            "Pass do_rescale=False if it is.",
+            UserWarning,
+            stacklevel=4,
+        )
