@@ -55,10 +55,11 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace a target that exists.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Convert a checkpoint, one tensor at a time, and compare the result with the source.
+    """Convert a checkpoint between formats.
 
-    What shapes do not tell comes from the source's conventions or from an option, and is said. Nothing is left out
-    without a reason. The target appears when it is complete and compared.
+    One tensor at a time, from the JAX, timm, torchvision, DINO, DeiT, Keras and transformers formats and back. What
+    shapes do not tell comes from the source's conventions or from an option, and is said. Nothing is left out without
+    a reason. The target appears when it is complete and compared.
     """
     import conversion
 

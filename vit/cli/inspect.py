@@ -22,9 +22,10 @@ def command(
     num_attention_heads: Annotated[int | None, typer.Option(metavar="N", help="Where the file does not tell.")] = None,
     as_json: Json = False,
 ) -> int:
-    """Say what a checkpoint is: format, size, head, labels, dtype, and whether it is whole.
+    """Say what a checkpoint is.
 
-    The exit status is 1 when it is not whole, or not a plain Vision Transformer.
+    Its format, size, head, labels and dtype, and whether it is whole; no framework is loaded. The exit status is 1
+    when it is not whole, or not a plain Vision Transformer.
     """
     import conversion
 
@@ -41,7 +42,7 @@ def rows(found: Inspection) -> dict[str, str]:
     """What is printed, a line each."""
     sizes = {"path": str(found.path), "size": _bytes(found.size)}
     if found.config is None:
-        return {**sizes, "whole": f"no: {found.problem}"}
+        return {**sizes, "problem": found.problem}
     config = found.config
     labels = list((config.id2label or {}).values())
     some = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
@@ -57,7 +58,7 @@ def rows(found: Inspection) -> dict[str, str]:
         "head": heads.get(found.architecture, f"{config.num_labels} labels: {some}"),
         **({"assumed": "; ".join(found.said)} if found.said else {}),
         **({"left out": f"{len(found.ignored)} tensors or values"} if found.ignored else {}),
-        "whole": "yes" if found.whole else f"no: {found.problem}",
+        **({"whole": "yes"} if found.whole else {"problem": found.problem}),
     }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def command(
     num_attention_heads: Annotated[int | None, typer.Option(metavar="N", help="Where a file does not tell.")] = None,
     as_json: Json = False,
 ) -> int:
-    """Prove that a checkpoint computes the same in every framework.
+    """Compare a checkpoint in every framework.
 
     Runs the same images (random ones, if none are given) and prints the largest difference of each layer. The exit
     status is 1 when one is past the tolerance, or when an image is classified differently.
