@@ -106,6 +106,31 @@ class Tensor(NamedTuple):
     shape: Shape
 
 
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is truncated, or not what its name says.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"), open(path, "rb") as file:  # safe_open checks the header and the size
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError) as error:
+        reason = f"{path} is not a whole safetensors file ({error}); write or download it again."
+        raise CheckpointError(reason) from None
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, info in header.items():
+        if info["dtype"] not in DTYPES:
+            raise CheckpointError(f"{path}: {name} has the dtype {info['dtype']}; expected one of {', '.join(DTYPES)}.")
+        offset = 8 + length + info["data_offsets"][0]
+        tensors[name] = Tensor(path, offset, DTYPES[info["dtype"]], tuple(info["shape"]))
+    return tensors
+
+
 class Checkpoint:
     """An open checkpoint folder: its configuration, and its tensors, read one at a time.
 
@@ -123,7 +148,8 @@ class Checkpoint:
         self.config = read_config(self.folder)
         self.tensors: dict[str, Tensor] = {}
         self.pickled: dict[str, Any] = {}  # name -> torch.Tensor, of pytorch_model.bin
-        for name, index, read in ((WEIGHTS, INDEX, self._read_header), (TORCH_WEIGHTS, TORCH_INDEX, self._unpickle)):
+        safetensors, pickles = (WEIGHTS, INDEX, self._read_safetensors), (TORCH_WEIGHTS, TORCH_INDEX, self._unpickle)
+        for name, index, read in (safetensors, pickles):
             if (self.folder / name).is_file():
                 read(self.folder / name)
                 return
@@ -148,25 +174,8 @@ class Checkpoint:
         if lost := sorted(name for name, file in weight_map.items() if found.get(name) != file):
             raise CheckpointError(f"{index} names tensors that are not in the shards it gives: {_list(lost)}.")
 
-    def _read_header(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="np"), open(path, "rb") as file:  # safe_open checks the header and the size
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is not a whole safetensors file ({error}); write or download it again."
-            ) from None
-        header.pop("__metadata__", None)
-        for name, info in header.items():
-            if info["dtype"] not in DTYPES:
-                raise CheckpointError(
-                    f"{path}: {name} has the dtype {info['dtype']}; expected one of {', '.join(DTYPES)}."
-                )
-            offset = 8 + length + info["data_offsets"][0]
-            self.tensors[name] = Tensor(path, offset, DTYPES[info["dtype"]], tuple(info["shape"]))
+    def _read_safetensors(self, path: Path) -> None:
+        self.tensors.update(read_header(path))
 
     def _unpickle(self, path: Path) -> None:
         try:
@@ -387,7 +396,7 @@ def write(
     names = [WEIGHTS] if len(shards) == 1 else _shard_names(Path(folder), len(shards))
     with replace_files(folder) as staging:
         for file, shard in zip(names, shards, strict=True):
-            _write_safetensors(staging / file, {name: tensors[name] for name in shard}, read)
+            write_safetensors(staging / file, {name: tensors[name] for name in shard}, read)
         if len(shards) > 1:
             weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
             total = sum(_num_bytes(*tensors[name]) for name in tensors)
@@ -474,9 +483,10 @@ def _shard(tensors: Mapping[str, tuple[Shape, np.dtype]], most: int) -> list[lis
     return shards
 
 
-def _write_safetensors(
+def write_safetensors(
     path: Path, tensors: Mapping[str, tuple[Shape, np.dtype]], read: Callable[[str], np.ndarray]
 ) -> None:
+    """Write one safetensors file, one tensor at a time; the arguments are those of `write`."""
     # The safetensors library writes from a dict of all tensors, which would be a second copy of a model whose layout
     # differs. The format: the header's length in 8 bytes, the header in JSON padded to 8, the tensors' bytes.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -1,0 +1,465 @@
+"""convert: one checkpoint from one format into another, a tensor at a time, compared before it appears."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit import checkpoint
+from vit.config import ViTConfig, to_pair
+from vit.errors import CheckpointError, ConfigError
+from vit.weights import Shape
+
+from . import keras, orbax
+from .containers import Store, read_file, read_shards, summary, write_json, write_msgpack, write_npz, write_torch
+from .deit import DEIT
+from .dino import DINO
+from .google import GOOGLE
+from .labels import label_names
+from .rules import MARK, Foreign, Format, Source, foreign_tensors, write_part
+from .timm import TIMM, read_hub_config
+from .torchvision import TORCHVISION
+from .transformers import HF, TRANSFORMERS_FLAX, TRANSFORMERS_PT, TRANSFORMERS_TF, write_tf_h5
+
+FORMATS = {
+    format.name: format
+    for format in (HF, TRANSFORMERS_PT, TRANSFORMERS_TF, TRANSFORMERS_FLAX, GOOGLE, TIMM, TORCHVISION, DINO, DEIT,
+                   keras.KERAS, orbax.ORBAX)
+}  # fmt: skip
+ALIASES = {"nnx": "orbax"}
+
+TARGETS = {
+    "hf": (),
+    "timm": (".safetensors", ".pth", ".bin"),
+    "torchvision": (".pth", ".safetensors"),
+    "google": (".npz",),
+    "transformers-tf": (),
+    "transformers-flax": (),
+    "keras": (".keras", ".weights.h5"),
+    "orbax": (),
+}
+"""Target format -> how its file's name may end; none means a folder."""
+
+PREPROCESSOR = "preprocessor_config.json"
+_FILES = tuple(
+    name
+    for file in ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack")
+    for name in (file, file + ".index.json")
+)
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes to do: each tensor counts once for writing and once for comparing."""
+
+
+@dataclass
+class Report:
+    """What a conversion did.
+
+    Args:
+        source: the path read, and its format.
+        target: the path written, and its format.
+        config: the configuration.
+        tensors: tensors of the source that were used.
+        parameters: numbers in them.
+        said: what shapes did not tell, and where it was taken from.
+        ignored: tensors of the source that were left out -> why.
+        verified: whether the result was read back and compared bit by bit.
+    """
+
+    source: Path
+    source_format: str
+    target: Path
+    target_format: str
+    config: ViTConfig
+    tensors: int
+    parameters: int
+    said: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+    verified: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for JSON."""
+        values = {key: value for key, value in asdict(self).items() if key != "config"}
+        return {**values, "source": str(self.source), "target": str(self.target), "config": self.config.to_dict()}
+
+
+# === Opening ===
+
+
+def open_source(
+    source: str | os.PathLike[str],
+    source_format: str = "auto",
+    *,
+    labels: str | os.PathLike[str] | Iterable[str] | None = None,
+    published_config: bool = False,
+    **options: Any,
+) -> Source:
+    """Open a checkpoint of any format as a canonical one.
+
+    Args:
+        source: a file or folder.
+        source_format: a name of `FORMATS`; "auto" finds it from the file and its keys.
+        labels: names of the labels: "imagenet-1k", a file, or the names; "none" for numbers alone; None keeps what
+            the source says.
+        published_config: take hidden_act and layer_norm_eps of the published configurations.
+        **options: keys of `ViTConfig` that shapes do not tell, such as num_attention_heads or image_size.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, one of another family, or one that does not tell all it must.
+    """
+    path = Path(source)
+    if source_format != "auto":
+        format_of(source_format)
+    store = _open(path, source_format)
+    format = _detect(store) if source_format == "auto" else format_of(source_format)
+    if store.kind not in format.kinds:
+        kinds = " or ".join(format.kinds)
+        raise CheckpointError(f"{path} is a {store.kind} file; {format.name} checkpoints are {kinds}.")
+    config, said = None, []
+    folder = store.path if store.path.is_dir() else store.path.parent
+    described = path.is_dir() or path.name in _FILES
+    if store.config is not None:
+        try:
+            config = ViTConfig.from_dict(store.config)
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(f"{path} fits no Vision Transformer: {error}") from None
+    elif described and (folder / checkpoint.CONFIG).is_file():
+        values = checkpoint.read_json(folder / checkpoint.CONFIG)
+        if "architecture" in values or "pretrained_cfg" in values:
+            hub_options, image = read_hub_config(values)
+            options = {**hub_options, **{key: value for key, value in options.items() if value is not None}}
+            said.append(f"the folder is timm's {values.get('architecture')}")
+            format = replace(format, image={**format.image, **image})
+        else:
+            config = checkpoint.read_config(folder)
+    elif format.name in ("hf", "transformers-pt", "transformers-tf", "transformers-flax"):
+        said.append(f"there is no {checkpoint.CONFIG} beside it: sizes are read from shapes")
+    if labels == "none":
+        if config is not None:
+            config = config.replace(id2label={i: f"LABEL_{i}" for i in range(config.num_labels or 0)})
+    elif labels is not None:
+        options["id2label"] = label_names(os.fspath(labels) if isinstance(labels, os.PathLike) else labels)
+    try:
+        opened = Source(store, format, config, options, published_config)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    opened.said[:0] = said
+    return opened
+
+
+def format_of(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if ALIASES.get(name, name) not in FORMATS:
+        raise CheckpointError(f"Unknown format {name!r}; expected auto or one of {', '.join(FORMATS)}.")
+    return FORMATS[ALIASES.get(name, name)]
+
+
+def _open(path: Path, source_format: str) -> Store:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; expected a checkpoint's file or folder.")
+    if not path.is_dir():
+        return read_file(path)
+    if found := orbax.find(path):
+        return orbax.read_orbax(found)
+    files = [path / name for name in _FILES if (path / name).is_file()]
+    if source_format != "auto":
+        kinds = {"safetensors": "safetensors", "bin": "torch", "h5": "h5", "msgpack": "msgpack"}
+        wanted = format_of(source_format).kinds
+        files = [file for file in files if kinds[file.name.removesuffix(".index.json").rpartition(".")[2]] in wanted]
+    if not files:
+        held = summary(sorted(item.name for item in path.iterdir())) or "nothing"
+        raise CheckpointError(f"{path} holds no checkpoint that is known (it holds {held}); give the file itself.")
+    return read_shards(files[0]) if files[0].name.endswith(".index.json") else read_file(files[0])
+
+
+def _detect(store: Store) -> Format:
+    names = list(store.tensors)
+    for format in FORMATS.values():
+        mark = format.foreign_name(MARK) or ""
+        seen = any(name.endswith(mark) for name in names)
+        if format.rename is not None:
+            seen = mark in format.rename(names).values()
+        if seen and store.kind in format.kinds:
+            break
+    else:
+        held = summary(names, 5) if names else "no tensors"
+        raise CheckpointError(
+            f"{store.path} is no Vision Transformer of a format that is known: it holds {held}. Formats: "
+            f"{', '.join(FORMATS)}."
+        )
+    if format is TIMM:  # three formats share its names
+        roots = {name.partition("/")[0] for name in names if "/" in name}
+        if roots & {"teacher", "student"}:
+            return DINO
+        if "model" in roots:
+            return DEIT
+        if store.kind == "torch" and not any(re.search(r"(^|[./])(head|fc)\.", name) for name in names):
+            return DINO
+    return format
+
+
+# === Converting ===
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    source_format: str = "auto",
+    target_format: str = "hf",
+    *,
+    dtype: Any = None,
+    labels: str | os.PathLike[str] | Iterable[str] | None = None,
+    published_config: bool = False,
+    verify: bool = True,
+    force: bool = False,
+    max_shard_size: int | str = "5GB",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """Convert a checkpoint, one tensor at a time; `target` appears when it is complete and compared.
+
+    Args:
+        source: a file or folder of any format of `FORMATS`.
+        target: a folder, or for the formats of one file (see `TARGETS`) a file name.
+        source_format: a name of `FORMATS`; "auto" finds it from the file and its keys.
+        target_format: a name of `TARGETS`.
+        dtype: float32, float16, bfloat16 or float64; None keeps each tensor's.
+        labels: names of the labels: "imagenet-1k", a file, or the names; "none" for numbers alone; None keeps what
+            the source says.
+        published_config: take hidden_act and layer_norm_eps of the published configurations, rather than those that
+            the source's code computes with.
+        verify: read the result back and compare it with the source, bit by bit, before it appears.
+        force: replace a target that exists.
+        max_shard_size: of the canonical folder's weight files.
+        progress: told how far it is.
+        **options: keys of `ViTConfig` that shapes do not tell: num_attention_heads, image_size, patch_size,
+            hidden_act, layer_norm_eps and so on.
+
+    Returns:
+        What was done, what was assumed, and which tensors were left out, why.
+
+    Raises:
+        CheckpointError: the source cannot be converted, the target exists or cannot be written, or the comparison
+            failed; the target is as it was before.
+    """
+    target = Path(target)
+    target_format = {"nnx": "orbax"}.get(target_format, target_format)
+    if target_format not in TARGETS:
+        raise CheckpointError(f"Unknown target format {target_format!r}; expected one of {', '.join(TARGETS)}.")
+    _check_target(target, target_format, force)
+    opened = open_source(source, source_format, labels=labels, published_config=published_config, **options)
+    wanted = None if dtype is None else checkpoint.dtype_of(dtype)
+    canonical = {name: (shape, wanted or opened.dtype(name)) for name, shape in opened.shapes.items()}
+    config = opened.config if wanted is None else opened.config.replace(dtype=wanted.name)
+    format = FORMATS[target_format]
+    tensors, dropped = foreign_tensors(format, config, opened.head, canonical)
+    ignored = {**opened.ignored, **{opened.places[name].stored: reason for name, reason in dropped.items()}}
+    kept = {name: spec for name, spec in canonical.items() if name not in dropped}
+    size = sum(int(np.prod(shape)) * kind.itemsize for shape, kind in kept.values())
+    meter = _Meter(progress, size * (2 if verify else 1))
+
+    with _staging(target) as staging:
+        staged = staging / target.name
+        read = meter.reading(opened.read)
+        _write(staged, target_format, config, opened, tensors, read, max_shard_size)
+        if verify:
+            _verify(staged, format, config, opened, kept, meter)
+        _publish(staged, target)
+    said = [*opened.said, *_differences(format, config)]
+    used = {opened.places[name].stored for name in kept}
+    parameters = sum(int(np.prod(shape)) for shape, _ in kept.values())
+    return Report(Path(source), opened.format.name, target, target_format, config, len(used), parameters, said, ignored,
+                  verify)  # fmt: skip
+
+
+def _check_target(target: Path, target_format: str, force: bool) -> None:
+    endings = TARGETS[target_format]
+    if endings and not target.name.endswith(endings):
+        raise CheckpointError(f"{target} is to be one {target_format} file; end its name in {' or '.join(endings)}.")
+    if not endings and target.suffix in (".safetensors", ".h5", ".msgpack", ".npz", ".pth", ".bin", ".keras"):
+        raise CheckpointError(f"{target} looks like a file; a {target_format} checkpoint is a folder. Name one.")
+    occupied = any(target.iterdir()) if target.is_dir() else target.exists()
+    if occupied and not force:
+        raise CheckpointError(f"{target} exists; name another target, or pass force=True (--force) to replace it.")
+    if target.exists() and target.is_dir() != (not endings):
+        found, wanted = ("folder", "file") if target.is_dir() else ("file", "folder")
+        raise CheckpointError(f"{target} is a {found}; a {target_format} checkpoint is a {wanted}.")
+    if target_format == "orbax" and occupied and not orbax.find(target):
+        raise CheckpointError(f"{target} is a folder of something else than an orbax checkpoint; it is not replaced.")
+
+
+def _differences(format: Format, config: ViTConfig) -> list[str]:
+    """What the target's own code computes otherwise than the configuration says."""
+    if format.name in ("hf", "transformers-tf", "transformers-flax", "keras", "orbax"):
+        return []
+    same = {"gelu_pytorch_tanh": "gelu_new"}
+    said = []
+    for key, value in format.config.items():
+        have = getattr(config, key)
+        if same.get(have, have) != value:
+            said.append(f"the code of {format.name} computes with {key} {value} by default; this checkpoint has {have}")
+    return said
+
+
+class _Meter:
+    """Counts bytes for a progress bar."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def add(self, array: np.ndarray) -> None:
+        self.done += array.nbytes
+        if self.progress is not None:
+            self.progress(min(self.done, self.total), self.total)
+
+    def reading(self, read: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
+        def read_and_count(name: str) -> np.ndarray:
+            array = read(name)
+            self.add(array)
+            return array
+
+        return read_and_count
+
+
+def _write(
+    staged: Path,
+    target_format: str,
+    config: ViTConfig,
+    opened: Source,
+    tensors: Mapping[str, Foreign],
+    read: Callable[[str], np.ndarray],
+    max_shard_size: int | str,
+) -> None:
+    format = FORMATS[target_format]
+    specs: dict[str, tuple[Shape, np.dtype]] = {name: (t.shape, t.dtype) for name, t in tensors.items()}
+
+    def part(name: str) -> np.ndarray:
+        return write_part(format, tensors[name], read)
+
+    if target_format == "hf":
+        checkpoint.write(staged, config, specs, part, max_shard_size)
+    elif target_format in ("transformers-tf", "transformers-flax"):
+        staged.mkdir()
+        (staged / checkpoint.CONFIG).write_text(config.to_json(), encoding="utf-8")
+        if target_format == "transformers-tf":
+            write_tf_h5(staged / "tf_model.h5", specs, part)
+        else:
+            write_msgpack(staged / "flax_model.msgpack", specs, part)
+    elif target_format == "google":
+        write_npz(staged, specs, part)
+    elif target_format == "keras":
+        keras.write_keras(staged, config, opened.head, specs, part)
+    elif target_format == "orbax":
+        orbax.write_orbax(staged, config, specs, part)
+    elif staged.suffix == ".safetensors":
+        checkpoint.write_safetensors(staged, specs, part)
+    else:
+        write_torch(staged, specs, part)
+    if target_format in ("hf", "transformers-tf", "transformers-flax"):
+        _write_preprocessor(staged, opened)
+
+
+def _write_preprocessor(staged: Path, opened: Source) -> None:
+    """How images are prepared: the source folder's own file, or what the source's models expect."""
+    own = (opened.store.path if opened.store.path.is_dir() else opened.store.path.parent) / PREPROCESSOR
+    if opened.format.image:
+        image = opened.format.image
+        height, width = to_pair(opened.config.image_size)
+        values = {
+            "do_normalize": True, "do_rescale": True, "do_resize": True, "image_processor_type": "ViTImageProcessor",
+            "image_mean": list(image["mean"]), "image_std": list(image["std"]), "resample": image["resample"],
+            "rescale_factor": 1 / 255, "size": {"height": height, "width": width},
+        }  # fmt: skip
+        write_json(staged / PREPROCESSOR, values)
+        mean, std = (", ".join(f"{value:g}" for value in image[key]) for key in ("mean", "std"))
+        opened.said.append(f"images are normalised with mean {mean} and std {std}: those of {opened.format.name}")
+    elif own.is_file():
+        shutil.copyfile(own, staged / PREPROCESSOR)
+
+
+def _verify(
+    staged: Path,
+    format: Format,
+    config: ViTConfig,
+    opened: Source,
+    kept: Mapping[str, tuple[Shape, np.dtype]],
+    meter: _Meter,
+) -> None:
+    """Read the result back and compare every tensor with the source's, bit by bit, in the source's layout.
+
+    The way back takes the inverse of the rules that wrote it, so a wrong rule does not cancel itself out.
+    """
+    result = Source(_open(staged, format.name), format, config)
+    if lost := [name for name in kept if name not in result.places]:
+        raise CheckpointError(f"The comparison failed: the result lacks {summary(lost)}. Nothing was written.")
+    for name, (shape, dtype) in kept.items():
+        foreign_shape = opened.format.foreign_shape(name, shape, config)
+        back = opened.format.to_foreign(result.read(name), foreign_shape)
+        expected = opened.read_stored(name).astype(dtype, copy=False)
+        if back.dtype != dtype or back.shape != expected.shape or not _same_bits(expected, back):
+            raise CheckpointError(f"The comparison failed: {name} is not what the source holds. Nothing was written.")
+        meter.add(back)
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    return np.array_equal(a.view(bits), b.view(bits))
+
+
+# === The target ===
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A folder beside `target`, on the same disk, that vanishes with what is left in it."""
+    made = [path for path in target.absolute().parents if not path.exists()]
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=".incomplete-", dir=target.absolute().parent, ignore_cleanup_errors=True
+        ) as staging:
+            yield Path(staging)
+    except (OSError, CheckpointError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError):
+            raise CheckpointError(f"{target} cannot be written: {cause.strerror or cause}. It is as it was.") from error
+        raise
+    finally:
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def _publish(staged: Path, target: Path) -> None:
+    """Put what was staged in its place, after it has reached the disk."""
+    files = [staged] if staged.is_file() else [path for path in staged.rglob("*") if path.is_file()]
+    for path in files:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    if staged.is_file() or not target.exists():
+        os.replace(staged, target)
+    elif orbax.find(target) or not any(target.iterdir()):  # a tree of folders: in one piece
+        old = staged.with_name("old")
+        os.replace(target, old)
+        os.replace(staged, target)
+    else:
+        names = {path.name for path in staged.iterdir()}
+        with checkpoint.replace_files(target) as staging:
+            for path in staged.iterdir():
+                os.replace(path, staging / path.name)
+        for path in target.iterdir():  # an older result's other shards would be read before the new ones
+            if path.name not in names and re.fullmatch(r"model(-.*)?\.safetensors(\.index\.json)?", path.name):
+                path.unlink()

@@ -1,0 +1,514 @@
+"""What every format shares: a table of names, three layout rules, and the way a file becomes canonical through them.
+
+A format is data (`Format`): which canonical module is called what, whether matrices are (in, out), how the patch
+convolution lies, and what the format's own code computes with. `Source` applies one to an opened file and gives
+canonical tensors one at a time; `foreign_tensors` goes the other way.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit.checkpoint import DTYPES
+from vit.config import VARIANTS, ViTConfig, to_pair
+from vit.errors import CheckpointError, ConfigError
+from vit.weights import Shape, parameter_shapes
+
+from .containers import Store, summary
+
+LAYER = "vit.encoder.layer.{i}."
+TOKENS = ("vit.embeddings.cls_token", "vit.embeddings.mask_token", "vit.embeddings.position_embeddings")
+MODULES = (
+    "vit.embeddings.patch_embeddings.projection",
+    LAYER + "layernorm_before",
+    LAYER + "attention.attention.query",
+    LAYER + "attention.attention.key",
+    LAYER + "attention.attention.value",
+    LAYER + "attention.output.dense",
+    LAYER + "layernorm_after",
+    LAYER + "intermediate.dense",
+    LAYER + "output.dense",
+    "vit.layernorm",
+    "vit.pooler.dense",
+    "classifier",
+    "decoder.0",
+)
+QKV = LAYER + "attention.attention.{query,key,value}"
+"""The three projections as one module: their tensors lie one after the other along the first axis."""
+
+MARK = "vit.encoder.layer.0.layernorm_before.weight"
+"""The parameter by whose foreign name a format is known: every Vision Transformer has it."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BILINEAR, BICUBIC = 2, 3
+
+
+def patterns(separator: str, **renamed: str) -> dict[str, str]:
+    """The table of a format that spells canonical paths with another separator and other names for some parts."""
+    table = {}
+    for name in (*TOKENS, *(module + ".{leaf}" for module in MODULES)):
+        table[name] = separator.join(renamed.get(part, part) for part in name.split("."))
+    return table
+
+
+@dataclass(frozen=True)
+class Format:
+    """One foreign format.
+
+    Args:
+        name: what `--from` and `--to` call it.
+        what: one line for messages and help.
+        kinds: the containers it comes in (`containers.KINDS`), the first being the one that is written.
+        table: canonical name with {i} for a layer and {leaf} for weight or bias (`QKV` for a fused one) -> stored name.
+        leaves: what it calls "weight" and "bias", and "norm.weight" and "norm.bias" of a LayerNorm.
+        in_out: matrices are (in, out) rather than (out, in).
+        conv: how the patch convolution lies: "OIHW", "HWIO", or "matrix", (in * height * width, out).
+        heads: attention kernels keep their heads apart: query (hidden_size, heads, head_dim) and so on.
+        config: what the format's code computes with, where its files do not say.
+        image: mean, standard deviation and resampling of the images that its models expect.
+        wrappers: prefixes of a whole model inside a training checkpoint -> why it is taken; the first found wins.
+        ignored: (pattern of a stored name, why leaving it out is right).
+        refused: (pattern of a stored name, the family that it is a sign of).
+        prefixes: a pattern of what may precede every name.
+        aliases: (pattern of a stored name, what it stands for): older names of the same tensors.
+        rename: stored names -> {stored name: name of the table}, where a pattern cannot say it.
+        stored_name: name of the table, head -> the name to write; the inverse of `rename`.
+        pooler_feeds_head: the head reads the pooler's output, which no ViT head does.
+        writes_pooler: the format's code of today has a place for the pooler.
+    """
+
+    name: str
+    what: str
+    kinds: tuple[str, ...]
+    table: Mapping[str, str]
+    leaves: Mapping[str, str] = field(default_factory=dict)
+    in_out: bool = False
+    conv: str = "OIHW"
+    heads: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    image: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[tuple[str, str], ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+    prefixes: str = ""
+    aliases: tuple[tuple[str, str], ...] = ()
+    rename: Callable[[Iterable[str]], dict[str, str]] | None = None
+    stored_name: Callable[[str, str | None], str] = lambda name, head: name
+    pooler_feeds_head: bool = False
+    writes_pooler: bool = True
+
+    # === Names ===
+
+    def leaf(self, canonical: str, leaf: str) -> str:
+        """What the format calls a "weight" or "bias" of a canonical module."""
+        key = f"norm.{leaf}" if "layernorm" in canonical else leaf
+        return self.leaves.get(key, leaf)
+
+    def foreign_name(self, name: str) -> str | None:
+        """The table's name of a canonical parameter; None where the format has no place for it."""
+        path, index = re.subn(r"(?<=layer\.)\d+", "{i}", name), re.search(r"(?<=layer\.)\d+", name)
+        module, _, leaf = path[0].rpartition(".")
+        fused = re.sub("(query|key|value)$", "{query,key,value}", module)
+        for key in (path[0], f"{module}.{{leaf}}", f"{fused}.{{leaf}}"):
+            if key in self.table:
+                foreign = self.table[key].replace("{leaf}", self.leaf(module, leaf))
+                return foreign.replace("{i}", index[0]) if index else foreign
+        return None
+
+    def canonical_names(self, foreign: str) -> tuple[str, ...]:
+        """The canonical parameters that a stored tensor holds, in their order; none, if the table does not know it."""
+        for key, pattern in self.table.items():
+            leaves = {leaf: self.leaf(key, leaf) for leaf in ("weight", "bias")}
+            regex = re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)")
+            regex = regex.replace(r"\{leaf\}", f"(?P<leaf>{'|'.join(map(re.escape, leaves.values()))})")
+            if match := re.fullmatch(regex, foreign):
+                found = match.groupdict()
+                name = key.replace("{i}", found.get("i") or "")
+                if "leaf" in found:
+                    name = name.replace("{leaf}", next(leaf for leaf in leaves if leaves[leaf] == found["leaf"]))
+                parts = re.search(r"\{(.*)\}", name)
+                return tuple(name.replace(parts[0], part) for part in parts[1].split(",")) if parts else (name,)
+        return ()
+
+    # === Layouts ===
+
+    def foreign_shape(self, name: str, shape: Shape, config: ViTConfig) -> Shape:
+        """The shape in which the format stores a canonical parameter (its part of a fused one)."""
+        if len(shape) == 4:
+            size_out, size_in, height, width = shape
+            return {
+                "OIHW": shape,
+                "HWIO": (height, width, size_in, size_out),
+                "matrix": (size_in * height * width, size_out),
+            }[self.conv]
+        if self.heads and ".attention." in name:
+            heads, size = (config.num_attention_heads, config.head_dim), config.hidden_size
+            if ".attention.attention." in name:
+                return heads if len(shape) == 1 else (size, *heads)
+            return shape if len(shape) == 1 else (*heads, size)
+        return shape[::-1] if self.in_out and len(shape) == 2 else shape
+
+    def to_foreign(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        """A canonical array as the format stores it, in the foreign `shape`."""
+        if array.ndim == 4 and self.conv == "HWIO":
+            array = array.transpose(2, 3, 1, 0)
+        elif array.ndim == 4 and self.conv == "matrix":
+            array = transposed(array.reshape(len(array), -1))
+        elif array.ndim == 2 and self.in_out:
+            array = transposed(array)
+        return array.reshape(shape)
+
+    def to_canonical(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        """The canonical array, of the canonical `shape`, of what the format stores."""
+        if len(shape) == 4 and self.conv == "HWIO":
+            array = array.transpose(3, 2, 0, 1)
+        elif len(shape) == 4 and self.conv == "matrix":
+            array = transposed(array)
+        elif len(shape) == 2 and self.in_out:
+            array = transposed(array.reshape(-1, shape[0]))  # heads apart or not: the last axes are the output's
+        return array.reshape(shape)
+
+
+def transposed(array: np.ndarray) -> np.ndarray:
+    """The transpose of a matrix, in memory of its own: in strips of a cache line, five times as fast as in one go."""
+    result = np.empty(array.shape[::-1], array.dtype)
+    strip = max(1, 64 // array.itemsize)
+
+    def part(first: int, last: int) -> None:
+        for begin in range(first, last, strip):
+            result[:, begin : min(begin + strip, last)] = array[begin : min(begin + strip, last)].T
+
+    half = len(array) // (2 * strip) * strip
+    if array.nbytes < 2**20 or not half:
+        part(0, len(array))
+    else:  # NumPy copies without the interpreter's lock
+        other = threading.Thread(target=part, args=(half, len(array)))
+        other.start()
+        part(0, half)
+        other.join()
+    return result
+
+
+class Place(NamedTuple):
+    """Where a canonical parameter lies: the stored tensor, and which part of how many along its first axis."""
+
+    stored: str
+    part: int
+    parts: int
+
+
+class Source:
+    """A foreign file seen as a canonical checkpoint, read one tensor at a time.
+
+    Args:
+        store: the opened file.
+        format: what it is.
+        config: what the file says about itself, if it does.
+        options: what the caller says, before everything else: num_attention_heads, hidden_act and the like.
+        published_config: take activation and epsilon of the published configurations instead of the source code's.
+
+    Raises:
+        CheckpointError: not a plain Vision Transformer, or not a whole one; the tensors are named.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        format: Format,
+        config: ViTConfig | None = None,
+        options: Mapping[str, Any] | None = None,
+        published_config: bool = False,
+    ) -> None:
+        self.store, self.format = store, format
+        self.said: list[str] = []
+        self.ignored: dict[str, str] = dict(store.others)
+        self.places: dict[str, Place] = {}
+        self._match(self._table_names())
+        given = {key: value for key, value in (options or {}).items() if value is not None}
+        self.config = self._configure(config, given, published_config)
+        self.shapes = self._check()
+
+    # === Names ===
+
+    def _table_names(self) -> dict[str, str]:
+        """{stored name: the table's name} of the model's tensors; the others are ignored with a reason, or refused."""
+        names, format = list(self.store.tensors), self.format
+        if format.rename is not None:
+            return format.rename(names)
+        mark = format.foreign_name(MARK) or ""
+        roots = sorted({name[: -len(mark)] for name in names if name.endswith(mark)})
+        roots = [root for root in roots if re.fullmatch(rf"(.*/)?({format.prefixes})*", root)] or [""]
+        order = [*format.wrappers, ""]  # every root starts with the last
+        rank, _, root = min(
+            (next(i for i, w in enumerate(order) if root.startswith(w)), len(root), root) for root in roots
+        )
+        wrapper = order[rank]
+        if wrapper and len(roots) > 1:
+            self.said.append(f"of the models in the file, {wrapper.rstrip('/')}: {format.wrappers[wrapper]}")
+        table_names = {}
+        for name in names:
+            if not name.startswith(wrapper):
+                self.ignored[name] = f"belongs to the training, not to the model under {wrapper!r}"
+                continue
+            table_name = name.removeprefix(root)  # where it stays: the head of a training, beside its backbone
+            table_name = re.sub(rf"^({format.prefixes})*", "", table_name.removeprefix(wrapper))
+            for regex, standard in format.aliases:
+                table_name = re.sub(regex, standard, table_name)
+            table_names[name] = table_name
+        return table_names
+
+    def _match(self, table_names: Mapping[str, str]) -> None:
+        unknown, fights = [], []
+        families: dict[str, list[str]] = {}
+        for stored, name in table_names.items():
+            for regex, family in self.format.refused:
+                if re.search(regex, name):
+                    families.setdefault(family, []).append(stored)
+        if families:
+            signs = "; ".join(f"{family} ({summary(names, 3)})" for family, names in families.items())
+            raise CheckpointError(
+                f"{self.store.path} is not a plain Vision Transformer: it has {signs}. Leaving these tensors out "
+                "would change what the model computes, so it is not converted."
+            )
+        for stored, name in table_names.items():
+            parts = self.format.canonical_names(name)
+            reason = next((why for regex, why in self.format.ignored if re.search(regex, name)), None)
+            if not parts and reason is not None:
+                self.ignored[stored] = reason
+            elif not parts:
+                unknown.append(stored)
+            for part, canonical in enumerate(parts):
+                if canonical in self.places:
+                    fights.append(f"{self.places[canonical].stored} and {stored}")
+                self.places[canonical] = Place(stored, part, len(parts))
+        if fights:
+            raise CheckpointError(
+                f"{self.store.path}: two tensors fight for one name: {summary(sorted(set(fights)))}. Keep one of each."
+            )
+        if unknown:
+            raise CheckpointError(
+                f"{self.store.path} holds tensors that the format {self.format.name} does not know: "
+                f"{summary(unknown)}. Is it another format, or another model than a plain Vision Transformer?"
+            )
+        if self.format.pooler_feeds_head and "vit.pooler.dense.weight" in self.places:
+            for name in [name for name in self.places if name.startswith("classifier.")]:
+                self.ignored[self.places.pop(name).stored] = (
+                    "this head reads the output of pre_logits, which became the pooler; the heads of the published "
+                    "classes read the CLS token, so logits are pooler_output @ weight.T + bias"
+                )
+
+    # === Configuration ===
+
+    def _shape(self, name: str) -> Shape | None:
+        """The shape of the stored tensor that holds a canonical parameter, if there is one."""
+        return self.store.tensors[self.places[name].stored].shape if name in self.places else None
+
+    def _need(self, name: str) -> Shape:
+        shape = self._shape(name)
+        if shape is None and name == TOKENS[0]:
+            raise CheckpointError(
+                f"{self.store.path} is not a plain Vision Transformer: it has no class token "
+                f"({self.format.foreign_name(name)}), so it pools by averaging, which no published ViT head does."
+            )
+        if shape is None:
+            foreign = self.format.foreign_name(name)
+            raise CheckpointError(f"{self.store.path} lacks {foreign}, which every {self.format.name} checkpoint has.")
+        return shape
+
+    def _configure(self, config: ViTConfig | None, given: dict[str, Any], published: bool) -> ViTConfig:
+        try:
+            if config is None:
+                config = self._infer(given, published)
+            elif given:
+                config = config.replace(**given)
+            dtypes = {self.store.tensors[place.stored].dtype for place in self.places.values()}
+            if wrong := [d for d in dtypes if d not in DTYPES.values()]:
+                raise CheckpointError(f"{self.store.path} stores parameters as {wrong[0]}; expected floats.")
+            widest = max(dtypes, key=lambda dtype: (dtype.itemsize, dtype.str))
+            return config.replace(dtype=widest.name, architectures=(self.architecture,))
+        except ConfigError as error:
+            raise CheckpointError(f"{self.store.path} fits no Vision Transformer: {error}") from None
+
+    def _infer(self, given: dict[str, Any], published: bool) -> ViTConfig:
+        """The configuration that the shapes tell, completed by the format's conventions, all of which are said."""
+        config: dict[str, Any] = dict(given)
+        width = config["hidden_size"] = self._need(TOKENS[0])[-1]
+        layers = {int(match[1]) for name in self.places if (match := re.search(r"layer\.(\d+)\.", name))}
+        depth = config["num_hidden_layers"] = max(layers, default=-1) + 1
+        if depth:
+            config["intermediate_size"] = math.prod(self._need(LAYER.format(i=0) + "intermediate.dense.bias"))
+            config["qkv_bias"] = LAYER.format(i=0) + "attention.attention.query.bias" in self.places
+            config["num_attention_heads"] = self._heads(given, width, depth, config["intermediate_size"])
+        config["num_channels"], config["patch_size"] = self._patch(given)
+        config["encoder_stride"] = config["patch_size"]
+        positions = self._need("vit.embeddings.position_embeddings")
+        if "image_size" not in given:
+            side = math.isqrt(positions[-2] - 1)
+            if side * side != positions[-2] - 1 or side == 0:
+                raise CheckpointError(
+                    f"{self.store.path} has {positions[-2] - 1} position embeddings besides the CLS token's, no square "
+                    "grid. Say the size of the image: --image-size HEIGHTxWIDTH."
+                )
+            height, patch_width = (side * length for length in to_pair(config["patch_size"]))
+            config["image_size"] = height if height == patch_width else (height, patch_width)
+        if bias := self._shape("vit.pooler.dense.bias"):
+            config["pooler_output_size"] = bias[0]
+        if "id2label" not in config:
+            config["num_labels"] = (self._shape("classifier.bias") or (0,))[0] or None
+        for key, value in self.format.config.items():
+            if key not in given:
+                if published and key in ("hidden_act", "layer_norm_eps"):
+                    value = getattr(ViTConfig(), key)
+                config[key] = value
+                origin = "the published configurations" if published else f"the code of {self.format.name}"
+                self.said.append(f"{key} {value}: that of {origin}")
+        return ViTConfig(**config)
+
+    def _heads(self, given: Mapping[str, Any], width: int, depth: int, mlp_width: int) -> int:
+        if "num_attention_heads" in given:
+            return given["num_attention_heads"]
+        if self.format.heads:
+            return self._need(LAYER.format(i=0) + "attention.attention.query.weight")[1]
+        for name, (*sizes, heads, mlp) in VARIANTS.items():
+            if (*sizes, mlp) == (width, depth, mlp_width):
+                self.said.append(f"num_attention_heads {heads}: that of ViT-{name}, whose other sizes these are")
+                return heads
+        if width % 64:
+            raise CheckpointError(
+                f"{self.store.path} does not tell its number of attention heads, and its width, {width}, is no "
+                "multiple of 64, the usual width of a head. Say it: --num-attention-heads N."
+            )
+        self.said.append(f"num_attention_heads {width // 64}: heads are 64 wide by convention")
+        return width // 64
+
+    def _patch(self, given: Mapping[str, Any]) -> tuple[int, int | tuple[int, int]]:
+        shape, channels = self._need(MODULES[0] + ".weight"), given.get("num_channels", 3)
+        if self.format.conv != "matrix":
+            if len(shape) != 4:
+                raise CheckpointError(
+                    f"{self.store.path}: the patch projection has the shape {shape}; expected 4 axes."
+                )
+            _, channels, *size = shape if self.format.conv == "OIHW" else (shape[3], shape[2], shape[0], shape[1])
+        elif "patch_size" in given:
+            size = list(to_pair(given["patch_size"]))
+        else:
+            side = math.isqrt(shape[0] // channels)
+            if side * side * channels != shape[0]:
+                raise CheckpointError(
+                    f"{self.store.path}: patches have {shape[0]} values, no square of {channels} channels. Say their "
+                    "size: --patch-size HEIGHTxWIDTH, and --num-channels N."
+                )
+            self.said.append(f"patch_size {side}: the square that {channels} channels leave")
+            size = [side, side]
+        return channels, size[0] if size[0] == size[1] else (size[0], size[1])
+
+    @property
+    def head(self) -> str | None:
+        """None, "classifier" or "decoder"."""
+        heads = ("classifier", "decoder")
+        return next((head for head in heads if any(name.startswith(head + ".") for name in self.places)), None)
+
+    @property
+    def architecture(self) -> str:
+        """The published class of the checkpoint."""
+        return {
+            None: "ViTModel",
+            "classifier": "ViTForImageClassification",
+            "decoder": "ViTForMaskedImageModeling",
+        }[self.head]
+
+    # === Tensors ===
+
+    def _check(self) -> dict[str, Shape]:
+        """The canonical shapes, after comparing every stored one with what it must be."""
+        config = self.config
+        if self.head == "classifier" and (head := self._shape("classifier.bias")) and head != (config.num_labels,):
+            raise CheckpointError(
+                f"{self.store.path} has a head for {head[0]} labels, but {config.num_labels} label names were given."
+            )
+        expected = parameter_shapes(
+            config,
+            head=self.head,
+            add_pooling_layer=any(name.startswith("vit.pooler.") for name in self.places),
+            use_mask_token="vit.embeddings.mask_token" in self.places,
+        )
+        missing = [str(self.format.foreign_name(name)) for name in expected if name not in self.places]
+        extra = [self.places[name].stored for name in self.places if name not in expected]
+        wrong = []
+        for name, place in self.places.items():
+            if name in expected:
+                shape = self.format.foreign_shape(name, expected[name], config)
+                shape = (place.parts * shape[0], *shape[1:])
+                if (stored := self.store.tensors[place.stored].shape) != shape:
+                    wrong.append(f"{place.stored} is {stored}, expected {shape}")
+        problems = {"missing": missing, "unexpected": extra, "mis-shaped": list(Counter(wrong))}
+        if any(problems.values()):
+            listed = "; ".join(f"{what}: {summary(names)}" for what, names in problems.items() if names)
+            raise CheckpointError(
+                f"{self.store.path} fits no Vision Transformer of {config.num_hidden_layers} layers, width "
+                f"{config.hidden_size}, image {config.image_size} and patch {config.patch_size}. {listed}."
+            )
+        return expected
+
+    def dtype(self, name: str) -> np.dtype:
+        """The stored dtype of a canonical parameter."""
+        return self.store.tensors[self.places[name].stored].dtype
+
+    def read_stored(self, name: str) -> np.ndarray:
+        """What the file holds of a canonical parameter, in the file's own layout."""
+        stored, part, parts = self.places[name]
+        rows = self.store.tensors[stored].shape[0] // parts if parts > 1 else None
+        return self.store.read(stored, None if rows is None else slice(part * rows, (part + 1) * rows))
+
+    def read(self, name: str) -> np.ndarray:
+        """A canonical parameter."""
+        return self.format.to_canonical(self.read_stored(name), self.shapes[name])
+
+
+class Foreign(NamedTuple):
+    """A tensor to write: its shape and dtype, and the canonical parameters that make it up."""
+
+    shape: Shape
+    dtype: np.dtype
+    names: tuple[str, ...]
+
+
+def foreign_tensors(
+    format: Format, config: ViTConfig, head: str | None, canonical: Mapping[str, tuple[Shape, np.dtype]]
+) -> tuple[dict[str, Foreign], dict[str, str]]:
+    """The tensors of a format that hold canonical ones, and the canonical ones for which it has no place, with why.
+
+    Args:
+        format: the target.
+        config: the model's configuration.
+        head: None, "classifier" or "decoder".
+        canonical: {name: (shape, dtype)}, in order.
+    """
+    tensors: dict[str, Foreign] = {}
+    dropped: dict[str, str] = {}
+    for name, (shape, dtype) in canonical.items():
+        foreign = format.foreign_name(name)
+        if foreign is None or (name.startswith("vit.pooler.") and not format.writes_pooler):
+            dropped[name] = f"a {format.name} checkpoint has no place for it"
+        elif format.pooler_feeds_head and head == "classifier" and name.startswith("vit.pooler."):
+            dropped[name] = f"the head of a {format.name} checkpoint would read it, and this one does not"
+        else:
+            foreign, part = format.stored_name(foreign, head), format.foreign_shape(name, shape, config)
+            old = tensors.get(foreign, Foreign((0, *part[1:]), dtype, ()))
+            tensors[foreign] = Foreign((old.shape[0] + part[0], *part[1:]), dtype, (*old.names, name))
+    return tensors, dropped
+
+
+def write_part(format: Format, foreign: Foreign, read: Callable[[str], np.ndarray]) -> np.ndarray:
+    """The array of a foreign tensor, from the canonical ones that make it up."""
+    part = (foreign.shape[0] // len(foreign.names), *foreign.shape[1:])
+    arrays = [format.to_foreign(read(name), part) for name in foreign.names]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -1,0 +1,107 @@
+"""timm's plain VisionTransformers with token pooling: a state dict alone, or a hub folder with timm's config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit.errors import CheckpointError
+
+from .rules import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, LAYER, QKV, Format
+
+REFUSED = (
+    (r"(^|\.)reg_token$|register_tokens$", "register tokens"),
+    (r"(^|\.)dist_token$|^head_dist\.", "a distillation token"),
+    (r"\.ls[12]\.gamma$|\.gamma_[12]$|\.ls[12]$", "layer scale"),
+    (
+        r"^patch_embed\.(backbone|proj\.(conv|stages|norm)|conv|norm)|^patch_embed\.proj\.\d",
+        "a hybrid ResNet or convolutional stem",
+    ),
+    (r"^fc_norm\.", "average pooling"),
+    (r"^attn_pool\.", "attention pooling"),
+    (r"\.mlp\.(w12|w3|fc1_[gx]|norm)\b", "a SwiGLU MLP"),
+    (r"\.attn\.([qk]_norm|norm)\.", "normalised queries and keys"),
+    (r"^norm_pre\.", "a LayerNorm before the layers (CLIP)"),
+    (r"rel(ative)?_pos|\.rope\b|\.attn\.(q|v)_bias$", "relative or rotary positions (BEiT, EVA)"),
+    (r"^decoder_|^mask_token$", "a masked autoencoder's decoder or mask token (MAE, BEiT)"),
+)
+
+TIMM = Format(
+    name="timm",
+    what="timm's VisionTransformer with token pooling, .safetensors, .pth, .bin",
+    kinds=("safetensors", "torch"),
+    table={
+        "vit.embeddings.cls_token": "cls_token",
+        "vit.embeddings.position_embeddings": "pos_embed",
+        "vit.embeddings.patch_embeddings.projection.{leaf}": "patch_embed.proj.{leaf}",
+        LAYER + "layernorm_before.{leaf}": "blocks.{i}.norm1.{leaf}",
+        QKV + ".{leaf}": "blocks.{i}.attn.qkv.{leaf}",
+        LAYER + "attention.output.dense.{leaf}": "blocks.{i}.attn.proj.{leaf}",
+        LAYER + "layernorm_after.{leaf}": "blocks.{i}.norm2.{leaf}",
+        LAYER + "intermediate.dense.{leaf}": "blocks.{i}.mlp.fc1.{leaf}",
+        LAYER + "output.dense.{leaf}": "blocks.{i}.mlp.fc2.{leaf}",
+        "vit.layernorm.{leaf}": "norm.{leaf}",
+        "vit.pooler.dense.{leaf}": "pre_logits.fc.{leaf}",
+        "classifier.{leaf}": "head.{leaf}",
+    },
+    config={"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    image={"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "resample": BICUBIC},
+    pooler_feeds_head=True,
+    writes_pooler=False,  # timm has had no pre_logits since 0.8
+    prefixes=r"module\.|_orig_mod\.|backbone\.|model\.",
+    aliases=((r"^fc\.", "head."),),
+    wrappers={
+        "state_dict_ema/": "the averaged weights, which timm evaluates",
+        "model_ema/": "the averaged weights, which timm evaluates",
+        "state_dict/": "the weights of the training checkpoint",
+    },
+    refused=REFUSED,
+)
+
+_ARGUMENTS = {
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "in_chans": "num_channels",
+    "qkv_bias": "qkv_bias",
+}
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "relu": "relu",
+}
+_HARMLESS = (  # what shows in the tensors, or does nothing at inference
+    "num_classes global_pool class_token mlp_ratio act_layer pre_norm no_embed_class reg_tokens init_values fc_norm "
+    "drop_rate drop_path_rate proj_drop_rate attn_drop_rate pos_drop_rate patch_drop_rate weight_init fix_init "
+    "dynamic_img_size strict_img_size"
+)
+
+
+def read_hub_config(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a timm hub folder's config.json says: options of the configuration, and image mean, std and resampling.
+
+    Raises:
+        CheckpointError: it describes something else than a VisionTransformer with token pooling.
+    """
+    name, arguments = values.get("architecture", "?"), values.get("model_args") or {}
+    pretrained = values.get("pretrained_cfg") or values
+    pool = arguments.get("global_pool", values.get("global_pool", "token"))
+    if pool != "token":
+        raise CheckpointError(f"{name} pools with global_pool={pool!r}; only token pooling is a plain ViT.")
+    if unknown := arguments.keys() - _ARGUMENTS.keys() - set(_HARMLESS.split()):
+        raise CheckpointError(f"{name} was made with {', '.join(sorted(unknown))}, which a plain ViT does not have.")
+    activation = arguments.get("act_layer", "quick_gelu" if "quickgelu" in name else "gelu")
+    if activation not in _ACTIVATIONS:
+        raise CheckpointError(f"{name} has act_layer {activation!r}; known are {', '.join(_ACTIVATIONS)}.")
+    options = {key: arguments[timm] for timm, key in _ARGUMENTS.items() if timm in arguments}
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    if "hidden_act" not in options and activation != "gelu":
+        options["hidden_act"] = _ACTIVATIONS[activation]
+    if labels := values.get("label_names") or pretrained.get("label_names"):
+        options["id2label"] = dict(enumerate(labels))
+    image = {key: tuple(pretrained[key]) for key in ("mean", "std") if key in pretrained}
+    resample = {"bilinear": 2, "bicubic": 3}.get(pretrained.get("interpolation", ""))
+    return options, {**image, **({"resample": resample} if resample else {})}

@@ -1,0 +1,133 @@
+"""The folders of transformers: the canonical one, and the files that its PyTorch, TensorFlow and Flax classes wrote.
+
+TensorFlow's names begin with the layer's group and the model's own name, vit/tf_vi_t_model/vit/...; a base model's
+canonical and Flax names lack "vit".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit.weights import BASE, LAYOUTS
+
+from .containers import Read, Specs, write_h5_dataset, writing_h5
+from .rules import TOKENS, Format, patterns
+
+_PUBLISHED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
+_IGNORED = ((r"embeddings.position_ids$", "the numbers 0, 1, 2 ..., which older versions stored"),)
+
+
+def with_base(separator: str) -> Callable[[Iterable[str]], dict[str, str]]:
+    """Names of a base model get the "vit" that those of a model with a head have."""
+    own = tuple(part + separator for part in ("vit", "classifier", "decoder"))
+    return lambda names: {name: name if name.startswith(own) else BASE[:-1] + separator + name for name in names}
+
+
+def without_base(separator: str) -> Callable[[str, str | None], str]:
+    """The inverse of `with_base`."""
+    return lambda name, head: name if head else name.removeprefix(BASE[:-1] + separator)
+
+
+HF = Format(
+    name="hf",
+    what="the canonical folder: config.json and model.safetensors",
+    kinds=("safetensors",),
+    table=patterns("."),
+    config=_PUBLISHED,
+    rename=with_base("."),
+    stored_name=without_base("."),
+    ignored=_IGNORED,
+)
+
+TRANSFORMERS_PT = Format(
+    name="transformers-pt",
+    what="transformers' pytorch_model.bin, sharded or not",
+    kinds=("torch",),
+    table=patterns("."),
+    config=_PUBLISHED,
+    rename=with_base("."),
+    stored_name=without_base("."),
+    ignored=_IGNORED,
+)
+
+_FLAX = LAYOUTS["flax"]
+TRANSFORMERS_FLAX = Format(
+    name="transformers-flax",
+    what="transformers' flax_model.msgpack",
+    kinds=("msgpack",),
+    table={key: value for key, value in patterns("/").items() if not key.startswith(("decoder", TOKENS[1]))},
+    leaves={"weight": _FLAX.kernel, "norm.weight": _FLAX.norm_scale},
+    in_out=True,
+    conv="HWIO",
+    config=_PUBLISHED,
+    rename=with_base("/"),
+    stored_name=without_base("/"),
+)
+
+
+def _without_model_name(names: Iterable[str]) -> dict[str, str]:
+    return {name: re.sub(r"^(vit|classifier)/[^/]+/(?=(vit|classifier)/)", "", name) for name in names}
+
+
+def _with_model_name(name: str, head: str | None) -> str:
+    model = "tf_vi_t_for_image_classification" if head else "tf_vi_t_model"
+    return f"{name.partition('/')[0]}/{model}/{name}"
+
+
+_TF = LAYOUTS["tf"]
+TRANSFORMERS_TF = Format(
+    name="transformers-tf",
+    what="transformers' tf_model.h5",
+    kinds=("h5",),
+    table={
+        key: pattern.replace("layer/{i}", "layer_._{i}") + ("" if "{leaf}" in pattern else ":0")
+        for key, pattern in patterns("/").items()
+        if not key.startswith("decoder")
+    },
+    leaves={
+        "weight": f"{_TF.kernel}:0",
+        "bias": "bias:0",
+        "norm.weight": f"{_TF.norm_scale}:0",
+        "norm.bias": f"{_TF.norm_bias}:0",
+    },
+    in_out=True,
+    conv="HWIO",
+    config=_PUBLISHED,
+    rename=_without_model_name,
+    stored_name=_with_model_name,
+    refused=((r"^(?!vit/|classifier/)", "layers of another model than ViT"),),
+)
+
+_ATTRIBUTE_LIMIT = 60_000  # HDF5 holds 64 kB in an attribute; Keras splits longer lists into numbered ones
+
+
+def write_tf_h5(path: Path, tensors: Specs, read: Read) -> None:
+    """tf_model.h5: the tensors, and the lists of layers and weights by which Keras finds them."""
+    groups: dict[str, list[str]] = {}
+    for name in tensors:
+        groups.setdefault(name.partition("/")[0], []).append(name.partition("/")[2])
+    with writing_h5(path) as file:
+        file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
+        _names(file, "layer_names", list(groups))
+        for layer, names in groups.items():
+            group = file.create_group(layer)
+            _names(group, "weight_names", names)
+            for name in names:
+                shape, dtype = tensors[f"{layer}/{name}"]
+                write_h5_dataset(group, name, np.ascontiguousarray(read(f"{layer}/{name}"), dtype).reshape(shape))
+        _names(file.create_group("top_level_model_weights"), "weight_names", [])
+
+
+def _names(group: Any, attribute: str, names: list[str]) -> None:
+    encoded = np.array([name.encode() for name in names], dtype="S" if names else "S1")
+    if encoded.nbytes <= _ATTRIBUTE_LIMIT:
+        group.attrs[attribute] = encoded
+        return
+    step = _ATTRIBUTE_LIMIT // encoded.itemsize
+    for i, begin in enumerate(range(0, len(encoded), step)):
+        group.attrs[f"{attribute}{i}"] = encoded[begin : begin + step]

@@ -1,0 +1,220 @@
+"""The commands convert, verify and inspect, and the findings that they print."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+import conversion
+from vit.cli import convert, inspect, verify
+from vit.config import ViTConfig
+from vit.errors import CheckpointError, InputError, MissingFrameworkError
+
+FIXTURES = Path(__file__).parent / "fixtures" / "conversion"
+HEADS = ["--num-attention-heads", "4"]
+
+app = typer.Typer()
+for _module in (convert, verify, inspect):
+    app.command(_module.__name__.rpartition(".")[2])(_module.command)
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    """(exit status, output) of a command; its errors are raised."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), standalone_mode=False, catch_exceptions=False)
+    return result.return_value or 0, result.stdout
+
+
+# === convert ===
+
+
+def test_convert_says_what_it_found_assumed_and_left_out(tmp_path):
+    status, output = invoke("convert", FIXTURES / "google_vit_in21k.npz", tmp_path / "out", "--dtype", "float16")
+    assert status == 0
+    assert "google, ViTModel custom/8 at 32" in output
+    assert "hidden_act gelu_new: that of the code of google" in output
+    assert "left out head/kernel, head/bias: this head reads the output of pre_logits" in output
+    assert "mean 0.5, 0.5, 0.5" in output
+    assert "compared bit by bit" in output
+    assert conversion.inspect(tmp_path / "out").dtypes == {"float16": 69456}
+
+
+def test_convert_takes_every_option(tmp_path):
+    (tmp_path / "names").write_text("\n".join("abcdefg"))
+    options = [*HEADS, "--from", "timm", "--labels", tmp_path / "names", "--published-config", "--image-size", "32x32",
+               "--patch-size", "8", "--no-verify", "--json"]  # fmt: skip
+    status, output = invoke("convert", FIXTURES / "timm_vit.safetensors", tmp_path / "out", *options)
+    report = json.loads(output)
+    assert status == 0
+    assert (report["source_format"], report["verified"], report["ignored"]) == ("timm", False, {})
+    assert report["config"]["layer_norm_eps"] == 1e-12
+    assert report["config"]["image_size"] == 32
+    assert report["config"]["id2label"]["6"] == "g"
+    options = ["--to", "timm", "--hidden-act", "relu", "--layer-norm-eps", "1e-5"]
+    _, output = invoke("convert", FIXTURES / "google_vit.npz", tmp_path / "out.safetensors", *options)
+    assert "the code of timm computes with hidden_act gelu by default; this checkpoint has relu" in output
+    with pytest.raises(typer.BadParameter, match="no size"):
+        convert.command(FIXTURES / "google_vit.npz", tmp_path / "x", image_size="big")
+
+
+def test_python_m_conversion_converts_and_fails_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "conversion", str(FIXTURES / "google_vit.npz"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert again.stderr.startswith("conversion: ")
+    assert again.stderr.count("\n") == 1
+
+
+def test_converting_a_numpy_file_and_inspecting_load_no_framework(tmp_path):
+    code = (
+        "import sys, conversion\n"
+        "conversion.convert(sys.argv[1], sys.argv[2], labels=list('abcdefg'))\n"
+        "conversion.inspect(sys.argv[2])\n"
+        "print({'torch', 'tensorflow', 'keras', 'jax', 'flax', 'h5py'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", code, str(FIXTURES / "google_vit.npz"), str(tmp_path / "out")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+def test_progress_counts_every_tensor_for_writing_and_for_comparing(tmp_path):
+    seen: list[tuple[int, int]] = []
+    conversion.convert(FIXTURES / "google_vit.npz", tmp_path / "out", progress=lambda *step: seen.append(step))
+    assert len(seen) == 2 * 56
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1] == 2 * 4 * 67447
+
+
+# === inspect ===
+
+
+def test_inspect_says_what_a_checkpoint_is(reference):
+    status, output = invoke("inspect", reference / "hf_torch")
+    assert status == 0
+    lines = dict(line.split(maxsplit=1) for line in output.splitlines())
+    assert lines["format"] == "hf"
+    assert lines["architecture"] == "ViTForImageClassification custom/8 at 32"
+    assert lines["parameters"] == "67,447 in 56 tensors"
+    assert lines["head"] == "7 labels: LABEL_0, LABEL_1, LABEL_2, ..."
+    assert (lines["dtype"], lines["whole"], lines["size"]) == ("float32", "yes", "276.6 kB")
+    status, output = invoke("inspect", reference / "hf_torch_mim", "--json")
+    found = json.loads(output)
+    assert (status, found["architecture"], found["whole"]) == (0, "ViTForMaskedImageModeling", True)
+
+
+def test_inspect_knows_published_sizes(tmp_path, random_checkpoint):
+    folder = random_checkpoint(tmp_path / "ti", ViTConfig.variant("Ti/16", image_size=64), None)
+    assert conversion.inspect(folder).variant == "Ti/16 at 64"
+
+
+def test_inspect_says_why_a_checkpoint_is_not_whole(tmp_path, reference):
+    shutil.copytree(reference / "hf_torch_sharded", tmp_path / "sharded")
+    (tmp_path / "sharded" / "model-00002-of-00008.safetensors").unlink()
+    status, output = invoke("inspect", tmp_path / "sharded")
+    assert status == 1
+    assert "lacks the shard model-00002-of-00008.safetensors" in output
+    status, output = invoke("inspect", FIXTURES / "timm_vit_registers.safetensors")
+    assert (status, "register tokens" in output) == (1, True)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        conversion.inspect(tmp_path / "nowhere")
+
+
+# === verify ===
+
+
+def test_verify_shows_that_a_checkpoint_is_the_same_everywhere(tmp_path):
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    images = ["--images", tmp_path / "0.png", "--images", tmp_path / "1.png"]
+    status, output = invoke("verify", FIXTURES / "google_vit.npz", *images)
+    assert status == 0
+    assert "google_vit.npz: ViTForImageClassification custom/8 at 32, float32" in output
+    assert "0.png, 1.png" in output
+    for stage in ("embeddings", "layer 0 attention", "layer 2", "logits", "logits (sdpa)"):
+        assert f" {stage} " in output
+    assert "pt - tf" in output
+    assert "the same function: the largest difference is" in output
+
+
+def test_verify_in_json_holds_every_stage_and_answer(reference):
+    status, output = invoke("verify", reference / "hf_torch", "--json", "--dtype", "float64")
+    found = json.loads(output)
+    assert status == 0
+    assert found["passed"] is True
+    assert [stage["name"] for stage in found["stages"]] == [
+        "embeddings", "layer 0 attention", "layer 0", "layer 1 attention", "layer 1", "layer 2 attention", "layer 2",
+        "logits", "logits (sdpa)"]  # fmt: skip
+    eager = [stage for stage in found["stages"] if "sdpa" not in stage["name"]]
+    assert max(difference for stage in eager for difference in stage["differences"].values()) < 1e-10
+    (answers,) = found["answers"].values() if len(found["answers"]) == 1 else [found["answers"]["random image 0"]]
+    assert set(answers) == {"pt", "tf", "flax"}
+
+
+@pytest.mark.parametrize("name", ["hf_torch_base", "hf_torch_mim"])
+def test_verify_takes_models_without_a_classifier_and_two_frameworks(name, reference):
+    found = conversion.verify(reference / name, frameworks=["pt", "flax"])
+    assert found.passed
+    assert list(found.stages[0].differences) == ["pt-flax"]
+    assert found.stages[-1].name.startswith({"hf_torch_base": "pooler_output", "hf_torch_mim": "reconstruction"}[name])
+
+
+def test_verify_fails_past_the_tolerance(reference):
+    status, output = invoke("verify", reference / "hf_torch", "--tolerance", "1e-9", "-f", "pt", "-f", "flax")
+    assert status == 1
+    assert "NOT the same function" in output
+
+
+def test_verify_finds_a_framework_that_computes_something_else(reference, monkeypatch):
+    import torch
+
+    from vit.pt import layers
+
+    monkeypatch.setitem(layers.ACTIVATIONS, "gelu", lambda x: torch.nn.functional.gelu(x, approximate="tanh"))
+    found = conversion.verify(reference / "hf_torch", frameworks=["pt", "flax"])
+    assert not found.passed
+    within = {stage.name: found.within(stage) for stage in found.stages}
+    assert within["layer 0 attention"]
+    assert not within["layer 0"]
+
+
+def test_a_nan_does_not_pass():
+    stage = conversion.equality.Stage("logits", (1, 2), 1.0, {"pt-tf": float("nan")})
+    found = conversion.Verification("x", "ViTModel", ViTConfig(), [], "float32", 1e-5, stages=[stage])
+    assert not found.passed
+
+
+def test_verify_refuses_what_it_cannot_compare(reference, tmp_path):
+    with pytest.raises(MissingFrameworkError, match="verify compares frameworks"):
+        conversion.verify(reference / "hf_torch", frameworks=["pt"])
+    with pytest.raises(InputError, match="Unknown framework 'jax'"):
+        conversion.verify(reference / "hf_torch", frameworks=["pt", "jax"])
+    with pytest.raises(InputError, match="dtype is 'int8'"):
+        conversion.verify(reference / "hf_torch", dtype="int8")
+    with pytest.raises(InputError, match="is no image file"):
+        conversion.verify(reference / "hf_torch", [tmp_path / "none.png"])
+    (tmp_path / "file").write_text("hello")
+    with pytest.raises(CheckpointError, match="no checkpoint that is known"):
+        conversion.verify(tmp_path / "file")
+
+
+def test_a_progress_bar_shows_on_a_terminal(tmp_path):
+    import os
+    import pty
+
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "conversion", str(FIXTURES / "google_vit.npz"), str(tmp_path / "out")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=end, check=True)
+    os.close(end)
+    assert b"converting" in os.read(terminal, 100_000)
+    assert b"converting" not in done.stdout

@@ -1,0 +1,109 @@
+"""`vit verify`: one checkpoint in every framework, compared layer by layer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .frameworks import _quiet, choose
+from .options import Frameworks, Json
+
+if TYPE_CHECKING:
+    from conversion import Verification
+
+
+def command(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, a model on the hub, or a foreign file.")],
+    images: Annotated[
+        list[Path] | None, typer.Option("--images", "-i", metavar="FILE", help="An image to run; repeatable.")
+    ] = None,
+    framework: Frameworks = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference, as a share of the largest value (or of 1, if that is more).")
+    ] = 1e-5,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    source_format: Annotated[str, typer.Option("--from", metavar="FORMAT", help="Of a foreign file.")] = "auto",
+    num_attention_heads: Annotated[int | None, typer.Option(metavar="N", help="Where a file does not tell.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Compare a checkpoint in every framework.
+
+    Runs the same images (random ones, if none are given) and prints the largest difference of each layer. The exit
+    status is 1 when one is past the tolerance, or when an image is classified differently.
+    """
+    import conversion
+
+    options = {} if num_attention_heads is None else {"num_attention_heads": num_attention_heads}
+    from rich.console import Console
+
+    chosen = choose(framework, "vit verify")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # this process is ours, and vit.tf works on no other
+    if "tf" in chosen:
+        with _quiet():
+            import tensorflow  # noqa: F401
+    with Console(stderr=True).status("Starting") if sys.stderr.isatty() else _Silent() as status:
+        found = conversion.verify(
+            checkpoint, images, frameworks=chosen, tolerance=tolerance, dtype=dtype, source_format=source_format,
+            progress=status.update, **options,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        show(found)
+    return 0 if found.passed else 1
+
+
+def show(found: Verification) -> None:
+    """Print the table and the verdict."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from conversion.inspection import variant
+
+    from ..errors import FRAMEWORKS
+
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe is as wide as the table
+        console = Console(highlight=False, width=160)
+    versions = ", ".join(f"{FRAMEWORKS[key][1]} {version}" for key, version in found.versions.items())
+    console.print(f"{found.name}: {found.architecture} {variant(found.config)}, {found.dtype}", soft_wrap=True)
+    console.print(f"{versions}; {', '.join(found.images)}", soft_wrap=True)
+    table = Table(box=box.SIMPLE, header_style=None)
+    for header in ("stage", "shape"):
+        table.add_column(header, no_wrap=True)
+    for header in ("largest value", *(pair.replace("-", " - ") for pair in found.stages[0].differences)):
+        table.add_column(header, justify="right", no_wrap=True)
+    for stage in found.stages:
+        row = (stage.name, "x".join(map(str, stage.shape)), f"{stage.largest:.3g}")
+        differences = (f"{value:.1e}" for value in stage.differences.values())
+        table.add_row(*row, *differences, style=None if found.within(stage) else "bold red")
+    console.print(table)
+    for image, answers in found.answers.items():
+        if len(set(answers.values())) > 1:
+            console.print(f"{image}: {', '.join(f'{key} says {label}' for key, label in answers.items())}", style="red")
+    worst = found.worst
+    verdict = "the same function" if found.passed else "NOT the same function"
+    console.print(
+        f"{verdict}: the largest difference is {worst.worst():.1e} at {worst.name}, where values reach "
+        f"{worst.largest:.3g}; the tolerance is {found.tolerance:g} of the largest value, or {found.tolerance:g}",
+        soft_wrap=True,
+    )
+
+
+class _Silent:
+    """A status that shows nothing."""
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def update(self, step: str) -> None:
+        return None
