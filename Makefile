@@ -13,7 +13,7 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/vit demo
 
 test: $(VENV)/.test-installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ import typer
 
 from .. import __version__
 
-COMMANDS = ("demo",)
+COMMANDS = ("demo", "convert", "verify", "inspect")
 """The modules that hold the commands, in the order of the help."""
 
 app = typer.Typer(
