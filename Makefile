@@ -1,6 +1,6 @@
 # make demo    installs, and classifies real images in all three frameworks
 # make test    installs, and runs linter, type checker and every test
-PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV := .venv
 BIN := $(VENV)/bin
 FROZEN := pyproject.toml constraints.txt
@@ -24,7 +24,7 @@ clean:
 	rm -rf $(VENV) vit-demo.png
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	$(or $(PYTHON),$(error Python 3.11 or later is not on the PATH)) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # The pinned releases of constraints.txt are the tested ones; pyproject.toml admits newer ones.
 $(VENV)/.demo-installed: $(FROZEN) | $(BIN)/python

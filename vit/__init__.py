@@ -28,7 +28,8 @@ _MODULES = {
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [*_HOMES, "__version__"]
+_FRAMEWORKS = ("vit.pt", "vit.tf", "vit.flax")
+__all__ = [*(name for name, home in _HOMES.items() if home not in _FRAMEWORKS), "__version__"]  # of `import *`
 
 if TYPE_CHECKING:
     from .config import ViTConfig
@@ -56,4 +57,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*_HOMES, "__version__"])

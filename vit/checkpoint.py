@@ -247,10 +247,6 @@ class Fit:
     dtype: np.dtype  # what the model is to hold and compute in
     model_options: dict[str, bool]  # arguments of the model besides the configuration
 
-    def local_name(self, name: str, head: str | None) -> str:
-        """The name of a canonical parameter in a model: without "vit." where there is no head."""
-        return name if head else name.removeprefix(BASE)
-
     def read(self, name: str) -> np.ndarray:
         """The canonical array of a parameter, position embeddings resampled if the image size was overridden."""
         array = self.checkpoint.read(self.stored[name])

@@ -1,8 +1,9 @@
-"""What every model asks of its inputs, so that all three frameworks refuse the same calls in the same words."""
+"""What every model asks of its inputs, so that all three frameworks refuse a call in the same words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ IGNORED_LABEL = -100
 
 
 def check_tensors(kind: type, **values: object) -> None:
-    """Check that the named inputs that are given are tensors of their framework.
+    """Check that the named inputs that are given are tensors, where the framework does not make them so by itself.
 
     Raises:
         InputError: one is not; it is named.
@@ -24,6 +25,23 @@ def check_tensors(kind: type, **values: object) -> None:
             given = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
             expected = f"{kind.__module__}.{kind.__qualname__}"
             raise InputError(f"{name} is a {given}; expected a {expected}. Convert it first.")
+
+
+def check_torch_device(device: Any) -> None:
+    """Check that PyTorch has a device; None is its default one.
+
+    Raises:
+        InputError: it has not; those it sees are named.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError):  # each backend has its own
+        backends = [(kind, getattr(torch, kind)) for kind in ("cuda", "xpu", "mps")]
+        counts = [(kind, backend.device_count() if backend.is_available() else 0) for kind, backend in backends]
+        seen = ["cpu", *(f"{kind}:{i}" for kind, count in counts for i in range(count))]
+        raise InputError(f"device is {device!r}; PyTorch sees {', '.join(seen)}.") from None
 
 
 def check_pixel_values(

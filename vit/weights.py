@@ -75,6 +75,11 @@ def parameter_shapes(
     return shapes
 
 
+def model_name(name: str, head: str | None) -> str:
+    """The name of a canonical parameter in a model and its checkpoint: without "vit." where there is no head."""
+    return name if head else name.removeprefix(BASE)
+
+
 class Layout(NamedTuple):
     """How one framework calls and stores parameters."""
 

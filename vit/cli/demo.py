@@ -200,7 +200,9 @@ def show(results: Results, console: Console) -> None:
     console.print(answers)
 
     count = len(results.files)
-    speed = Table("Framework", title=f"Accuracy, and time for {count} scans (best of 10 calls)", title_justify="left")
+    speed = Table(
+        "Framework", title=f"Accuracy, and time for {count} scans (best of up to 10 calls)", title_justify="left"
+    )
     for heading in ("Version", "Right", "Accuracy", "Seconds", "Images/s"):
         speed.add_column(heading, justify="right")
     for extra, run in results.runs.items():

@@ -5,7 +5,9 @@ from ..errors import missing_framework
 try:
     import flax  # noqa: F401
     import jax  # noqa: F401
-except ModuleNotFoundError:
+except ModuleNotFoundError as error:
+    if error.name not in ("flax", "jax"):
+        raise  # Flax is there, but broken
     raise missing_framework("vit.flax", "flax") from None
 
 from .model import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,16 +15,10 @@ from jax.typing import DTypeLike
 
 from ..config import ViTConfig, to_pair
 from ..errors import ConfigError
-from ..inputs import (
-    IGNORED_LABEL,
-    check_bool_masked_pos,
-    check_label_values,
-    check_labels_shape,
-    check_pixel_values,
-    resolve_problem_type,
-)
+from ..inputs import check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, initializer, layer_norm
+from .loss import classification_loss, reconstruction_loss
 from .pretrained import FlaxViTPreTrainedModel
 
 
@@ -237,8 +230,8 @@ class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
         reconstruction = self.unpatchify(self.decoder[0](patches), grid)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,
-            loss=None if bool_masked_pos is None else self.reconstruction_loss(
-                pixel_values, reconstruction, bool_masked_pos, grid),
+            loss=None if bool_masked_pos is None else reconstruction_loss(
+                self.config, pixel_values, reconstruction, bool_masked_pos, grid),
             reconstruction=reconstruction,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
@@ -253,48 +246,3 @@ class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
         patches = patches.transpose(0, 3, 1, 4, 2, 5)  # (B, C, rows, height, columns, width)
         patches = patches.reshape(*patches.shape[:2], rows * height, columns, width)
         return patches.reshape(*patches.shape[:3], columns * width)
-
-    def reconstruction_loss(
-        self, pixel_values: Array, reconstruction: Array, bool_masked_pos: Array, grid: tuple[int, int]
-    ) -> Array:
-        """The mean absolute difference over the pixels of masked patches."""
-        height, width = to_pair(self.config.patch_size)
-        dtype = jnp.promote_types(reconstruction.dtype, jnp.float32)
-        mask = jnp.asarray(bool_masked_pos, bool).astype(dtype).reshape(-1, *grid)  # (B, rows, columns)
-        mask = mask.repeat(height, axis=1).repeat(width, axis=2)[:, None]  # (B, 1, height, width)
-        pixel_values = jnp.asarray(pixel_values)[:, :, : mask.shape[2], : mask.shape[3]].astype(dtype)
-        difference = jnp.abs(pixel_values - reconstruction.astype(dtype))
-        return (difference * mask).sum() / (mask.sum() + 1e-5) / self.config.num_channels
-
-
-def classification_loss(config: ViTConfig, logits: Array, labels: Array) -> Array:
-    """The mean loss of a batch, by `config.problem_type`.
-
-    Args:
-        config: its problem_type selects the loss; unset, one label means regression, integer labels mean
-            single_label_classification, others multi_label_classification.
-        logits: (batch, num_labels).
-        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
-
-    Returns:
-        Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32. Under `jax.jit`, where
-        no error can be raised, a label out of range makes it NaN.
-    """
-    labels = jnp.asarray(labels)
-    integers = not jnp.issubdtype(labels.dtype, jnp.floating)
-    problem_type = resolve_problem_type(config, integers)
-    check_labels_shape(problem_type, labels.shape, logits.shape)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    if problem_type == "single_label_classification":
-        if not isinstance(labels, jax.core.Tracer):
-            check_label_values(np.asarray(labels), logits.shape[-1])
-        counted = labels != IGNORED_LABEL
-        in_range = (labels >= 0) & (labels < logits.shape[-1])
-        index = jnp.where(in_range, labels, 0).astype(jnp.int32)
-        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), index[:, None], axis=1)[:, 0]
-        log_probs = jnp.where(in_range, log_probs, jnp.nan)
-        return -jnp.where(counted, log_probs, 0).sum() / counted.sum()
-    labels = labels.astype(logits.dtype).reshape(logits.shape)
-    if problem_type == "multi_label_classification":
-        return (jax.nn.softplus(logits) - logits * labels).mean()
-    return ((logits - labels) ** 2).mean()

@@ -109,7 +109,7 @@ class FlaxViTPreTrainedModel(nnx.Module):
             self.config, head=self.head, add_pooling_layer=has_pooler, use_mask_token=has_mask_token
         )
         dtype = np.dtype(base.embeddings.cls_token.dtype)
-        stored = {name if self.head else name.removeprefix(weights.BASE): name for name in shapes}
+        stored = {weights.model_name(name, self.head): name for name in shapes}
         checkpoint.write(
             folder,
             self.config.replace(architectures=(type(self).__name__.removeprefix("Flax"),), dtype=dtype.name),
@@ -122,7 +122,7 @@ class FlaxViTPreTrainedModel(nnx.Module):
     def _parameter(self, name: str) -> nnx.Variable:
         """The variable of a canonical parameter."""
         node: Any = self
-        for part in weights.local_name(name if self.head else name.removeprefix(weights.BASE), "flax").split("."):
+        for part in weights.local_name(weights.model_name(name, self.head), "flax").split("."):
             node = node[int(part)] if part.isdigit() else getattr(node, part)
         return node
 
@@ -144,7 +144,7 @@ def _initialise(name: str, shape: tuple[int, ...], dtype: np.dtype, rngs: Any, c
 def _device(device: Any) -> Any:
     if not isinstance(device, str):
         return device
-    platform, _, index = device.partition(":")
+    platform, _, index = device.lower().partition(":")
     try:
         return jax.devices(platform)[int(index or 0)]
     except (RuntimeError, IndexError, ValueError):

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import missing_framework
+from ..inputs import check_torch_device
 from .batch import BatchFeature, to_tensor
 from .inputs import FIRST, Frame, Reader, flatten, to_bytes
 from .processor import (
@@ -92,6 +93,7 @@ class ViTImageProcessorFast(ViTImageProcessor):
         import torch
 
         options = self._options(overrides, return_tensors, data_format, input_data_format)
+        check_torch_device(device)
         reader = make_reader(options, input_data_format, keep_torch=True)
         sources = flatten(images)
         on_cpu = device is None or torch.device(device).type == "cpu"

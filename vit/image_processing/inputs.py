@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,6 +148,11 @@ def flatten(images: Any) -> Sequence[tuple[str, Any]]:
         InputError: there is none.
     """
     found = list(_flatten(images))
+    pillow = [image for image in found if isinstance(image, Image.Image)]
+    if len({id(image) for image in pillow}) < len(pillow):  # two threads must not decode one file
+        for image in pillow:
+            with suppress(*_BROKEN):  # the reader names a broken one
+                image.load()
     if not found:
         raise InputError("The batch of images is empty; expected at least one image.")
     if len(found) == 1 and not isinstance(images, list | tuple):

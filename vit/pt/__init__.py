@@ -4,7 +4,9 @@ from ..errors import missing_framework
 
 try:
     import torch  # noqa: F401
-except ModuleNotFoundError:
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise  # PyTorch is there, but broken
     raise missing_framework("vit.pt", "pt") from None
 
 from .model import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel

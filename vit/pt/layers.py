@@ -6,6 +6,8 @@ Shapes: B batch, C channels, N patches, T = N + 1 tokens, D hidden_size, H heads
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -185,15 +187,17 @@ class ViTEncoder(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing: dict[str, Any] | None = None  # arguments of checkpoint
 
     def forward(
         self, hidden_states: Tensor, output_hidden_states: bool = False, output_attentions: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         all_hidden_states, all_attentions = [hidden_states], []
         for layer in self.layer:
-            if self.gradient_checkpointing and self.training:
-                hidden_states, attentions = checkpoint(layer, hidden_states, output_attentions, use_reentrant=False)
+            if self.gradient_checkpointing is not None and self.training:
+                hidden_states, attentions = checkpoint(
+                    layer, hidden_states, output_attentions, **self.gradient_checkpointing
+                )
             else:
                 hidden_states, attentions = layer(hidden_states, output_attentions)
             all_hidden_states.append(hidden_states)

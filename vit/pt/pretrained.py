@@ -15,7 +15,7 @@ from torch.utils import _pytree
 
 from .. import checkpoint, weights
 from ..config import ViTConfig
-from ..errors import InputError
+from ..inputs import check_torch_device
 from ..outputs import ModelOutput, flatten, unflatten
 
 _pytree.register_pytree_node(
@@ -52,13 +52,17 @@ class ViTPreTrainedModel(nn.Module):
         for name, parameter in module.named_parameters(prefix):
             _initialise(name, parameter, self.config)
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Recompute each encoder layer in the backward pass of training, instead of keeping its activations."""
-        self._base().encoder.gradient_checkpointing = True
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute each encoder layer in the backward pass of training, instead of keeping its activations.
+
+        Args:
+            gradient_checkpointing_kwargs: of `torch.utils.checkpoint.checkpoint`, as a Trainer passes them.
+        """
+        self._base().encoder.gradient_checkpointing = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
 
     def gradient_checkpointing_disable(self) -> None:
         """Undo `gradient_checkpointing_enable`."""
-        self._base().encoder.gradient_checkpointing = False
+        self._base().encoder.gradient_checkpointing = None
 
     def _base(self) -> Any:
         return self if self.head is None else self.vit
@@ -91,7 +95,7 @@ class ViTPreTrainedModel(nn.Module):
             ConfigError: impossible values in its config.json or the overrides.
             InputError: a device that is not there.
         """
-        device = _device(device)
+        check_torch_device(device)
         fit = checkpoint.plan(
             name_or_folder, cls.head, dtype, attn_implementation, ignore_mismatched_sizes, **config_overrides
         )
@@ -99,9 +103,9 @@ class ViTPreTrainedModel(nn.Module):
             model = cls(fit.config, **fit.model_options)
         target = {"dtype": getattr(torch, fit.dtype.name), "device": device}
         files: dict[Path, Any] = {}
-        state = {fit.local_name(name, cls.head): _read(fit, name, files).to(**target) for name in fit.stored}
+        state = {weights.model_name(name, cls.head): _read(fit, name, files).to(**target) for name in fit.stored}
         for name, shape in fit.fresh.items():
-            state[fit.local_name(name, cls.head)] = _initialise(name, torch.empty(shape, **target), fit.config)
+            state[weights.model_name(name, cls.head)] = _initialise(name, torch.empty(shape, **target), fit.config)
         model.load_state_dict(state, assign=True)
         if message := fit.warning():
             warnings.warn(message, stacklevel=2)
@@ -121,20 +125,6 @@ class ViTPreTrainedModel(nn.Module):
             lambda name: _to_numpy(state[name]),
             max_shard_size,
         )
-
-
-def _device(device: torch.device | str | None) -> torch.device | str | None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError):  # each backend has its own
-        seen = ["cpu", *(f"{kind}:{i}" for kind in ("cuda", "xpu", "mps") for i in range(_count(kind)))]
-        raise InputError(f"device is {device!r}; PyTorch sees {', '.join(seen)}.") from None
-    return device
-
-
-def _count(kind: str) -> int:
-    backend = getattr(torch, kind)
-    return backend.device_count() if backend.is_available() else 0
 
 
 def _initialise(name: str, parameter: Tensor, config: ViTConfig) -> Tensor:

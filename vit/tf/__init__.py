@@ -5,7 +5,9 @@ from ..errors import MissingFrameworkError, missing_framework
 try:
     import keras
     import tensorflow  # noqa: F401
-except ModuleNotFoundError:
+except ModuleNotFoundError as error:
+    if error.name not in ("keras", "tensorflow"):
+        raise  # TensorFlow is there, but broken
     raise missing_framework("vit.tf", "tf") from None
 
 if keras.config.backend() != "tensorflow":

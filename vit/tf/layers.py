@@ -68,7 +68,7 @@ class ViTKerasLayer(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        return cls(ViTConfig.from_dict(config.pop("config")), **config)
+        return cls(**{**config, "config": ViTConfig.from_dict(config["config"])})
 
 
 class ViTPatchEmbeddings(ViTKerasLayer):

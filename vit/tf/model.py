@@ -13,16 +13,10 @@ from keras import ops
 
 from ..config import ViTConfig, to_pair
 from ..errors import ConfigError
-from ..inputs import (
-    IGNORED_LABEL,
-    check_bool_masked_pos,
-    check_label_values,
-    check_labels_shape,
-    check_pixel_values,
-    resolve_problem_type,
-)
+from ..inputs import check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, dense, layer_norm
+from .loss import classification_loss, reconstruction_loss
 from .pretrained import TFViTPreTrainedModel
 
 
@@ -240,8 +234,8 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
         reconstruction = self.unpatchify(self.decoder[0](patches), grid)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,
-            loss=None if bool_masked_pos is None else self.reconstruction_loss(
-                pixel_values, reconstruction, bool_masked_pos, grid),
+            loss=None if bool_masked_pos is None else reconstruction_loss(
+                self.config, pixel_values, reconstruction, bool_masked_pos, grid),
             reconstruction=reconstruction,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
@@ -254,49 +248,3 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
         patches = ops.reshape(patches, (-1, rows, columns, channels, height, width))
         patches = ops.transpose(patches, (0, 3, 1, 4, 2, 5))
         return ops.reshape(patches, (-1, channels, rows * height, columns * width))
-
-    def reconstruction_loss(
-        self, pixel_values: tf.Tensor, reconstruction: tf.Tensor, bool_masked_pos: tf.Tensor, grid: tuple[int, int]
-    ) -> tf.Tensor:
-        """The mean absolute difference over the pixels of masked patches."""
-        height, width = to_pair(self.config.patch_size)
-        dtype = keras.backend.result_type(reconstruction.dtype, "float32")
-        mask = ops.reshape(ops.cast(ops.cast(bool_masked_pos, "bool"), dtype), (-1, *grid))  # (B, rows, columns)
-        mask = ops.repeat(ops.repeat(mask, height, axis=1), width, axis=2)[:, None]  # (B, 1, height, width)
-        pixel_values = ops.cast(pixel_values[:, :, : grid[0] * height, : grid[1] * width], dtype)
-        difference = ops.abs(pixel_values - ops.cast(reconstruction, dtype))
-        return ops.sum(difference * mask) / (ops.sum(mask) + 1e-5) / self.config.num_channels
-
-
-def classification_loss(config: ViTConfig, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """The mean loss of a batch, by `config.problem_type`.
-
-    Args:
-        config: its problem_type selects the loss; unset, one label means regression, integer labels mean
-            single_label_classification, others multi_label_classification.
-        logits: (batch, num_labels).
-        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
-
-    Returns:
-        Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32. In a graph, where no
-        error can be raised, a label out of range makes it NaN.
-    """
-    labels = ops.convert_to_tensor(labels)
-    integers = not keras.backend.is_float_dtype(labels.dtype)
-    problem_type = resolve_problem_type(config, integers)
-    check_labels_shape(problem_type, labels.shape, logits.shape)
-    logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
-    if problem_type == "single_label_classification":
-        if not tf.is_symbolic_tensor(labels):
-            check_label_values(ops.convert_to_numpy(labels), logits.shape[-1])
-        labels = ops.cast(labels, "int32")
-        counted = ops.not_equal(labels, IGNORED_LABEL)
-        in_range = ops.logical_and(labels >= 0, labels < logits.shape[-1])
-        index = ops.where(in_range, labels, 0)
-        log_probs = ops.take_along_axis(ops.log_softmax(logits), index[:, None], axis=1)[:, 0]
-        log_probs = ops.where(in_range, log_probs, float("nan"))
-        return -ops.sum(ops.where(counted, log_probs, 0.0)) / ops.sum(ops.cast(counted, logits.dtype))
-    labels = ops.reshape(ops.cast(labels, logits.dtype), ops.shape(logits))
-    if problem_type == "multi_label_classification":
-        return ops.mean(ops.softplus(logits) - logits * labels)
-    return ops.mean((logits - labels) ** 2)

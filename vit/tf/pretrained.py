@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import nullcontext
 from typing import Any, ClassVar, Self
 
 import keras
@@ -79,6 +80,7 @@ class TFViTPreTrainedModel(keras.Model):
     ) -> tf.Tensor:
         if self.loss is not None:
             return super().compute_loss(x, self._target(x, y), self._main(y_pred), sample_weight, training)
+        self._main(y_pred)
         if sample_weight is not None:
             raise InputError("The model's own loss has no weights for samples or classes; pass a loss to compile.")
         loss = y_pred["loss"] if "loss" in y_pred else self.own_loss(y, y_pred)
@@ -99,6 +101,8 @@ class TFViTPreTrainedModel(keras.Model):
 
     def _main(self, y_pred: Any) -> Any:
         """The output that losses and metrics see."""
+        if not isinstance(y_pred, dict):
+            raise InputError("fit and evaluate need named outputs: load or build the model with return_dict=True.")
         main = {"classifier": "logits", "decoder": "reconstruction", None: "last_hidden_state"}[self.head]
         return y_pred[main]
 
@@ -111,7 +115,7 @@ class TFViTPreTrainedModel(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        return cls(ViTConfig.from_dict(config.pop("config")), **config)
+        return cls(**{**config, "config": ViTConfig.from_dict(config["config"])})
 
     # === Checkpoints ===
 
@@ -164,7 +168,7 @@ class TFViTPreTrainedModel(keras.Model):
             policy = keras.config.dtype_policy()
             if policy.variable_dtype != fit.dtype.name:
                 policy = keras.dtype_policies.get(fit.dtype.name)
-        with tf.device(_device(device)):
+        with nullcontext() if device is None else tf.device(_device(device)):  # a caller's own device stands
             model = cls(fit.config, **fit.model_options, dtype=policy, build=False)
             # Each weight is created with the checkpoint's value: no random one is made first, nor a second copy.
             given = {name: model._owner(name) for name in fit.stored}
@@ -190,7 +194,7 @@ class TFViTPreTrainedModel(keras.Model):
             self.config, head=self.head, add_pooling_layer=has_pooler, use_mask_token=has_mask_token
         )
         dtype = checkpoint.dtype_of(self.variable_dtype)
-        stored = {name if self.head else name.removeprefix(weights.BASE): name for name in shapes}
+        stored = {weights.model_name(name, self.head): name for name in shapes}
         checkpoint.write(
             folder,
             self.config.replace(architectures=(type(self).__name__.removeprefix("TF"),), dtype=dtype.name),
@@ -207,7 +211,7 @@ class TFViTPreTrainedModel(keras.Model):
     def _owner(self, name: str) -> tuple[keras.layers.Layer, str]:
         """The layer that holds a canonical parameter, and the attribute it holds it in."""
         node: Any = self
-        *path, leaf = weights.local_name(name if self.head else name.removeprefix(weights.BASE), "tf").split(".")
+        *path, leaf = weights.local_name(weights.model_name(name, self.head), "tf").split(".")
         for part in path:
             node = node[int(part)] if part.isdigit() else getattr(node, part)
         return node, leaf
@@ -235,11 +239,10 @@ def _policy(dtype: Any) -> Any:
     return keras.dtype_policies.get(checkpoint.dtype_of(dtype).name)
 
 
-def _device(device: str | None) -> str | None:
-    if device is None:
-        return None
+def _device(device: str) -> str:
     known = [logical.name.removeprefix("/device:") for logical in tf.config.list_logical_devices()]
-    name = device.upper() if ":" in device else f"{device.upper()}:0"
+    name = str(device).upper().removeprefix("/").removeprefix("DEVICE:")
+    name = name if ":" in name else f"{name}:0"
     if name not in known:
         raise InputError(f"device is {device!r}; TensorFlow sees {', '.join(known)}.")
     return name

@@ -1,0 +1,65 @@
+"""The losses of the heads in PyTorch; the same functions, in the same order, in all three frameworks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import ViTConfig, to_pair
+from ..inputs import IGNORED_LABEL, check_label_values, check_labels_shape, check_tensors, resolve_problem_type
+
+
+def classification_loss(config: ViTConfig, logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean loss of a batch, by `config.problem_type`.
+
+    Args:
+        config: its problem_type selects the loss; unset, one label means regression, integer labels mean
+            single_label_classification, others multi_label_classification.
+        logits: (batch, num_labels).
+        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
+
+    Returns:
+        Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32.
+    """
+    check_tensors(Tensor, labels=labels)
+    integers = not labels.is_floating_point()
+    problem_type = resolve_problem_type(config, integers)
+    check_labels_shape(problem_type, labels.shape, logits.shape)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if problem_type == "single_label_classification":
+        if not integers:
+            check_label_values(labels.detach().cpu().numpy(), logits.shape[-1])
+        try:
+            return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
+        except IndexError:  # of a CPU; elsewhere a look at the labels would wait for the device
+            check_label_values(labels.numpy(), logits.shape[-1])
+            raise
+    labels = labels.to(logits.dtype).reshape(logits.shape)
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.mse_loss(logits, labels)
+
+
+def reconstruction_loss(
+    config: ViTConfig, pixel_values: Tensor, reconstruction: Tensor, bool_masked_pos: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """The mean absolute difference over the pixels of masked patches (Xie et al. 2022, Section 3.4).
+
+    Args:
+        config: its patch_size and num_channels.
+        pixel_values: (batch, channels, height, width).
+        reconstruction: (batch, channels, rows and columns of whole patches, in pixels).
+        bool_masked_pos: (batch, patches).
+        grid: (rows, columns) of patches.
+
+    Returns:
+        A scalar of at least float32.
+    """
+    height, width = to_pair(config.patch_size)
+    dtype = torch.promote_types(reconstruction.dtype, torch.float32)
+    mask = bool_masked_pos.bool().to(dtype).unflatten(1, grid)  # (B, rows, columns)
+    mask = mask.repeat_interleave(height, dim=1).repeat_interleave(width, dim=2)[:, None]  # (B, 1, height, width)
+    pixel_values = pixel_values[:, :, : mask.shape[2], : mask.shape[3]].to(dtype)
+    difference = (pixel_values - reconstruction.to(dtype)).abs()
+    return (difference * mask).sum() / (mask.sum() + 1e-5) / config.num_channels

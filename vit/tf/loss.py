@@ -1,0 +1,72 @@
+"""The losses of the heads in Keras 3; the same functions, in the same order, in all three frameworks."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from ..config import ViTConfig, to_pair
+from ..inputs import IGNORED_LABEL, check_label_values, check_labels_shape, resolve_problem_type
+
+
+def classification_loss(config: ViTConfig, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """The mean loss of a batch, by `config.problem_type`.
+
+    Args:
+        config: its problem_type selects the loss; unset, one label means regression, integer labels mean
+            single_label_classification, others multi_label_classification.
+        logits: (batch, num_labels).
+        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
+
+    Returns:
+        Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32. In a graph, where no
+        error can be raised, a label out of range makes it NaN.
+    """
+    labels = ops.convert_to_tensor(labels)
+    integers = not keras.backend.is_float_dtype(labels.dtype)
+    problem_type = resolve_problem_type(config, integers)
+    check_labels_shape(problem_type, labels.shape, logits.shape)
+    logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    if problem_type == "single_label_classification":
+        if not tf.is_symbolic_tensor(labels):
+            check_label_values(ops.convert_to_numpy(labels), logits.shape[-1])
+        labels = ops.cast(labels, "int64")
+        counted = ops.not_equal(labels, IGNORED_LABEL)
+        in_range = ops.logical_and(labels >= 0, labels < logits.shape[-1])
+        index = ops.cast(ops.where(in_range, labels, 0), "int32")
+        log_probs = ops.take_along_axis(ops.log_softmax(logits), index[:, None], axis=1)[:, 0]
+        log_probs = ops.where(in_range, log_probs, float("nan"))
+        return -ops.sum(ops.where(counted, log_probs, 0.0)) / ops.sum(ops.cast(counted, logits.dtype))
+    labels = ops.reshape(ops.cast(labels, logits.dtype), ops.shape(logits))
+    if problem_type == "multi_label_classification":
+        return ops.mean(ops.softplus(logits) - logits * labels)
+    return ops.mean((logits - labels) ** 2)
+
+
+def reconstruction_loss(
+    config: ViTConfig,
+    pixel_values: tf.Tensor,
+    reconstruction: tf.Tensor,
+    bool_masked_pos: tf.Tensor,
+    grid: tuple[int, int],
+) -> tf.Tensor:
+    """The mean absolute difference over the pixels of masked patches (Xie et al. 2022, Section 3.4).
+
+    Args:
+        config: its patch_size and num_channels.
+        pixel_values: (batch, channels, height, width).
+        reconstruction: (batch, channels, rows and columns of whole patches, in pixels).
+        bool_masked_pos: (batch, patches).
+        grid: (rows, columns) of patches.
+
+    Returns:
+        A scalar of at least float32.
+    """
+    height, width = to_pair(config.patch_size)
+    dtype = keras.backend.result_type(reconstruction.dtype, "float32")
+    mask = ops.reshape(ops.cast(ops.cast(bool_masked_pos, "bool"), dtype), (-1, *grid))  # (B, rows, columns)
+    mask = ops.repeat(ops.repeat(mask, height, axis=1), width, axis=2)[:, None]  # (B, 1, height, width)
+    pixel_values = ops.cast(pixel_values[:, :, : grid[0] * height, : grid[1] * width], dtype)
+    difference = ops.abs(pixel_values - ops.cast(reconstruction, dtype))
+    return ops.sum(difference * mask) / (ops.sum(mask) + 1e-5) / config.num_channels
