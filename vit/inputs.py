@@ -27,14 +27,12 @@ def check_tensors(kind: type, **values: object) -> None:
             raise InputError(f"{name} is a {given}; expected a {expected}. Convert it first.")
 
 
-def check_torch_device(device: Any) -> None:
-    """Check that PyTorch has a device; None is its default one.
+def check_torch_device(torch: Any, device: Any) -> None:
+    """Check that PyTorch, given as its module, has a device; None is its default one.
 
     Raises:
         InputError: it has not; those it sees are named.
     """
-    import torch
-
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError):  # each backend has its own

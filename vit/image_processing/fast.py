@@ -93,7 +93,7 @@ class ViTImageProcessorFast(ViTImageProcessor):
         import torch
 
         options = self._options(overrides, return_tensors, data_format, input_data_format)
-        check_torch_device(device)
+        check_torch_device(torch, device)
         reader = make_reader(options, input_data_format, keep_torch=True)
         sources = flatten(images)
         on_cpu = device is None or torch.device(device).type == "cpu"

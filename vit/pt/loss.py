@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import ViTConfig, to_pair
+from ..errors import InputError
 from ..inputs import IGNORED_LABEL, check_label_values, check_labels_shape, check_tensors, resolve_problem_type
 
 
@@ -29,7 +30,7 @@ def classification_loss(config: ViTConfig, logits: Tensor, labels: Tensor) -> Te
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if problem_type == "single_label_classification":
         if not integers:
-            check_label_values(labels.detach().cpu().numpy(), logits.shape[-1])
+            raise InputError(f"labels is {labels.dtype}; expected integer classes for {problem_type}.")
         try:
             return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
         except IndexError:  # of a CPU; elsewhere a look at the labels would wait for the device

@@ -95,7 +95,7 @@ class ViTPreTrainedModel(nn.Module):
             ConfigError: impossible values in its config.json or the overrides.
             InputError: a device that is not there.
         """
-        check_torch_device(device)
+        check_torch_device(torch, device)
         fit = checkpoint.plan(
             name_or_folder, cls.head, dtype, attn_implementation, ignore_mismatched_sizes, **config_overrides
         )

@@ -173,8 +173,8 @@ class ViTSelfAttention(ViTKerasLayer):
             context = ops.einsum("bhqk,bkhd->bqhd", self.dropout(attentions), value)
         else:
             attentions = None
-            scale = self.config.head_dim**-0.5  # the default one is rounded to float32
-            context = ops.dot_product_attention(query, key, value, scale=scale)
+            query = query * self.config.head_dim**-0.5  # a scale given to the function is rounded to float32
+            context = ops.dot_product_attention(query, key, value, scale=1.0)
         context = ops.reshape(context, (-1, tokens, self.config.hidden_size))  # (B, T, D)
         return context, attentions if output_attentions else None
 
