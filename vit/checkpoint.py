@@ -12,6 +12,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -24,7 +25,7 @@ import numpy as np
 from . import hub, posemb
 from .config import ViTConfig
 from .errors import CheckpointError, ConfigError
-from .weights import BASE, OPTIONAL, Shape, parameter_shapes
+from .weights import BASE, OPTIONAL, Shape, aligned_copy, parameter_shapes, to_local
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -253,6 +254,21 @@ class Fit:
         if name in self.resampled:
             array = posemb.interpolate(array, self.checkpoint.config.grid_size, self.config.grid_size)
         return array
+
+    def start_reading(self, framework: str) -> dict[str, Future[np.ndarray]]:
+        """Read every stored parameter as a framework stores it, in threads, while the caller builds the model.
+
+        Returns:
+            {parameter: future of its array}, each in memory of its own that TensorFlow and JAX take over as it is.
+        """
+
+        def read(name: str) -> np.ndarray:
+            return aligned_copy(to_local(self.read(name), framework), self.dtype)
+
+        pool = ThreadPoolExecutor(2)
+        futures = {name: pool.submit(read, name) for name in self.stored}
+        pool.shutdown(wait=False)
+        return futures
 
     def warning(self) -> str | None:
         """What the user should know about fresh parameters, in one sentence."""

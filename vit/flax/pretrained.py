@@ -82,6 +82,7 @@ class FlaxViTPreTrainedModel(nnx.Module):
                 "first, or pass dtype='float32'."
             )
         device = _device(device)
+        arrays = fit.start_reading("flax")
         build: Any = cls
         # No array is made, and, what would take longer, no random one traced.
         model = nnx.eval_shape(lambda: build(fit.config, **fit.model_options, param_dtype=fit.dtype, rngs=_NoKeys()))
@@ -89,7 +90,7 @@ class FlaxViTPreTrainedModel(nnx.Module):
         for name in (*fit.stored, *fit.fresh):
             variable = model._parameter(name)
             if name in fit.stored:
-                array = weights.aligned_copy(weights.to_local(fit.read(name), "flax"), fit.dtype)
+                array = arrays.pop(name).result()
             else:
                 array = _initialise(name, variable.get_value().shape, fit.dtype, rngs, fit.config)
             variable.set_value(jax.device_put(array, device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import Any, ClassVar, Self
 
@@ -169,12 +170,13 @@ class TFViTPreTrainedModel(keras.Model):
             if policy.variable_dtype != fit.dtype.name:
                 policy = keras.dtype_policies.get(fit.dtype.name)
         with nullcontext() if device is None else tf.device(_device(device)):  # a caller's own device stands
+            arrays = fit.start_reading("tf")
             model = cls(fit.config, **fit.model_options, dtype=policy, build=False)
             # Each weight is created with the checkpoint's value: no random one is made first, nor a second copy.
             given = {name: model._owner(name) for name in fit.stored}
             initializers = {name: getattr(layer, f"{leaf}_initializer") for name, (layer, leaf) in given.items()}
             for name, (layer, leaf) in given.items():
-                setattr(layer, f"{leaf}_initializer", _Stored(fit, name))
+                setattr(layer, f"{leaf}_initializer", _Stored(arrays[name]))
             model._build_now = True
             model.maybe_build()
             for name, (layer, leaf) in given.items():
@@ -220,12 +222,11 @@ class TFViTPreTrainedModel(keras.Model):
 class _Stored(keras.initializers.Initializer):
     """The initial value that a checkpoint gives."""
 
-    def __init__(self, fit: checkpoint.Fit, name: str) -> None:
-        self.fit, self.name = fit, name
+    def __init__(self, array: Future[np.ndarray]) -> None:
+        self.array = array
 
     def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
-        array = weights.to_local(self.fit.read(self.name), "tf")
-        array = weights.aligned_copy(array, self.fit.dtype)
+        array = self.array.result()
         if array.dtype.name == "bfloat16":  # NumPy hands it to no one
             return tf.convert_to_tensor(array)
         return tf.experimental.dlpack.from_dlpack(array.__dlpack__())  # takes the memory over, without a copy
