@@ -96,10 +96,10 @@ def test_unknown_option_is_one_line_that_names_it(name: str, capsys: pytest.Capt
 def test_error_without_debug_has_no_traceback_and_with_debug_has_one() -> None:
     plain, debug = (python(MAIN, "demo", "--framework", "theano", *extra) for extra in ((), ("--debug",)))
     assert plain.returncode == 2
-    assert plain.stderr == "vit: --framework is 'theano'; expected one of pt, tf, flax.\n"
+    assert plain.stderr == "vit: framework is 'theano'; expected one of pt, tf, flax.\n"
     assert debug.returncode == 2
     assert debug.stderr.startswith("Traceback")
-    assert debug.stderr.splitlines()[-1].endswith("InputError: --framework is 'theano'; expected one of pt, tf, flax.")
+    assert debug.stderr.splitlines()[-1].endswith("InputError: framework is 'theano'; expected one of pt, tf, flax.")
 
 
 @pytest.mark.parametrize(

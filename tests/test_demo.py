@@ -62,7 +62,7 @@ def test_every_framework_gives_every_scan_its_true_label_or_the_accuracy_says_so
 
 def test_the_scans_are_the_shipped_ones_under_their_labels(everywhere: Any) -> None:
     results, _ = everywhere
-    assert [image["file"] for image in results["images"]] == sorted(file.name for file in demo.FOLDER.glob("*.png"))
+    assert [image["file"] for image in results["images"]] == sorted(file.name for file in demo.DIGITS.glob("*.png"))
     assert all(image["label"] == image["file"].split("-")[1] for image in results["images"])
 
 
@@ -98,7 +98,7 @@ def test_with_one_framework_it_shows_that_one_and_how_to_install_the_rest(tmp_pa
     assert "Largest difference" not in result.stdout
     assert not list(tmp_path.glob("*.png"))
     rows = [line for line in lines if "digit-" in line]
-    assert len(rows) == len(list(demo.FOLDER.glob("*.png")))
+    assert len(rows) == len(list(demo.DIGITS.glob("*.png")))
     for row in rows:
         scan, label, answer = (cell.split() for cell in row.strip("│ ").split("│"))
         assert scan[0].startswith(f"digit-{label[0]}-")
@@ -128,24 +128,24 @@ def test_with_no_framework_it_says_in_one_line_how_to_install_each(tmp_path: Pat
 def test_a_broken_framework_is_reported_and_the_others_run_unless_it_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def opened(extra: str, folder: Path) -> Any:
+    def opened(folder: Path, extra: str) -> Any:
         if extra != "pt":
             raise ImportError(f"lib{extra}.so is missing")
-        return frameworks.open_checkpoint(extra, folder)
+        return frameworks.open_model(folder, extra)
 
-    monkeypatch.setattr(demo, "open_checkpoint", opened)
-    results = demo.classify(demo.FOLDER, ["pt", "tf"], skip_broken=True)
+    monkeypatch.setattr(demo, "open_model", opened)
+    results = demo.classify(demo.DIGITS, ["pt", "tf"], skip_broken=True)
     assert list(results.runs) == ["pt"]
     demo.show(results, Console(width=120))
     assert "TensorFlow is installed but cannot be imported: libtf.so is missing\n" in capsys.readouterr().out
     for extras, skip_broken in ((["pt", "tf"], False), (["tf", "flax"], True)):
         with pytest.raises(ImportError, match="is missing"):
-            demo.classify(demo.FOLDER, extras, skip_broken=skip_broken)
+            demo.classify(demo.DIGITS, extras, skip_broken=skip_broken)
 
 
 def test_frameworks_run_once_each_in_one_order_however_they_are_named() -> None:
     assert frameworks.choose(["flax", "pt", "flax"], "vit demo") == ["pt", "flax"]
-    with pytest.raises(InputError, match="--framework is 'torch'; expected one of pt, tf, flax"):
+    with pytest.raises(InputError, match="framework is 'torch'; expected one of pt, tf, flax"):
         frameworks.choose(["pt", "torch"], "vit demo")
 
 
@@ -194,12 +194,12 @@ def test_quiet_prints_nothing_and_draws(tmp_path: Path, capfd: pytest.CaptureFix
 
 @pytest.fixture(scope="module")
 def in_pytorch() -> demo.Results:
-    return demo.classify(demo.FOLDER, ["pt"])
+    return demo.classify(demo.DIGITS, ["pt"])
 
 
 def test_answers_and_attention_are_those_of_the_model(in_pytorch: demo.Results) -> None:
-    model = ViTForImageClassification.from_pretrained(demo.FOLDER, attn_implementation="eager")
-    processor = ViTImageProcessor.from_pretrained(demo.FOLDER)
+    model = ViTForImageClassification.from_pretrained(demo.DIGITS, attn_implementation="eager")
+    processor = ViTImageProcessor.from_pretrained(demo.DIGITS)
     pixel_values = processor(in_pytorch.files, return_tensors="pt").pixel_values
     with torch.inference_mode():
         output = model(pixel_values, output_attentions=True)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from vit import ViTForImageClassification, ViTImageProcessor
-from vit.cli.demo import FOLDER
+from vit.cli.frameworks import DIGITS
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "train_digits.py"
@@ -63,7 +63,7 @@ def test_scans_use_all_256_grey_values_in_the_proportions_of_the_counts(data: An
 def test_a_scan_gives_the_same_pixel_values_from_memory_and_from_a_png_file(
     script: Any, data: Any, tmp_path: Path
 ) -> None:
-    processor = ViTImageProcessor.from_pretrained(FOLDER)
+    processor = ViTImageProcessor.from_pretrained(DIGITS)
     Image.fromarray(data.scans[7]).save(tmp_path / "scan.png")
     from_file = processor(tmp_path / "scan.png", return_tensors="np").pixel_values
     from_memory = script.to_pixel_values(processor, data.scans[7:8]).numpy()
@@ -128,12 +128,12 @@ def test_another_seed_gives_other_weights_and_other_images(
     one, same, other = (script.train(pixel_values, labels, epochs=1, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["classifier.weight"], other["classifier.weight"])
-    assert {file.name for file in short_runs[0].glob("*.png")} != {file.name for file in FOLDER.glob("*.png")}
+    assert {file.name for file in short_runs[0].glob("*.png")} != {file.name for file in DIGITS.glob("*.png")}
 
 
 def test_training_tells_zeros_from_ones_within_a_few_steps(script: Any, data: Any) -> None:
     chosen = np.flatnonzero(data.labels < 2)[:64]
-    pixel_values = script.to_pixel_values(ViTImageProcessor.from_pretrained(FOLDER), data.scans[chosen])
+    pixel_values = script.to_pixel_values(ViTImageProcessor.from_pretrained(DIGITS), data.scans[chosen])
     labels = torch.from_numpy(data.labels[chosen])
     answers = script.predict(script.train(pixel_values, labels, epochs=12, seed=0), pixel_values).argmax(axis=1)
     assert (answers == data.labels[chosen]).mean() > 0.9
@@ -143,10 +143,10 @@ def test_training_tells_zeros_from_ones_within_a_few_steps(script: Any, data: An
 
 
 def test_the_shipped_checkpoint_is_as_accurate_on_the_held_out_scans_as_its_card_says(script: Any, data: Any) -> None:
-    card = (FOLDER / "README.md").read_text()
+    card = (DIGITS / "README.md").read_text()
     claimed, correct, of = re.search(r"\*\*Held-out accuracy: ([\d.]+)%\*\* \((\d+) of (\d+) scans\)", card).groups()
-    pixel_values = script.to_pixel_values(ViTImageProcessor.from_pretrained(FOLDER), data.scans[data.held_out])
-    model = ViTForImageClassification.from_pretrained(FOLDER)
+    pixel_values = script.to_pixel_values(ViTImageProcessor.from_pretrained(DIGITS), data.scans[data.held_out])
+    model = ViTForImageClassification.from_pretrained(DIGITS)
     with torch.inference_mode():
         answers = model(pixel_values).logits.argmax(dim=1).numpy()
     right = int((answers == data.labels[data.held_out]).sum())
@@ -162,7 +162,7 @@ def test_the_shipped_checkpoint_is_as_accurate_on_the_held_out_scans_as_its_card
 
 def test_the_shipped_images_are_held_out_scans_with_their_true_labels(data: Any) -> None:
     held_out = set(data.held_out)
-    files = sorted(FOLDER.glob("*.png"))
+    files = sorted(DIGITS.glob("*.png"))
     labels = []
     for file in files:
         label, index = map(int, re.fullmatch(r"digit-(\d)-(\d{4})", file.stem).groups())
@@ -177,16 +177,16 @@ def test_the_shipped_images_are_held_out_scans_with_their_true_labels(data: Any)
 
 
 def test_the_shipped_images_are_those_that_the_seed_of_the_card_draws(script: Any, data: Any, tmp_path: Path) -> None:
-    seed = int(re.search(r"--seed (\d+)", (FOLDER / "README.md").read_text())[1])
+    seed = int(re.search(r"--seed (\d+)", (DIGITS / "README.md").read_text())[1])
     drawn = script.write_images(tmp_path, data, seed)
-    assert [file.name for file in drawn] == sorted(file.name for file in FOLDER.glob("*.png"))
+    assert [file.name for file in drawn] == sorted(file.name for file in DIGITS.glob("*.png"))
 
 
 def test_the_shipped_folder_is_small_and_describes_itself() -> None:
-    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 2e6
-    config = ViTForImageClassification.from_pretrained(FOLDER).config
+    assert sum(file.stat().st_size for file in DIGITS.iterdir()) < 2e6
+    config = ViTForImageClassification.from_pretrained(DIGITS).config
     assert config.id2label == {digit: str(digit) for digit in range(10)}
     assert (config.num_channels, config.dtype) == (1, "float32")
-    card = (FOLDER / "README.md").read_text()
+    card = (DIGITS / "README.md").read_text()
     for part in ("CC BY 4.0", "doi.org/10.24432/C50P49", "scikit-learn", "Seed", f"PyTorch {torch.__version__[:1]}"):
         assert part in card

@@ -30,6 +30,11 @@ def installed_frameworks() -> list[str]:
     return [extra for extra, (module, _) in FRAMEWORKS.items() if importlib.util.find_spec(module)]
 
 
+def install_line(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install 'trivit[{extra}]'"
+
+
 def missing_framework(what: str, extra: str) -> MissingFrameworkError:
     """The error for using `what` without the framework of `extra`, with the line that installs it."""
-    return MissingFrameworkError(f"{what} needs {FRAMEWORKS[extra][1]}. Install it with: pip install 'trivit[{extra}]'")
+    return MissingFrameworkError(f"{what} needs {FRAMEWORKS[extra][1]}. Install it with: {install_line(extra)}")

@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from ..errors import FRAMEWORKS, CheckpointError
+from ..errors import FRAMEWORKS, CheckpointError, install_line
 from . import picture
-from .frameworks import best_seconds, choose, install_line, open_checkpoint, version
+from .frameworks import DIGITS, best_seconds, choose, open_model, version
 from .options import Frameworks, Json, Quiet
 
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
-
-FOLDER = Path(__file__).parents[1] / "demo"
-"""A checkpoint, its model card, and held-out scans called digit-<true label>-<index>.png."""
 
 
 def command(
@@ -44,7 +41,7 @@ def command(
     from rich.console import Console
 
     with open(os.dup(2), "w") as stderr, Console(file=stderr, quiet=quiet).status("Starting") as status:
-        results = classify(FOLDER, frameworks, status.update, skip_broken=not framework)
+        results = classify(DIGITS, frameworks, status.update, skip_broken=not framework)
         if picture.available():
             status.update("Drawing")
             picture.draw(output, results)
@@ -170,7 +167,7 @@ def classify(
     for extra in frameworks:
         report(f"{FRAMEWORKS[extra][1]}: importing and loading")
         try:
-            forward = open_checkpoint(extra, folder)
+            forward = open_model(folder, extra)
         except ImportError as error:  # it is there, but itself or what it needs is not whole
             results.broken[extra] = str(error)
             if not skip_broken or len(results.broken) == len(frameworks):

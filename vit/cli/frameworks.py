@@ -1,4 +1,4 @@
-"""A classification checkpoint in any framework: NumPy arrays in, NumPy arrays out."""
+"""What every command that runs a model does before it does: choose frameworks, import them quietly, load."""
 
 from __future__ import annotations
 
@@ -10,66 +10,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FRAMEWORKS, InputError, MissingFrameworkError, installed_frameworks, missing_framework
+from ..errors import FRAMEWORKS
 
 if TYPE_CHECKING:
-    import numpy as np
+    from ..inference import Forward
 
-    from ..outputs import ModelOutput
-
-    Forward = Callable[..., ModelOutput]
-
-
-def install_line(extra: str) -> str:
-    """The command that installs an extra."""
-    return f"pip install 'trivit[{extra}]'"
+DIGITS = Path(__file__).parents[1] / "demo"
+"""The bundled checkpoint, its model card, and held-out scans called digit-<true label>-<index>.png."""
 
 
-def choose(requested: Iterable[str] | None, what: str) -> list[str]:
-    """The frameworks ("pt", "tf", "flax") to use, found without importing any.
+def choose(requested: Iterable[str] | None, command: str) -> list[str]:
+    """The frameworks ("pt", "tf", "flax") that a command uses, with this process made ready for them.
+
+    Every framework computes in full float32 precision on accelerators too: matrix products of their own default
+    precision there would make one checkpoint three functions.
 
     Args:
         requested: those that the user named; all that are installed when there are none.
-        what: the command, for errors.
+        command: such as "vit demo", for errors.
 
     Raises:
         InputError: an unknown one.
         MissingFrameworkError: one that is not installed, or none is.
     """
-    requested, installed = set(requested or ()), installed_frameworks()
-    if unknown := sorted(requested - FRAMEWORKS.keys()):
-        raise InputError(f"--framework is {unknown[0]!r}; expected one of {', '.join(FRAMEWORKS)}.")
-    for extra in FRAMEWORKS:
-        if extra in requested - set(installed):
-            raise missing_framework(f"{what} --framework {extra}", extra)
-    if not installed:
-        names = ", ".join(f"{name}: {install_line(extra)}" for extra, (_, name) in FRAMEWORKS.items())
-        raise MissingFrameworkError(f"{what} needs a framework. Install one ({names}) or all: {install_line('all')}")
-    return [extra for extra in installed if not requested or extra in requested]
+    from ..inference import choose_frameworks
 
-
-def open_checkpoint(extra: str, folder: Path) -> Forward:
-    """Load a classification checkpoint and compile its forward pass the way people serve it.
-
-    Args:
-        extra: "pt", "tf" or "flax".
-        folder: the checkpoint.
-
-    Returns:
-        `forward(pixel_values, output_attentions=False)`, from (B, C, height, width) float32 to a ModelOutput of NumPy
-        arrays; full float32 precision on accelerators too.
-
-    Raises:
-        CheckpointError: a broken checkpoint.
-        ImportError: a framework that cannot be imported.
-    """
+    chosen = choose_frameworks(requested, command)
     os.environ["KERAS_BACKEND"] = "tensorflow"  # this process is ours, and vit.tf works on no other
-    with _quiet():
-        return {"pt": _open_pt, "tf": _open_tf, "flax": _open_flax}[extra](folder)
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    return chosen
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what C++ libraries log at their import off the terminal, unless TF_CPP_MIN_LOG_LEVEL asks to see it.
 
     TensorFlow 2.21 announces oneDNN twice whatever that variable says, so file descriptor 2 itself points elsewhere.
@@ -91,60 +65,31 @@ def _quiet() -> Iterator[None]:
         del os.environ["TF_CPP_MIN_LOG_LEVEL"]
 
 
-def _open_pt(folder: Path) -> Forward:
-    import torch
+def open_model(
+    checkpoint: str | os.PathLike[str] | None,
+    extra: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    **options: Any,
+) -> Forward:
+    """`vit.inference.Forward`, without what the frameworks log while they are imported.
 
-    from .. import ViTForImageClassification
+    Args:
+        checkpoint: None for the bundled digits.
+        extra: the framework, as `choose` gave it.
+        device: "gpu" and "cuda" mean the same in every framework.
+        dtype: None for the checkpoint's.
+        **options: of `Forward`.
+    """
+    from ..inference import Forward
 
-    model = ViTForImageClassification.from_pretrained(folder)
-
-    @torch.inference_mode()
-    def forward(pixel_values: np.ndarray, output_attentions: bool = False) -> ModelOutput:
-        return _to_numpy(model(torch.from_numpy(pixel_values), output_attentions=output_attentions))
-
-    return forward
-
-
-def _open_tf(folder: Path) -> Forward:
-    import tensorflow as tf
-
-    from .. import TFViTForImageClassification
-
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    model = TFViTForImageClassification.from_pretrained(folder)
-    call = tf.function(lambda pixels, attentions: model(pixels, output_attentions=attentions, training=False))
-
-    def forward(pixel_values: np.ndarray, output_attentions: bool = False) -> ModelOutput:
-        return _to_numpy(call(tf.convert_to_tensor(pixel_values), output_attentions))
-
-    return forward
-
-
-def _open_flax(folder: Path) -> Forward:
-    import jax
-    from flax import nnx
-
-    from .. import FlaxViTForImageClassification
-
-    jax.config.update("jax_default_matmul_precision", "highest")
-    model = FlaxViTForImageClassification.from_pretrained(folder)
-    call = nnx.jit(lambda model, pixels, attentions: model(pixels, output_attentions=attentions), static_argnums=2)
-
-    def forward(pixel_values: np.ndarray, output_attentions: bool = False) -> ModelOutput:
-        return _to_numpy(call(model, jax.numpy.asarray(pixel_values), output_attentions))
-
-    return forward
-
-
-def _to_numpy(output: ModelOutput) -> ModelOutput:
-    import numpy as np
-
-    from ..outputs import ModelOutput
-
-    def convert(value: Any) -> Any:
-        return tuple(map(convert, value)) if isinstance(value, tuple) else np.asarray(value)
-
-    return ModelOutput({name: convert(value) for name, value in output.items()})
+    if device is not None:
+        device = device.lower().replace(*{"pt": ("gpu", "cuda"), "tf": ("cuda", "gpu"), "flax": ("cuda", "gpu")}[extra])
+    if dtype == "float64" and extra == "flax":
+        os.environ["JAX_ENABLE_X64"] = "1"
+    with quiet():
+        return Forward(checkpoint or DIGITS, extra, device=device, dtype=dtype, **options)
 
 
 def version(extra: str) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .frameworks import _quiet, choose
+from .frameworks import choose, quiet
 from .options import Frameworks, Json
 
 if TYPE_CHECKING:
@@ -42,9 +41,8 @@ def command(
     from rich.console import Console
 
     chosen = choose(framework, "vit verify")
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # this process is ours, and vit.tf works on no other
     if "tf" in chosen:
-        with _quiet():
+        with quiet():
             import tensorflow  # noqa: F401
     with Console(stderr=True).status("Starting") if sys.stderr.isatty() else _Silent() as status:
         found = conversion.verify(
