@@ -178,9 +178,10 @@ def test_verify_fails_past_the_tolerance(reference):
 def test_verify_finds_a_framework_that_computes_something_else(reference, monkeypatch):
     import torch
 
-    from vit.pt import layers
+    from vit.pt import linear
 
-    monkeypatch.setitem(layers.ACTIVATIONS, "gelu", lambda x: torch.nn.functional.gelu(x, approximate="tanh"))
+    monkeypatch.setitem(linear.ACTIVATIONS, "gelu", lambda x: torch.nn.functional.gelu(x, approximate="tanh"))
+    monkeypatch.delitem(linear.FUSED, "gelu")
     found = conversion.verify(reference / "hf_torch", frameworks=["pt", "flax"])
     assert not found.passed
     within = {stage.name: found.within(stage) for stage in found.stages}

@@ -14,17 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ViTConfig, to_pair
-
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "selu": F.selu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
+from .linear import ACTIVATIONS, linear
 
 
 class ViTPatchEmbeddings(nn.Module):
@@ -99,7 +89,7 @@ class ViTSelfAttention(nn.Module):
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         heads = (self.config.num_attention_heads, self.config.head_dim)
         query, key, value = (
-            projection(hidden_states).unflatten(-1, heads).transpose(1, 2)  # (B, H, T, D / H)
+            linear(projection, hidden_states).unflatten(-1, heads).transpose(1, 2)  # (B, H, T, D / H)
             for projection in (self.query, self.key, self.value)
         )
         if output_attentions or self.config.attn_implementation == "eager":
@@ -123,7 +113,7 @@ class ViTSelfOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.dropout(self.dense(hidden_states))
+        return self.dropout(linear(self.dense, hidden_states))
 
 
 class ViTAttention(nn.Module):
@@ -148,7 +138,7 @@ class ViTIntermediate(nn.Module):
         self.activation = config.hidden_act
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return ACTIVATIONS[self.activation](self.dense(hidden_states))
+        return linear(self.dense, hidden_states, self.activation)
 
 
 class ViTOutput(nn.Module):
@@ -160,7 +150,7 @@ class ViTOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.dropout(self.dense(hidden_states))
+        return self.dropout(linear(self.dense, hidden_states))
 
 
 class ViTLayer(nn.Module):

@@ -1,0 +1,86 @@
+"""Linear layers and activations; on CPUs in oneDNN's kernel, with the bias and the activation fused.
+
+`F.linear` runs float32 on CPUs in the BLAS library that PyTorch was built with, and adds the bias and the activation in
+passes of their own. oneDNN, which PyTorch carries, does all three in one pass, 1.2 to 1.4 times as fast on AVX-512
+(python -m benchmarks inference). The layers stay plain `nn.Linear`: whatever has been done to one (hooks, adapters,
+quantisation, autocast, compilation, function transforms), it is called as it is.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "selu": F.selu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+FUSED = {
+    None: ("none", None),
+    "gelu": ("gelu", "none"),
+    "gelu_new": ("gelu", "tanh"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+    "relu": ("relu", None),
+    "silu": ("swish", None),
+    "tanh": ("tanh", None),
+}
+"""Activation -> oneDNN's name and algorithm."""
+
+
+def linear(layer: nn.Module, x: Tensor, activation: str | None = None) -> Tensor:
+    """`ACTIVATIONS[activation](layer(x))`, or layer(x) without one.
+
+    Args:
+        layer: an `nn.Linear`, or what has taken its place.
+        x: (..., in_features).
+        activation: a key of `ACTIVATIONS`.
+
+    Returns:
+        (..., out_features).
+    """
+    if activation in FUSED and is_plain(layer, x):
+        attribute, algorithm = FUSED[activation]
+        return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, attribute, [], algorithm)
+    x = layer(x)
+    return x if activation is None else ACTIVATIONS[activation](x)
+
+
+def is_plain(layer: nn.Module, x: Tensor) -> bool:
+    """Whether oneDNN computes what calling the layer would: inference on a CPU, and nothing looks on."""
+    return (
+        not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and type(layer) is nn.Linear
+        and not (layer._forward_hooks or layer._forward_pre_hooks or nn.modules.module._has_any_global_hook())
+        and type(layer.weight) is nn.Parameter
+        and type(x) is Tensor
+        and x.device.type == layer.weight.device.type == "cpu"
+        and x.dtype == layer.weight.dtype
+        and has_kernel(x.dtype)
+        and torch._C._get_mkldnn_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._functorch.peek_interpreter_stack() is None  # no vmap, grad or jvp
+        and torch.autograd.forward_ad._current_level < 0
+        and x.is_contiguous()
+        and x.numel() > 0
+    )
+
+
+@cache
+def has_kernel(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there, with matrix products of this dtype on this CPU."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return {
+        torch.float32: lambda: True,
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }.get(dtype, bool)()
