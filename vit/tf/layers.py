@@ -223,7 +223,10 @@ class ViTIntermediate(ViTKerasLayer):
         self.dense.build((None, None, self.config.hidden_size))
 
     def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        return ACTIVATIONS[self.activation](self.dense(hidden_states))
+        # TensorFlow fuses product, bias and activation into one kernel where no reshape stands between them.
+        flat = ops.reshape(hidden_states, (-1, self.config.hidden_size))  # (B * T, D)
+        flat = ACTIVATIONS[self.activation](self.dense(flat))
+        return ops.reshape(flat, (-1, hidden_states.shape[1], self.config.intermediate_size))
 
 
 class ViTOutput(ViTKerasLayer):
