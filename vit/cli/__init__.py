@@ -15,7 +15,7 @@ import typer
 
 from .. import __version__
 
-COMMANDS = ("demo", "convert", "verify", "inspect")
+COMMANDS = ("demo", "classify", "embed", "convert", "verify", "inspect", "attention", "posemb", "bench")
 """The modules that hold the commands, in the order of the help."""
 
 app = typer.Typer(
@@ -61,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = app([each for each in given if each != "--debug"], prog_name="vit", standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):  # Ctrl-C
+        typer.echo("vit: stopped.", err=True)
+        status = 130
     except Exception as error:
         if "--debug" in given:
             traceback.print_exc()
