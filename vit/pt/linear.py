@@ -9,6 +9,7 @@ quantisation, autocast, compilation, function transforms), it is called as it is
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,6 @@ ACTIVATIONS = {
     "tanh": torch.tanh,
 }
 FUSED = {
-    None: ("none", None),
     "gelu": ("gelu", "none"),
     "gelu_new": ("gelu", "tanh"),
     "gelu_pytorch_tanh": ("gelu", "tanh"),
@@ -47,17 +47,45 @@ def linear(layer: nn.Module, x: Tensor, activation: str | None = None) -> Tensor
     Returns:
         (..., out_features).
     """
-    if activation in FUSED and is_plain(layer, x):
-        attribute, algorithm = FUSED[activation]
-        return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, attribute, [], algorithm)
-    x = layer(x)
+    if not is_plain(layer, x):
+        x = layer(x)
+    elif torch.is_grad_enabled():
+        x = _Linear.apply(x, layer.weight, layer.bias)
+    elif activation in FUSED:
+        return _kernel(x, layer.weight, layer.bias, *FUSED[activation])
+    else:
+        x = _kernel(x, layer.weight, layer.bias)
     return x if activation is None else ACTIVATIONS[activation](x)
 
 
+def _kernel(x: Tensor, weight: Tensor, bias: Tensor | None, name: str = "none", algorithm: str | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
+
+
+class _Linear(torch.autograd.Function):
+    """The kernel with a gradient; the product for the weight's is no faster in it, so that is left to the BLAS."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _kernel(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            of_x = gradient @ weight if needs_x else None
+        else:
+            of_x = _kernel(gradient.contiguous(), weight.t(), None) if needs_x else None
+        return of_x, rows.t() @ x.flatten(0, -2) if needs_weight else None, rows.sum(0) if needs_bias else None
+
+
 def is_plain(layer: nn.Module, x: Tensor) -> bool:
-    """Whether oneDNN computes what calling the layer would: inference on a CPU, and nothing looks on."""
+    """Whether oneDNN computes what calling the layer would: it is on a CPU, and nothing looks on."""
     return (
-        not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+        not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         and type(layer) is nn.Linear
         and not (layer._forward_hooks or layer._forward_pre_hooks or nn.modules.module._has_any_global_hook())
         and type(layer.weight) is nn.Parameter
