@@ -22,6 +22,7 @@ _MODULES = {
         "BeitImageProcessor",
         "random_patch_mask",
     ),
+    "vit.attention": ("attention_mask", "attention_rollout", "cls_attention"),
     "vit.pt": ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
     "vit.tf": ("TFViTModel", "TFViTForImageClassification", "TFViTForMaskedImageModeling"),
     "vit.flax": ("FlaxViTModel", "FlaxViTForImageClassification", "FlaxViTForMaskedImageModeling"),
@@ -32,6 +33,7 @@ _FRAMEWORKS = ("vit.pt", "vit.tf", "vit.flax")
 __all__ = [*(name for name, home in _HOMES.items() if home not in _FRAMEWORKS), "__version__"]  # of `import *`
 
 if TYPE_CHECKING:
+    from .attention import attention_mask, attention_rollout, cls_attention
     from .config import ViTConfig
     from .errors import CheckpointError, ConfigError, InputError, MissingFrameworkError
     from .flax import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
