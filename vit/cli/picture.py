@@ -224,10 +224,13 @@ class Slide:
         place = (left / WIDTH, 1 - top / self.height)
         style = {"color": INK, "va": "baseline", **style}
         written = self.figure.text(*place, text, parse_math=False, **style)  # a label may have dollars in it
-        if most is not None:
-            while len(text) > 1 and self._right(written) > left + most:
-                text = text[:-1]
-                written.set_text(text.rstrip() + "…")
+        if most is not None and self._right(written) > left + most:
+            fits, longest = 0, len(text)
+            while fits + 1 < longest:  # bisection
+                middle = (fits + longest) // 2
+                written.set_text(text[:middle].rstrip() + "…")
+                fits, longest = (middle, longest) if self._right(written) <= left + most else (fits, middle)
+            written.set_text(text[:fits].rstrip() + "…")
         return self._right(written)
 
     def _right(self, written: Any) -> float:
