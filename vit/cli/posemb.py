@@ -123,7 +123,7 @@ def principal_filters(kernel: np.ndarray, most: int = 28) -> tuple[np.ndarray, n
 
     Args:
         kernel: (hidden_size, channels, height, width).
-        most: how many components, at most; 28 in the paper.
+        most: how many components, at most (28 in the paper); fewer where there is no more variance.
 
     Returns:
         (components, channels, height, width) float64 of length 1, the largest value of each above 0, and
@@ -134,7 +134,9 @@ def principal_filters(kernel: np.ndarray, most: int = 28) -> tuple[np.ndarray, n
     filters = kernel.reshape(len(kernel), -1).astype(np.float64)
     filters = filters - filters.mean(axis=0)
     _, scales, components = np.linalg.svd(filters, full_matrices=False)
-    components, shares = components[:most], (scales**2 / max((scales**2).sum(), np.finfo(float).tiny))[:most]
+    shares = scales**2 / max((scales**2).sum(), np.finfo(float).tiny)
+    count = min(max(int((shares > 1e-15).sum()), 1), most)  # a direction without variance is any direction
+    components, shares = components[:count], shares[:count]
     strongest = np.take_along_axis(components, abs(components).argmax(axis=1)[:, None], axis=1)
     return (components * np.sign(strongest)).reshape(-1, *kernel.shape[1:]), shares
 
