@@ -23,6 +23,7 @@ _MODULES = {
         "random_patch_mask",
     ),
     "vit.attention": ("attention_mask", "attention_rollout", "cls_attention"),
+    "vit.pipeline": ("Prediction", "predict"),
     "vit.pt": ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
     "vit.tf": ("TFViTModel", "TFViTForImageClassification", "TFViTForMaskedImageModeling"),
     "vit.flax": ("FlaxViTModel", "FlaxViTForImageClassification", "FlaxViTForMaskedImageModeling"),
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         random_patch_mask,
     )
     from .outputs import ModelOutput
+    from .pipeline import Prediction, predict
     from .pt import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
     from .tf import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
 

@@ -27,34 +27,55 @@ CLASSES = {None: "ViTModel", "classifier": "ViTForImageClassification", "decoder
 class Forward:
     """A model's forward pass, compiled the way people serve it; calls with the same shapes and flags compile once.
 
-    PyTorch runs eagerly under `inference_mode`, TensorFlow under `tf.function`, Flax under `jax.jit`.
+    PyTorch runs eagerly under `inference_mode`, TensorFlow under `tf.function`, Flax under `jax.jit`. Threads may call
+    one at the same time.
 
     Args:
-        name_or_folder: a checkpoint folder, or the name of a model on the hub.
-        framework: "pt", "tf" or "flax"; None for the first that is installed.
-        head: None, "classifier" or "decoder".
+        model: a checkpoint folder, the name of a model on the hub, or a model of this package that is loaded, whose
+            weights are used as they are now.
+        framework: "pt", "tf" or "flax"; None for that of the loaded model, or the first that is installed.
+        head: None, "classifier" or "decoder"; that of a loaded model is its own.
         **options: those of `from_pretrained`: dtype, device, attn_implementation, config overrides, ...
+
+    Attributes:
+        framework: "pt", "tf" or "flax".
+        model: the model.
+        config: its configuration.
+        device_type: "cpu", or what the framework calls the kind of accelerator that holds the weights.
 
     Raises:
         CheckpointError: no checkpoint there, a broken one, or one that does not fit.
-        InputError: an unknown framework, or a device that is not there.
+        InputError: an unknown framework, a device that is not there, no model of this package, or one that trains.
         ImportError: a framework that is not installed, or cannot be imported.
     """
 
     def __init__(
         self,
-        name_or_folder: str | os.PathLike[str],
+        model: Any,
         framework: str | None = None,
         *,
         head: str | None = "classifier",
         **options: Any,
     ) -> None:
-        (self.framework,) = choose_frameworks([framework] if framework else None, "vit")[:1]
-        prefix = {"pt": "", "tf": "TF", "flax": "Flax"}[self.framework]
-        cls = getattr(importlib.import_module(f"vit.{self.framework}"), prefix + CLASSES[head])
-        self.model = cls.from_pretrained(name_or_folder, **options)
+        if isinstance(model, str | os.PathLike):
+            (self.framework,) = choose_frameworks([framework] if framework else None, "vit")[:1]
+            prefix = {"pt": "", "tf": "TF", "flax": "Flax"}[self.framework]
+            cls = getattr(importlib.import_module(f"vit.{self.framework}"), prefix + CLASSES[head])
+            self.model = cls.from_pretrained(model, **options)
+        else:
+            self.framework = _framework_of(model)
+            if options or framework not in (None, self.framework):
+                given = ", ".join([*([f"framework={framework!r}"] if framework else []), *options])
+                raise InputError(f"{given} cannot change a model that is loaded; load it so, or give its folder.")
+            self.model = model
         self.config: ViTConfig = self.model.config
-        self._call = {"pt": _serve_pt, "tf": _serve_tf, "flax": _serve_flax}[self.framework](self.model)
+        serve = {"pt": _serve_pt, "tf": _serve_tf, "flax": _serve_flax}[self.framework]
+        self._call, self.device_type = serve(self.model)
+
+    @property
+    def head(self) -> str | None:
+        """None, "classifier" or "decoder"."""
+        return self.model.head
 
     def __call__(
         self,
@@ -101,35 +122,60 @@ def choose_frameworks(requested: Iterable[str] | None, what: str) -> list[str]:
     return [extra for extra in installed if not requested or extra in requested]
 
 
-def _serve_pt(model: Any) -> Any:
+def _framework_of(model: Any) -> str:
+    modules = [cls.__module__ for cls in type(model).__mro__]
+    for extra in FRAMEWORKS:
+        if any(module.startswith(f"vit.{extra}.") for module in modules):
+            return extra
+    raise InputError(
+        f"model is a {type(model).__module__}.{type(model).__qualname__}; expected a checkpoint folder, the name of a "
+        "model on the hub, or a model of this package."
+    )
+
+
+def _serve_pt(model: Any) -> tuple[Any, str]:
     import torch
 
+    if model.training:
+        raise InputError(
+            "The model is in training mode, in which dropout changes its answers; call model.eval() first."
+        )
     device = model.device  # asking for it at each call would cost a walk through the modules
 
     @torch.inference_mode()
     def call(pixel_values: np.ndarray, *flags: bool) -> Any:
         return model(torch.from_numpy(pixel_values).to(device), **_keywords(flags))
 
-    return call
+    return call, device.type
 
 
-def _serve_tf(model: Any) -> Any:
+def _serve_tf(model: Any) -> tuple[Any, str]:
     import tensorflow as tf
 
+    device = model.variables[0].value.device  # where operations run is not where variables lie unless it is said
     graph = tf.function(lambda pixel_values, *flags: model(pixel_values, training=False, **_keywords(flags)))
-    return lambda pixel_values, *flags: graph(tf.convert_to_tensor(pixel_values), *flags)
+
+    def call(pixel_values: np.ndarray, *flags: bool) -> Any:
+        with tf.device(device):
+            return graph(tf.convert_to_tensor(pixel_values), *flags)
+
+    return call, tf.DeviceSpec.from_string(device).device_type.lower()
 
 
-def _serve_flax(model: Any) -> Any:
+def _serve_flax(model: Any) -> tuple[Any, str]:
     import jax
     from flax import nnx
 
     graphdef, state = nnx.split(model)  # merged while tracing, where nnx.jit would walk through the model at each call
-    jitted = jax.jit(
-        lambda state, pixel_values, flags: nnx.merge(graphdef, state)(pixel_values, **_keywords(flags)),
-        static_argnums=2,
-    )
-    return lambda pixel_values, *flags: jitted(state, pixel_values, flags)
+
+    def run(state: Any, pixel_values: Any, flags: tuple[bool, ...]) -> Any:
+        merged = nnx.merge(graphdef, state)
+        merged.eval()  # the copy; a model that trains stays as it is
+        return merged(pixel_values, **_keywords(flags))
+
+    jitted = jax.jit(run, static_argnums=2)
+    platforms = {device.platform for leaf in jax.tree.leaves(state) for device in leaf.devices()}
+    return lambda pixel_values, *flags: jitted(state, pixel_values, flags), min(platforms)
 
 
 def _keywords(flags: tuple[bool, ...]) -> dict[str, bool]:

@@ -36,5 +36,16 @@ BatchSize = Annotated[
     int | None, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Images a step. [default: chosen]")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted run that began --output.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be used.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", min=1, help="Threads that read images. [default: one per CPU]")
+]
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH...", help="Image files, folders (searched to the bottom), patterns; - lists on stdin."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors, and what --json asks for.")]

@@ -1,0 +1,327 @@
+"""`predict`: images to labels or vectors, in order, with reading and preprocessing beside the model."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from . import checkpoint, hub
+from .config import ViTConfig, to_pair
+from .errors import CheckpointError, InputError
+from .image_processing import ViTImageProcessor
+from .image_processing.batch import is_array
+from .inference import Forward
+from .outputs import ModelOutput
+
+POOLS: dict[str, Callable[[ModelOutput], np.ndarray]] = {
+    "cls": lambda outputs: outputs.last_hidden_state[:, 0],
+    "mean": lambda outputs: outputs.last_hidden_state[:, 1:].mean(axis=1),  # of the patches
+    "pooler": lambda outputs: outputs.pooler_output,
+    "patches": lambda outputs: outputs.last_hidden_state[:, 1:],
+}
+"""What an embedding may be: the CLS token, the mean of the patch tokens, the pooler's output, all patch tokens."""
+
+TASKS = ("classify", "embed")
+CALLS = 2  # batches in the model at a time: each fills the cores where the other leaves them idle
+AHEAD = 2  # batches that are read meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What was found for one image.
+
+    Attributes:
+        index: which one it is, from 0, or from `start`.
+        path: of the file; None for an image that was no path.
+        labels: the most probable ones, best first, of the task "classify".
+        probabilities: of these labels.
+        vector: (hidden_size,), or (patches, hidden_size) of the pool "patches", of the task "embed".
+        error: why there is nothing else.
+    """
+
+    index: int
+    path: str | None = None
+    labels: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    vector: np.ndarray | None = None
+    error: str | None = None
+
+
+def predict(
+    images: Iterable[Any],
+    model: Any,
+    framework: str | None = None,
+    *,
+    task: str = "classify",
+    top_k: int = 5,
+    pool: str = "cls",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    on_error: str = "row",
+    processor: ViTImageProcessor | None = None,
+    start: int = 0,
+    **options: Any,
+) -> Iterator[Prediction]:
+    """Classify or embed images, few or millions: threads read them beside the model, and memory stays bounded.
+
+    An image's result depends on the image, the model, the batch size and its own place in the order alone: to go on
+    after the first n images, pass the others with `start=n`, and every bit is the same.
+
+    Args:
+        images: paths, or whatever else the image processor takes; any iterable, of which a few batches are taken in
+            advance. One path or image stands for itself.
+        model: a checkpoint folder, the name of a model on the hub, a loaded model of this package, or a `Forward`.
+        framework: "pt", "tf" or "flax"; None for the first that is installed.
+        task: "classify" or "embed".
+        top_k: how many labels.
+        pool: what the vector is: "cls", "mean" (of the patch tokens), "pooler" or "patches" (all patch tokens).
+        batch_size: images a step; `default_batch_size` when None.
+        workers: threads that read; one for each CPU when None.
+        on_error: "row" gives an image that cannot be read a result with its error; "raise" raises it in its turn.
+        processor: that of the checkpoint when None; needed with a loaded model.
+        start: the index of the first image: batches are cut as if so many had come before.
+        **options: of the loading: dtype, device, attn_implementation, revision, ...
+
+    Returns:
+        An iterator of a `Prediction` for each image, in order. The model is loaded before it is returned.
+
+    Raises:
+        CheckpointError: no checkpoint there, a broken one, or one without the part that the task needs.
+        InputError: an impossible argument, or, from the iterator, an image that cannot be used.
+        ImportError: a framework that is not installed.
+    """
+    if on_error not in ("row", "raise"):
+        raise InputError(f"on_error is {on_error!r}; expected 'row' or 'raise'.")
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 1), ("start", start, 0),
+                               ("top_k", top_k, 1)):  # fmt: skip
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise InputError(f"{name} is {value!r}; expected an int of at least {least}.")
+    parts = parts_of(task, pool)
+    if isinstance(images, str | os.PathLike) or not isinstance(images, Iterable) or is_array(images):
+        images = images if is_array(images) and len(images.shape) == 4 else [images]  # type: ignore[attr-defined]
+    if isinstance(model, str | os.PathLike):
+        hub_options, options = hub.split_options(options)
+        folder = hub.resolve(model, **hub_options)
+        check_parts(folder, task, pool)
+        processor = processor or ViTImageProcessor.from_pretrained(folder)
+        model = Forward(folder, framework, **parts, **options)
+    elif not isinstance(model, Forward):
+        model = Forward(model, framework, **options)
+    if processor is None:
+        raise InputError(
+            "A loaded model needs its image processor: pass processor=ViTImageProcessor.from_pretrained()."
+        )
+    if model.head != parts["head"]:
+        raise InputError(
+            f"The model is a {type(model.model).__name__}; task={task!r} needs one "
+            + ("with a classification head." if parts["head"] else "without a head, such as ViTModel.")
+        )
+    expected = (model.config.num_channels, *to_pair(model.config.image_size))
+    check_processor(processor, expected)
+    answer = {"classify": _labels(model.config, processor, top_k), "embed": _vectors(POOLS[pool])}[task]
+    batch_size = batch_size or default_batch_size(model)
+    found = _run(iter(images), model, processor, answer, expected, batch_size, workers or available_cpus(), start)
+    return found if on_error == "row" else _raising(found)
+
+
+# === Choices ===
+
+
+def parts_of(task: str, pool: str) -> dict[str, Any]:
+    """The arguments of `Forward` that give the model that a task needs.
+
+    Raises:
+        InputError: an unknown task or pool.
+    """
+    if task not in TASKS:
+        raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}.")
+    if pool not in POOLS:
+        raise InputError(f"pool is {pool!r}; expected one of {', '.join(POOLS)}.")
+    if task == "classify":
+        return {"head": "classifier"}
+    return {"head": None, "add_pooling_layer": pool == "pooler"}
+
+
+def check_parts(folder: str | os.PathLike[str], task: str, pool: str) -> None:
+    """Refuse a checkpoint that lacks what a task needs, in whose place the model would have random weights.
+
+    Raises:
+        CheckpointError: it lacks it, or is no whole checkpoint.
+        InputError: it gives a number where labels are asked for.
+    """
+    fit = checkpoint.plan(folder, dtype=None, attn_implementation=None, ignore_mismatched_sizes=False,
+                          **parts_of(task, pool))  # fmt: skip
+    if task == "classify" and (fit.fresh or not fit.config.num_labels):
+        raise CheckpointError(
+            f"{folder} has no classification head, so there is nothing to classify by: fine-tune it first, or take its "
+            "vectors (the task 'embed')."
+        )
+    if fit.fresh:
+        others = ", ".join(each for each in POOLS if each != pool)
+        raise CheckpointError(f"{folder} has no weights for the pool {pool!r}; take one of {others}.")
+    if task == "classify" and (fit.config.problem_type == "regression" or fit.config.num_labels == 1):
+        raise InputError(f"{folder} predicts a number (a regression), not labels.")
+
+
+def check_processor(processor: ViTImageProcessor, expected: tuple[int, ...]) -> None:
+    """Refuse an image processor whose images the model does not take, (channels, height, width) in `expected`.
+
+    Raises:
+        InputError: it gives another size or number of channels.
+    """
+    channels, height, width = expected
+    probe = np.zeros((height, width, channels), np.uint8)
+    found = processor(probe, return_tensors="np", input_data_format="channels_last").pixel_values.shape[1:]
+    if found != expected:
+        raise InputError(
+            f"The image processor gives images of {_shape(found)}, and the model takes {_shape(expected)} (channels x "
+            "height x width); make preprocessor_config.json and config.json agree."
+        )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def default_batch_size(forward: Forward) -> int:
+    """How many images a step is quick with: few on a CPU, where activations should stay in its caches."""
+    if forward.device_type != "cpu":
+        return 64
+    tokens = 1 + forward.config.num_patches
+    floats = 300_000  # in one array of all tokens of a batch
+    return max(2, min(64, 1 << (floats // (tokens * forward.config.hidden_size)).bit_length()))
+
+
+def vector_shape(config: ViTConfig, pool: str) -> tuple[int, ...]:
+    """The shape of the vector of one image."""
+    if pool == "pooler":
+        return (config.pooler_output_size,)
+    return (config.num_patches, config.hidden_size) if pool == "patches" else (config.hidden_size,)
+
+
+def available_cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# === The pipeline ===
+
+Answer = Callable[[ModelOutput, int, int], list[dict[str, Any]]]
+"""(outputs of a batch, first slot, end) -> what each image's Prediction holds."""
+
+
+def _run(
+    images: Iterator[Any],
+    forward: Forward,
+    processor: ViTImageProcessor,
+    answer: Answer,
+    expected: tuple[int, ...],
+    batch_size: int,
+    workers: int,
+    start: int,
+) -> Iterator[Prediction]:
+    def read(image: Any) -> np.ndarray:
+        pixel_values = processor(image, return_tensors="np").pixel_values
+        if pixel_values.shape != (1, *expected):
+            raise InputError(
+                f"came out of the image processor as {_shape(pixel_values.shape)} (batch x channels x height x width); "
+                f"the model takes {_shape((1, *expected))}."
+            )
+        return pixel_values[0]
+
+    def compute(first: int, batch: list[Any], reading: list[Future[np.ndarray]]) -> list[Prediction]:
+        # An image has the slot that its index gives it, whatever became of the others: kernels may round differently
+        # in another row or for another batch size. Short of a batch is padded where a shape costs a compilation, unless
+        # there is but one batch.
+        slot = first % batch_size
+        end = slot + len(batch)
+        whole = forward.framework != "pt" and first >= batch_size
+        pixel_values = np.zeros((batch_size if whole else end, *expected), np.float32)
+        errors: list[str | None] = []
+        for i, (image, future) in enumerate(zip(batch, reading, strict=True), slot):
+            error = future.exception()
+            errors.append(None if error is None else _reason(image, error))
+            if error is None:
+                pixel_values[i] = future.result()
+        reading.clear()
+        answers: list[dict[str, Any]] = [{}] * len(batch)
+        if None in errors:
+            answers = answer(forward(pixel_values), slot, end)
+        return [
+            Prediction(index, _path(image), **({"error": error} if error else found))
+            for index, image, error, found in zip(range(first, first + len(batch)), batch, errors, answers, strict=True)
+        ]
+
+    pending: deque[Future[list[Prediction]]] = deque()
+    with ThreadPoolExecutor(workers, "vit-read") as readers, ThreadPoolExecutor(CALLS, "vit-model") as models:
+        try:
+            while True:
+                while len(pending) < CALLS + AHEAD:
+                    if not (batch := list(islice(images, batch_size - start % batch_size))):
+                        break
+                    pending.append(models.submit(compute, start, batch, [readers.submit(read, each) for each in batch]))
+                    start += len(batch)
+                if not pending:
+                    return
+                yield from pending.popleft().result()
+        finally:
+            for executor in (models, readers):  # what has not begun never will
+                executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _raising(found: Iterator[Prediction]) -> Iterator[Prediction]:
+    for prediction in found:
+        if prediction.error is not None:
+            raise InputError(f"{prediction.path or f'Image {prediction.index}'}: {prediction.error}")
+        yield prediction
+
+
+def _path(image: Any) -> str | None:
+    return os.fsdecode(image) if isinstance(image, str | os.PathLike) else None
+
+
+def _reason(image: Any, error: BaseException) -> str:
+    """Why an image could not be used, without its path, which stands beside it."""
+    text = str(error).removeprefix("The image ").removeprefix(f"({_path(image)}) ")
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+
+
+# === Answers ===
+
+NOT_FINITE = "the model gave values that are NaN or infinite; try dtype float32"
+
+
+def _labels(config: ViTConfig, processor: ViTImageProcessor, top_k: int) -> Answer:
+    default = {f"LABEL_{i}": str(i) for i in range(config.num_labels)}
+    names = default if list(default) == list(config.id2label.values()) else {}  # no labels: their indices
+
+    def answer(outputs: ModelOutput, first: int, end: int) -> list[dict[str, Any]]:
+        logits = outputs.logits[first:end]
+        finite = np.isfinite(logits).all(axis=1)
+        best = iter(processor.post_process_image_classification(logits[finite], top_k, config))
+        return [_best(next(best), names) if fine else {"error": NOT_FINITE} for fine in finite]
+
+    return answer
+
+
+def _best(found: list[dict[str, Any]], names: dict[str, str]) -> dict[str, Any]:
+    labels = tuple(names.get(each["label"], each["label"]) for each in found)
+    return {"labels": labels, "probabilities": tuple(each["score"] for each in found)}
+
+
+def _vectors(pool: Callable[[ModelOutput], np.ndarray]) -> Answer:
+    def answer(outputs: ModelOutput, first: int, end: int) -> list[dict[str, Any]]:
+        vectors = pool(outputs)[first:end]
+        return [
+            {"vector": vector.copy()} if np.isfinite(vector).all() else {"error": NOT_FINITE}  # no view of the batch
+            for vector in vectors
+        ]
+
+    return answer
