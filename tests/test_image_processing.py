@@ -3,8 +3,10 @@
 import io
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -96,14 +98,27 @@ def test_equals_transformers_with_a_centre_crop(family, form):
         assert_same(found, expected, options)
 
 
+@pytest.mark.parametrize("cpus", [1, 3])
 @pytest.mark.parametrize("resample", list(Image.Resampling))
-def test_a_large_array_in_strips_equals_transformers(resample):
+def test_an_image_in_strips_equals_transformers(monkeypatch, resample, cpus):
+    monkeypatch.setattr(processor, "_cpus", lambda: cpus)
     image = np.ascontiguousarray(skimage.data.retina())  # 1411 x 1411: 6 MB
     assert image.nbytes > 2 * processor._STRIP
-    for pixels in (image, image[..., :1].copy(), image.transpose(2, 0, 1)):
-        options = {"resample": resample, "size": (100, 224), "do_normalize": False, "return_tensors": "np"}
-        expected = transformers.ViTImageProcessor()(pixels, **options).pixel_values
-        assert_same(ViTImageProcessor()(pixels, **options).pixel_values, expected)
+    for pixels in (image, image[..., :1].copy(), image.transpose(2, 0, 1), Image.fromarray(image)):
+        for size in ((100, 224), (224, 1411), (1411, 100)):
+            options = {"resample": resample, "size": size, "do_normalize": False, "return_tensors": "np"}
+            expected = transformers.ViTImageProcessor()(pixels, **options).pixel_values
+            assert_same(ViTImageProcessor()(pixels, **options).pixel_values, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "YCbCr", "HSV", "RGBA", "CMYK"])
+def test_strips_keep_the_mode(monkeypatch, mode):
+    image = Image.fromarray(np.ascontiguousarray(skimage.data.retina())).convert(mode)
+    options = {"resample": "bicubic", "do_convert_rgb": False, "do_normalize": False, "return_tensors": "np"}
+    monkeypatch.setattr(processor, "_cpus", lambda: 1)
+    expected = ViTImageProcessor()(image, **options).pixel_values
+    monkeypatch.setattr(processor, "_cpus", lambda: 4)
+    assert_same(ViTImageProcessor()(image, **options).pixel_values, expected)
 
 
 def test_a_large_array_with_alpha_equals_transformers():
@@ -392,6 +407,54 @@ def test_threads_change_nothing(monkeypatch):
     parallel = ViTImageProcessor()(images, return_tensors="np").pixel_values
     monkeypatch.setattr(processor, "_cpus", lambda: 1)
     assert_same(ViTImageProcessor()(images, return_tensors="np").pixel_values, parallel)
+
+
+def test_the_first_of_several_bad_images_is_named(monkeypatch):
+    monkeypatch.setattr(processor, "_cpus", lambda: 4)
+    for _ in range(20):
+        with pytest.raises(InputError, match="Image 2 of the batch has no pixels"):
+            ViTImageProcessor()([CAT[:0] if i in (2, 3, 9) else CAT for i in range(12)])
+
+
+def test_threads_wait_for_no_other_batch(monkeypatch):
+    monkeypatch.setattr(processor, "_cpus", lambda: 2)
+    pool, go = processor._pool(), threading.Event()
+    busy = [pool.submit(go.wait) for _ in range(pool._max_workers)]
+    try:
+        assert processor.spread(lambda i: i * i, range(5), 4) == [0, 1, 4, 9, 16]
+        assert not any(task.done() for task in busy)
+    finally:
+        go.set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_a_fork_has_threads_of_its_own():
+    # A process of its own, which holds no framework that forbids to fork.
+    script = """
+import os, numpy as np
+from vit.image_processing import ViTImageProcessor, processor
+processor._cpus = lambda: 2
+images = np.arange(8 * 64 * 64 * 3, dtype=np.uint8).reshape(8, 64, 64, 3)
+expected = ViTImageProcessor()(images, return_tensors="np").pixel_values
+child = os.fork()
+same = np.array_equal(ViTImageProcessor()(images, return_tensors="np").pixel_values, expected)
+if child == 0:
+    os._exit(0 if same and len(processor._pool()._threads) == 1 else 1)
+assert same
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+def test_a_batch_of_several_dtypes_takes_the_widest(data_format):
+    plain = {"do_resize": False, "do_rescale": False, "do_normalize": False, "data_format": data_format}
+    images = [CAT, CAT.astype(np.float32), CAT.astype(np.float64)]
+    for call in (ViTImageProcessor(), ViTImageProcessorFast()):
+        found = call(images, return_tensors="np", **plain).pixel_values
+        assert found.dtype == np.float64
+        for image in found:
+            assert_same(image if data_format == "channels_last" else image.transpose(1, 2, 0), images[2])
 
 
 def test_a_data_loader_worker_stays_in_its_thread():

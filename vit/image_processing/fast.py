@@ -11,7 +11,7 @@ import importlib.util
 import math
 import platform
 from collections.abc import Mapping
-from functools import cache, partial, reduce
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,18 +19,9 @@ from PIL import Image
 
 from ..errors import missing_framework
 from ..inputs import check_torch_device
-from .batch import BatchFeature, to_tensor
-from .inputs import FIRST, Frame, Reader, flatten, to_bytes
-from .processor import (
-    Result,
-    ViTImageProcessor,
-    check_channels,
-    common_shape,
-    make_reader,
-    resized_size,
-    warn_if_scaled,
-    workers,
-)
+from .batch import BatchFeature
+from .inputs import FIRST, Frame, flatten, to_bytes
+from .processor import Batch, Resized, ViTImageProcessor, check_channels, make_reader, resized_size, spread
 
 if TYPE_CHECKING:
     import torch
@@ -97,38 +88,26 @@ class ViTImageProcessorFast(ViTImageProcessor):
         reader = make_reader(options, input_data_format, keep_torch=True)
         sources = flatten(images)
         on_cpu = device is None or torch.device(device).type == "cpu"
-        with workers(len(sources), torch.get_num_threads() if on_cpu else 1) as run:
-            results = list(run(partial(_resize_and_crop, reader=reader, options=options, device=device), sources))
-            warn_if_scaled(results, options)
-            shapes = [(*result.pixels.shape[1:], result.channels) for result in results]
-            common_shape(results, shapes, ragged=return_tensors is None)
-            mean, std = _constants(options)
-            batch: Any
-            if len(set(shapes)) == 1:
-                height, width, channels = shapes[0]
-                shape = (len(results), channels, height, width)
-                dtype = _dtype([result.pixels.dtype for result in results], options)
-                memory = torch.contiguous_format if data_format == FIRST else torch.channels_last
-                batch = torch.empty(shape, dtype=dtype, device=results[0].pixels.device, memory_format=memory)
-            else:
-                batch = [
-                    torch.empty((c, h, w), dtype=_dtype([result.pixels.dtype], options), device=result.pixels.device)
-                    for (h, w, c), result in zip(shapes, results, strict=True)
-                ]
-            list(run(partial(_write, options=options, mean=mean, std=std), results, batch))
-        if data_format != FIRST:
-            batch = batch.permute(0, 2, 3, 1) if len(set(shapes)) == 1 else [image.permute(1, 2, 0) for image in batch]
-        if return_tensors is None:
-            return BatchFeature(pixel_values=list(batch))
-        if return_tensors == "pt":
-            return BatchFeature(pixel_values=batch)
-        return BatchFeature(pixel_values=to_tensor(batch.cpu().numpy(), return_tensors))
+        threads = torch.get_num_threads() if on_cpu else 1
+        mean, std = _constants(options)
+        memory = torch.contiguous_format if data_format == FIRST else torch.channels_last
+        batch = Batch(
+            len(sources),
+            lambda shape, dtype, device: torch.empty(shape, dtype=dtype, device=device, memory_format=memory),
+        )
+
+        def process(i: int) -> Frame:
+            frame = reader.read(*sources[i])
+            pixels, channels, _ = _resize_and_crop(frame, options, device)
+            shape = (channels, *pixels.shape[1:])
+            _write(pixels, batch.place(i, shape, _dtype(pixels.dtype, options), pixels.device), options, mean, std)
+            return frame._replace(pixels=None)  # its memory is not needed any more
+
+        frames = spread(process, range(len(sources)), threads)
+        return batch.finish(frames, options, return_tensors, data_format)
 
 
-def _resize_and_crop(
-    source: tuple[str, Any], reader: Reader, options: Mapping[str, Any], device: str | torch.device | None
-) -> Result:
-    frame = reader.read(*source)
+def _resize_and_crop(frame: Frame, options: Mapping[str, Any], device: str | torch.device | None) -> Resized:
     pixels = _tensor(frame)
     if device is not None:
         pixels = pixels.to(device)
@@ -142,7 +121,7 @@ def _resize_and_crop(
         pixels = _center_crop(pixels, options["crop_size"]["height"], options["crop_size"]["width"])
     channels = 3 if frame.grey else pixels.shape[0]
     check_channels(frame.name, channels, options)
-    return Result(frame.name, pixels, channels, False, frame.looks_scaled)
+    return Resized(pixels, channels)
 
 
 def _tensor(frame: Frame) -> torch.Tensor:
@@ -187,6 +166,12 @@ _ArrowArray._fields_ = [
 ]
 
 
+@cache
+def _get_pointer() -> Any:
+    signature = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    return signature(("PyCapsule_GetPointer", ctypes.pythonapi))
+
+
 def _shared(image: Image.Image) -> np.ndarray:
     """A Pillow image as (height, width, bytes of a pixel): its own memory, four bytes for RGB, where that is possible.
 
@@ -197,9 +182,7 @@ def _shared(image: Image.Image) -> np.ndarray:
     try:
         if num_bytes:
             _, capsule = image.__arrow_c_array__()
-            signature = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
-            get_pointer = signature(("PyCapsule_GetPointer", ctypes.pythonapi))
-            array = _ArrowArray.from_address(get_pointer(capsule, b"arrow_array"))
+            array = _ArrowArray.from_address(_get_pointer()(capsule, b"arrow_array"))
             values = array.children[0].contents if array.n_children else array
             shape = (image.height, image.width, num_bytes)
             if values.length == math.prod(shape) and values.offset == array.offset == 0:
@@ -285,24 +268,21 @@ def _constants(options: Mapping[str, Any]) -> tuple[torch.Tensor | None, torch.T
     return mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
 
 
-def _dtype(pixels: list[torch.dtype], options: Mapping[str, Any]) -> torch.dtype:
+def _dtype(pixels: torch.dtype, options: Mapping[str, Any]) -> torch.dtype:
     import torch
 
-    if options["do_normalize"]:
-        return torch.float32
-    dtype = reduce(torch.promote_types, pixels)
-    return dtype if dtype.is_floating_point or not options["do_rescale"] else torch.float32
+    to_floats = options["do_rescale"] and not pixels.is_floating_point
+    return torch.float32 if options["do_normalize"] or to_floats else pixels
 
 
 def _write(
-    result: Result,
+    pixels: torch.Tensor,
     out: torch.Tensor,
     options: Mapping[str, Any],
     mean: torch.Tensor | None,
     std: torch.Tensor | None,
 ) -> None:
-    """Put the values of one result into its place in the batch, (channels, height, width)."""
-    pixels = result.pixels
+    """Put the values of an image into its place, (channels, height, width)."""
     if mean is None or std is None:
         out.copy_(pixels * options["rescale_factor"] if options["do_rescale"] else pixels)
     elif _by_numpy(out, pixels):

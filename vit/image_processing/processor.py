@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -21,7 +23,7 @@ from ..checkpoint import read_json, replace_files
 from ..config import ViTConfig
 from ..errors import InputError
 from . import options as opts
-from .batch import BatchFeature, check_tensor_type, to_array, to_tensor
+from .batch import BatchFeature, check_tensor_type, is_torch, to_array, to_tensor
 from .inputs import FIRST, LAST, Frame, Reader, flatten, to_bytes
 
 
@@ -107,15 +109,20 @@ class ViTImageProcessor:
         options = self._options(overrides, return_tensors, data_format, input_data_format)
         reader = make_reader(options, input_data_format)
         sources = flatten(images)
-        with workers(len(sources), _cpus()) as run:
-            results = list(run(lambda source: _resize_and_crop(reader.read(*source), options), sources))
-            warn_if_scaled(results, options)
-            arithmetic = _arithmetic(options)
-            batch = _allocate(results, arithmetic, data_format, ragged=return_tensors is None)
-            list(run(lambda result, out: _write(result, arithmetic, out, data_format), results, batch))
-        if return_tensors is None:
-            return BatchFeature(pixel_values=list(batch))
-        return BatchFeature(pixel_values=to_tensor(np.asarray(batch), return_tensors))
+        threads = _cpus()
+        each = threads // len(sources)  # what is left for one image
+        arithmetic = _arithmetic(options)
+        batch = Batch(len(sources), partial(_empty, data_format))
+
+        def process(i: int) -> Frame:
+            frame = reader.read(*sources[i])
+            resized = _resize_and_crop(frame, options, each)
+            shape = (resized.channels, *resized.pixels.shape[:2])
+            _write(resized, batch.place(i, shape, _dtype(resized, arithmetic)), arithmetic)
+            return frame._replace(pixels=None)  # its memory is not needed any more
+
+        frames = spread(process, range(len(sources)), threads)
+        return batch.finish(frames, options, return_tensors, data_format)
 
     def _options(
         self, overrides: Mapping[str, Any], return_tensors: str | None, data_format: str, input_data_format: str | None
@@ -246,32 +253,114 @@ class ViTFeatureExtractor(ViTImageProcessor):
 # === The computation ===
 
 
-class Result(NamedTuple):
-    """One image of a batch on its way.
+class Resized(NamedTuple):
+    """An image on its way.
 
     Attributes:
-        name: which one it is, for errors.
-        pixels: (height, width, channels), resized and cropped; one channel where grey ones become three.
+        pixels: (height, width, channels), resized and cropped; one channel where grey ones become three. A torch tensor
+            is (channels, height, width).
         channels: how many it is to have.
         unit: whether its 0..255 stand for 0..1.
-        looks_scaled: whether it was in 0..1 when it came.
     """
 
-    name: str
     pixels: Any
     channels: int
-    unit: bool
-    looks_scaled: bool
+    unit: bool = False
 
 
-@contextmanager
-def workers(images: int, threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` that spreads a batch over threads: Pillow, NumPy and torch leave the interpreter while they compute."""
-    if min(images, threads) < 2:
-        yield map
-        return
-    with ThreadPoolExecutor(min(images, threads)) as pool:
-        yield pool.map
+class Batch:
+    """Where the images of a batch go as soon as they are resized, while their pixels are still in the cache.
+
+    One array or tensor, as long as they have one shape and dtype.
+
+    Args:
+        count: how many images.
+        empty: makes memory of a shape, (batch, channels, height, width), and a kind: the dtype and whatever else.
+    """
+
+    def __init__(self, count: int, empty: Callable[..., Any]) -> None:
+        self._places: list[Any] = [None] * count
+        self._empty = empty
+        self._lock = Lock()
+        self._first: tuple[Any, ...] = ()  # shape and kind of the image that was ready first, which the whole has
+        self._whole: Any = None
+        self._uniform = True
+
+    def place(self, i: int, shape: tuple[int, ...], *kind: Any) -> Any:
+        """Memory for the values of image i, (channels, height, width)."""
+        with self._lock:
+            if self._whole is None:
+                self._first, self._whole = (shape, *kind), self._empty((len(self._places), *shape), *kind)
+        if (shape, *kind) == self._first:
+            self._places[i] = self._whole[i]
+        else:
+            self._places[i], self._uniform = self._empty((1, *shape), *kind)[0], False
+        return self._places[i]
+
+    def finish(
+        self, frames: Sequence[Frame], options: Mapping[str, Any], return_tensors: str | None, data_format: str
+    ) -> BatchFeature:
+        """The result, when every image is in its place; `frames` are what was read."""
+        if options["do_rescale"]:
+            _warn_if_scaled(frames)
+        _check_shapes(frames, [tuple(place.shape) for place in self._places], ragged=return_tensors is None)
+        if return_tensors is None:
+            return BatchFeature(pixel_values=[_to_format(place, data_format) for place in self._places])
+        values = _to_format(self._whole if self._uniform else _stack(self._places), data_format)
+        done = return_tensors == "pt" and is_torch(values)
+        return BatchFeature(pixel_values=values if done else to_tensor(to_array(values), return_tensors))
+
+
+def _to_format(values: Any, data_format: str) -> Any:
+    """A view of (..., channels, height, width) in that format."""
+    return values if data_format == FIRST else values.swapaxes(-3, -2).swapaxes(-2, -1)
+
+
+def _stack(values: Sequence[Any]) -> Any:
+    """One array or tensor of several; the dtypes are promoted."""
+    if not is_torch(values[0]):
+        return np.stack(values)
+    import torch
+
+    return torch.stack([value.to(values[0].device) for value in values])
+
+
+def spread(compute: Callable[[Any], Any], items: Iterable[Any], threads: int) -> list[Any]:
+    """`compute` of each item, by so many threads: Pillow, NumPy and torch leave the interpreter while they compute.
+
+    The calling thread is one of them. Of several errors that of the first item is raised.
+    """
+    items = list(items)
+    left = iter(range(len(items)))
+    results: list[Any] = [None] * len(items)
+    errors: dict[int, BaseException] = {}
+
+    def work() -> None:
+        for i in left:
+            try:
+                results[i] = compute(items[i])
+            except BaseException as error:
+                errors[i] = error
+                deque(left, maxlen=0)  # nobody starts another
+
+    helpers = [_pool().submit(work) for _ in range(min(threads, len(items)) - 1)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():  # one that waits for its turn behind another batch has nothing left to do
+            helper.result()
+    if errors:
+        raise errors[min(errors)]
+    return results
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that outlive the batch: to start one takes as long as to resize a photograph of 640 x 480 with torch."""
+    return ThreadPoolExecutor(_cpus())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork has none of its parent's threads
 
 
 def _cpus() -> int:
@@ -288,7 +377,7 @@ def make_reader(options: Mapping[str, Any], input_data_format: str | None, keep_
     return Reader(channels, options["do_convert_rgb"], input_data_format, keep_torch)
 
 
-def _resize_and_crop(frame: Frame, options: Mapping[str, Any]) -> Result:
+def _resize_and_crop(frame: Frame, options: Mapping[str, Any], threads: int) -> Resized:
     pixels, unit = frame.pixels, False
     if options["do_resize"]:
         if isinstance(pixels, np.ndarray):
@@ -296,37 +385,57 @@ def _resize_and_crop(frame: Frame, options: Mapping[str, Any]) -> Result:
         found = pixels.shape[:2] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
         size = resized_size(frame.name, found[0], found[1], options["size"])
         if isinstance(pixels, Image.Image) or pixels.shape[2] <= 4:
-            pixels = _resize(pixels, size, options["resample"])
+            pixels = _resize(pixels, size, options["resample"], threads)
         else:  # Pillow has no image of so many channels
             bands = [pixels[..., i : i + 1] for i in range(pixels.shape[2])]
-            pixels = np.stack([np.asarray(_resize(band, size, options["resample"])) for band in bands], axis=-1)
+            pixels = np.stack(
+                [np.asarray(_resize(band, size, options["resample"], threads)) for band in bands], axis=-1
+            )
     if options["do_center_crop"]:
         pixels = _center_crop(pixels, options["crop_size"]["height"], options["crop_size"]["width"])
     pixels = np.asarray(pixels)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     channels = 3 if frame.grey else pixels.shape[2]
     check_channels(frame.name, channels, options)
-    return Result(frame.name, pixels, channels, unit, frame.looks_scaled)
+    return Resized(pixels, channels, unit)
 
 
-_STRIP = 2**20  # bytes
+_STRIP = 2**20
+"""Bytes of a large array that are made a Pillow image at a time, so that they stay in the cache."""
 
 
-def _resize(pixels: Image.Image | np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """Resize a Pillow image, or uint8 (height, width, channels) of at most 4 channels, by Pillow."""
-    if isinstance(pixels, Image.Image):
-        return pixels.resize(size[::-1], resample)
-    height, width, channels = pixels.shape
-    pixels = pixels[..., 0] if channels == 1 else pixels
-    if pixels.nbytes <= 2 * _STRIP or channels in (2, 4) or resample == Image.Resampling.NEAREST:
-        return Image.fromarray(pixels).resize(size[::-1], resample)
-    # Pillow resizes along rows first, rounds to 8 bits, and then along columns. The rows in strips that stay in the
-    # cache are the same, without a copy of a large photograph. (Alpha is multiplied in and out around both steps.)
-    rows = max(_STRIP // (width * channels), 1)
-    middle = Image.new("L" if channels == 1 else "RGB", (size[1], height))
-    for top in range(0, height, rows):
-        strip = pixels[top : top + rows]
-        middle.paste(Image.fromarray(strip).resize((size[1], len(strip)), resample), (0, top))
+def _resize(
+    pixels: Image.Image | np.ndarray, size: tuple[int, int], resample: Image.Resampling, threads: int
+) -> Image.Image:
+    """Resize a Pillow image, or uint8 (height, width, channels) of at most 4 channels, by Pillow.
+
+    Pillow resizes along rows first, rounds to 8 bits, and then along columns: rows in strips are the same, without a
+    copy of a large array, and by several threads. Not with alpha, which is multiplied in and out around both steps.
+    """
+    height, width, channels = (
+        pixels.shape if isinstance(pixels, np.ndarray) else (pixels.height, pixels.width, len(pixels.getbands()))
+    )
+
+    def rows(top: int, bottom: int) -> Image.Image:
+        if isinstance(pixels, np.ndarray):
+            return Image.fromarray(pixels[top:bottom, :, 0] if channels == 1 else pixels[top:bottom])
+        return pixels.crop((0, top, width, bottom)) if bottom - top < height else pixels
+
+    num_bytes = height * width * channels
+    threads = min(threads, num_bytes // (_STRIP // 4))  # each has to have enough to do
+    strips = max(threads, num_bytes // _STRIP) if threads > 1 or isinstance(pixels, np.ndarray) else 1
+    if strips < 2 or channels not in (1, 3) or resample == Image.Resampling.NEAREST:
+        return rows(0, height).resize(size[::-1], resample)
+    tops = range(0, height, math.ceil(height / strips))
+    bottoms = [*tops[1:], height]
+    resized = spread(
+        lambda ends: rows(*ends).resize((size[1], ends[1] - ends[0]), resample),
+        zip(tops, bottoms, strict=True),
+        threads,
+    )
+    middle = Image.new(resized[0].mode, (size[1], height), None)
+    for top, strip in zip(tops, resized, strict=True):
+        middle.paste(strip, (0, top))
     return middle.resize(size[::-1], resample)
 
 
@@ -393,51 +502,33 @@ def _table(channels: int, unit: bool, arithmetic: Arithmetic) -> np.ndarray:
     return np.ascontiguousarray(_compute(values, unit, arithmetic).T)
 
 
-def _allocate(
-    results: Sequence[Result], arithmetic: Arithmetic, data_format: str, ragged: bool
-) -> np.ndarray | list[np.ndarray]:
-    shapes = common_shape(results, [(*result.pixels.shape[:2], result.channels) for result in results], ragged)
-    shapes = [(c, h, w) if data_format == FIRST else (h, w, c) for h, w, c in shapes]
-    dtypes = [_dtype(result, arithmetic) for result in results]
-    if len(set(shapes)) > 1:
-        return [np.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-    return np.empty((len(results), *shapes[0]), np.result_type(*dtypes))
+def _empty(data_format: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory for (batch, channels, height, width), contiguous in that format."""
+    batch, channels, height, width = shape
+    if data_format == FIRST:
+        return np.empty(shape, dtype)
+    return np.empty((batch, height, width, channels), dtype).transpose(0, 3, 1, 2)
 
 
-def _dtype(result: Result, arithmetic: Arithmetic) -> np.dtype:
-    if result.pixels.dtype == np.uint8:
-        return _table(result.channels, result.unit, arithmetic).dtype
-    sample = result.pixels[:0, :0, :1].repeat(result.channels, axis=2)
-    return _compute(sample, result.unit, arithmetic).dtype
+def _dtype(resized: Resized, arithmetic: Arithmetic) -> np.dtype:
+    if resized.pixels.dtype == np.uint8:
+        return _table(resized.channels, resized.unit, arithmetic).dtype
+    sample = resized.pixels[:0, :0, :1].repeat(resized.channels, axis=2)
+    return _compute(sample, resized.unit, arithmetic).dtype
 
 
-def common_shape(results: Sequence[Result], shapes: list[tuple[int, ...]], ragged: bool) -> list[tuple[int, ...]]:
-    """The shapes (height, width, channels) of the results, refused where they differ and a batch has to be made."""
-    odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
-    if odd is not None and (not ragged or shapes[odd][2] != shapes[0][2]):
-        (height, width, channels), (first_height, first_width, first_channels) = shapes[odd], shapes[0]
-        raise InputError(
-            f"{results[odd].name} came out {height} x {width} with {channels} channels, the first image {first_height} "
-            f"x {first_width} with {first_channels}; expected one shape in a batch. For the size, give a height and a "
-            "width or do_center_crop=True, or return_tensors=None for a list; for the channels, do_convert_rgb=True."
-        )
-    return shapes
-
-
-def _write(result: Result, arithmetic: Arithmetic, out: np.ndarray, data_format: str) -> None:
-    """Put the values of one result into its place in the batch."""
-    pixels, channels = result.pixels, result.channels
-    planes = out if data_format == FIRST else out.transpose(2, 0, 1)
+def _write(resized: Resized, out: np.ndarray, arithmetic: Arithmetic) -> None:
+    """Put the values of an image into its place, (channels, height, width)."""
+    pixels, channels, unit = resized
     if pixels.dtype != np.uint8:
-        planes[...] = _compute(pixels, result.unit, arithmetic).transpose(2, 0, 1)
+        out[...] = _compute(pixels, unit, arithmetic).transpose(2, 0, 1)
         return
-    table = _table(channels, result.unit, arithmetic)
-    for i, plane in enumerate(planes):
+    for i, (plane, table) in enumerate(zip(out, _table(channels, unit, arithmetic), strict=True)):
         values = pixels[..., i % pixels.shape[2]]
-        if plane.flags.c_contiguous and plane.dtype == table.dtype:
-            table[i].take(values, out=plane, mode="clip")  # "clip" spares a check and a copy
+        if plane.flags.c_contiguous:
+            table.take(values, out=plane, mode="clip")  # "clip" spares a check and a copy
         else:
-            plane[...] = table[i].take(values)
+            plane[...] = table.take(values)
 
 
 # === Checks ===
@@ -451,13 +542,25 @@ def check_channels(name: str, channels: int, options: Mapping[str, Any]) -> None
             raise InputError(f"{name} has {channels} channel(s); expected {len(value)}, as many as {option} has.")
 
 
-def warn_if_scaled(results: Sequence[Result], options: Mapping[str, Any]) -> None:
-    """Say so where values that are in 0..1 already are to be rescaled."""
-    first = next((result.name for result in results if result.looks_scaled), None)
-    if options["do_rescale"] and first is not None:
+def _check_shapes(frames: Sequence[Frame], shapes: list[tuple[int, ...]], ragged: bool) -> None:
+    """Refuse shapes (channels, height, width) that differ where a batch has to be made."""
+    odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if odd is not None and (not ragged or shapes[odd][0] != shapes[0][0]):
+        (channels, height, width), (first_channels, first_height, first_width) = shapes[odd], shapes[0]
+        raise InputError(
+            f"{frames[odd].name} came out {height} x {width} with {channels} channels, the first image {first_height} "
+            f"x {first_width} with {first_channels}; expected one shape in a batch. For the size, give a height and a "
+            "width or do_center_crop=True, or return_tensors=None for a list; for the channels, do_convert_rgb=True."
+        )
+
+
+def _warn_if_scaled(frames: Sequence[Frame]) -> None:
+    """Say so where values that are in 0..1 already were rescaled."""
+    first = next((frame.name for frame in frames if frame.looks_scaled), None)
+    if first is not None:
         warnings.warn(
             f"{first} has values between 0 and 1, as if it was rescaled already, and do_rescale rescales it once more. "
             "Pass do_rescale=False if it is.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
