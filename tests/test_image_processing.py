@@ -410,10 +410,20 @@ def test_threads_change_nothing(monkeypatch):
 
 
 def test_the_first_of_several_bad_images_is_named(monkeypatch):
-    monkeypatch.setattr(processor, "_cpus", lambda: 4)
-    for _ in range(20):
-        with pytest.raises(InputError, match="Image 2 of the batch has no pixels"):
-            ViTImageProcessor()([CAT[:0] if i in (2, 3, 9) else CAT for i in range(12)])
+    monkeypatch.setattr(processor, "_cpus", lambda: 2)
+    started, second_failed = [], threading.Event()
+
+    def fail(i):
+        started.append(i)
+        if i == 0:
+            assert second_failed.wait(timeout=60)
+        second_failed.set()
+        raise InputError(f"Image {i} is bad.")
+
+    processor._pool.cache_clear()
+    with pytest.raises(InputError, match="Image 0 is bad"):
+        processor.spread(fail, range(9), 2)
+    assert sorted(started) == [0, 1]  # none is begun after an error
 
 
 def test_threads_wait_for_no_other_batch(monkeypatch):
