@@ -10,5 +10,6 @@ except ModuleNotFoundError as error:
     raise missing_framework("vit.pt", "pt") from None
 
 from .model import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+from .quantization import quantize
 
-__all__ = ["ViTForImageClassification", "ViTForMaskedImageModeling", "ViTModel"]
+__all__ = ["ViTForImageClassification", "ViTForMaskedImageModeling", "ViTModel", "quantize"]

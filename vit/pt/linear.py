@@ -47,6 +47,8 @@ def linear(layer: nn.Module, x: Tensor, activation: str | None = None) -> Tensor
     Returns:
         (..., out_features).
     """
+    if getattr(layer, "fuses_activation", False):  # a quantised one
+        return layer(x, activation)
     if not is_plain(layer, x):
         x = layer(x)
     elif torch.is_grad_enabled():

@@ -15,6 +15,7 @@ from torch.utils import _pytree
 
 from .. import checkpoint, weights
 from ..config import ViTConfig
+from ..errors import InputError
 from ..inputs import check_torch_device
 from ..outputs import ModelOutput, flatten, unflatten
 
@@ -32,6 +33,7 @@ class ViTPreTrainedModel(nn.Module):
     """A model with a configuration, whose state_dict has the names and shapes of the published checkpoints."""
 
     head: ClassVar[str | None] = None
+    quantized: str | None = None  # "int8" after vit.pt.quantize
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -116,6 +118,8 @@ class ViTPreTrainedModel(nn.Module):
 
         The old files stay whole until the new ones are complete. transformers reads the result.
         """
+        if self.quantized:
+            raise InputError(f"The model is quantised to {self.quantized}; save it before that, and quantise it again.")
         state = self.state_dict()
         dtype = checkpoint.dtype_of(self.dtype).name
         checkpoint.write(
