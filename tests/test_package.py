@@ -135,7 +135,8 @@ def test_a_frameworks_folder_imports_no_other_framework(framework):
 
 
 def test_shared_files_import_no_framework():
-    for path in set(ROOT.glob("*.py")) - {ROOT / name for name in ("__init__.py", "checkpoint.py", "inference.py", "measure.py")}:
+    exceptions = ("__init__.py", "checkpoint.py", "inference.py", "measure.py")
+    for path in set(ROOT.glob("*.py")) - {ROOT / name for name in exceptions}:
         assert imported(path).isdisjoint({*FRAMEWORKS, *MODULES}), path
     # Exceptions: PyTorch's own reader of PyTorch's own files, and the three ways of serving and timing side by side.
     assert imported(ROOT / "checkpoint.py") & {*FRAMEWORKS, *MODULES} == {"torch"}

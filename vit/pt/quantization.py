@@ -78,9 +78,7 @@ def quantize(model: Model, dtype: str = "int8") -> Model:
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"The model is {model.dtype} on {model.device}; expected float32 or bfloat16 on the CPU.")
     if not has_kernels():
-        raise InputError(
-            f"PyTorch {torch.__version__} lacks oneDNN's integer products; install 2.13 for x86."
-        )
+        raise InputError(f"PyTorch {torch.__version__} lacks oneDNN's integer products; install 2.13 for x86.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said once a process: quantised tensors will leave PyTorch some day
         torch.quantize_per_tensor_dynamic(torch.zeros(1), torch.quint8, False)
