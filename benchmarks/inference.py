@@ -1,139 +1,285 @@
-"""Latency of a forward pass beside transformers 4.57.6 in the same framework: `python -m benchmarks.inference`.
-
-Both models hold the same random weights and run in one process, in turn; a ratio is the median of the pairwise ratios.
-PyTorch runs eagerly under inference_mode, TensorFlow under tf.function, Flax under jax.jit: what each framework's users
-serve with.
-"""
+"""Forward passes of every peer, in every size, dtype and batch size: `python -m benchmarks inference`."""
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-import tempfile
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from vit import ViTConfig
+from vit.flops import forward_flops
+from vit.measure import Worker, WorkerError
 
-from vit import ViTConfig, checkpoint, weights
+from .harness import COLORS, ENVIRONMENT, Bar, Options, Ratio, bars, ratio, say, table, take_turns, turn
+from .peers import PEERS, RUNTIMES, SAME_WEIGHTS, Peer
 
+TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1, "int8": 0.2}
+"""How far a peer's logits may be from trivit's float32 ones, as a share of the largest: more is another function."""
 
-def random_checkpoint(folder: str, config: ViTConfig, seed: int = 0) -> None:
-    """Write a classification checkpoint of random weights."""
-    rng = np.random.default_rng(seed)
-    shapes = weights.parameter_shapes(config, head="classifier")
-    tensors = {name: (shape, np.dtype(np.float32)) for name, shape in shapes.items()}
+SETTINGS = {
+    "quick": {"variants": ("Ti/16",), "dtypes": ("float32",), "batch_sizes": (1, 8)},
+    "cpu": {"variants": ("Ti/16", "S/16", "B/16", "L/16"), "dtypes": ("float32", "bfloat16", "int8"),
+            "batch_sizes": (1, 8, 32)},
+    "gpu": {"variants": ("Ti/16", "S/16", "B/16", "L/16"), "dtypes": ("float32", "bfloat16"),
+            "batch_sizes": (1, 2, 4, 8, 16, 32, 64, 128, 256)},
+}  # fmt: skip
+"""What is measured unless the command line says otherwise."""
 
-    def values(name: str) -> np.ndarray:
-        return 0.02 * rng.standard_normal(shapes[name], np.float32) + np.float32("layernorm" in name)
-
-    checkpoint.write(folder, config, tensors, values)
-
-
-def runners_pt(folder: str, pixel_values: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """The forward passes of both libraries in PyTorch."""
-    import torch
-    from transformers import ViTForImageClassification as TransformersViT
-
-    from vit import ViTForImageClassification
-
-    inputs = torch.from_numpy(pixel_values)
-    ours = ViTForImageClassification.from_pretrained(folder)
-    theirs = TransformersViT.from_pretrained(folder).eval()
-
-    def run(model: Any) -> np.ndarray:
-        with torch.inference_mode():
-            return model(inputs).logits.numpy()
-
-    return {"trivit": lambda: run(ours), "transformers": lambda: run(theirs)}
+EXPLANATION = """Behind the images a second, the share of the floor. The column beside says how many times as fast
+trivit is in the same framework; for a runtime, the fastest of trivit's frameworks. PyTorch runs eagerly under
+`inference_mode`, TensorFlow under `tf.function`, Flax under `jax.jit`, the runtimes what trivit's PyTorch model
+exports; images lie on the device. transformers' TensorFlow computes bfloat16 from float32 weights; keras-hub's ViT has
+weights of its own."""
 
 
-def runners_tf(folder: str, pixel_values: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """The forward passes of both libraries in TensorFlow."""
-    import tensorflow as tf
-    from transformers import TFViTForImageClassification as TransformersViT
+@dataclass(frozen=True)
+class Subject:
+    """A peer in a dtype, built in one of the ways it can be."""
 
-    from vit import TFViTForImageClassification
+    peer: Peer
+    dtype: str
+    attention: str | None = None
+    compiled: bool = False
 
-    inputs = tf.constant(pixel_values)
-    ours = TFViTForImageClassification.from_pretrained(folder)
-    theirs = transformers_tf(TransformersViT, folder)
-    ours_graph = tf.function(lambda x: ours(x).logits)
-    theirs_graph = tf.function(lambda x: theirs(x).logits)
-    return {"trivit": lambda: ours_graph(inputs).numpy(), "transformers": lambda: theirs_graph(inputs).numpy()}
+    @property
+    def name(self) -> str:
+        """As tables have it."""
+        return self.peer.name + (f", {self.attention}" if self.attention else "") + ", compiled" * self.compiled
 
-
-def transformers_tf(cls: Any, folder: str) -> Any:
-    """A TensorFlow model of transformers 4.57.6, whose own reader fails on current safetensors: through PyTorch."""
-    return cls.from_pretrained(folder, from_pt=True)
-
-
-def runners_flax(folder: str, pixel_values: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """The forward passes of both libraries in Flax."""
-    import jax
-    from flax import nnx
-    from transformers import FlaxViTForImageClassification as TransformersViT
-
-    from vit import FlaxViTForImageClassification
-
-    inputs = jax.numpy.asarray(pixel_values)
-    graphdef, state = nnx.split(FlaxViTForImageClassification.from_pretrained(folder))
-    theirs = TransformersViT.from_pretrained(folder)
-    ours_jit = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x).logits)
-    theirs_jit = jax.jit(lambda params, x: theirs(x, params=params).logits)
-    return {
-        "trivit": lambda: np.asarray(ours_jit(state, inputs)),
-        "transformers": lambda: np.asarray(theirs_jit(theirs.params, inputs)),
-    }
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is trivit."""
+        return self.peer.library == "trivit"
 
 
-RUNNERS = {"pt": runners_pt, "tf": runners_tf, "flax": runners_flax}
+class Cell(NamedTuple):
+    """What was measured of a subject at a batch size."""
+
+    batch_size: int
+    seconds: list[float]
+    beside: Ratio | None = None  # the speed of what it is compared with over its own
+
+    @property
+    def throughput(self) -> float:
+        """Images a second."""
+        return self.batch_size / statistics.median(self.seconds)
 
 
-def measure(runners: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run of each runner, in turn, after two runs that do not count."""
-    outputs = {}
-    for name, run in runners.items():
-        run()
-        outputs[name] = run()
-    ours, theirs = outputs.values()
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(repeats):
-        for name, run in runners.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+Cells = dict[Subject, dict[int, Cell]]  # by batch size
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--framework", choices=RUNNERS, action="append", help="default: all three")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--variant", default="B/16")
-    parser.add_argument("--repeats", type=int, default=15)
-    args = parser.parse_args()
-    config = ViTConfig.variant(args.variant, num_labels=1000)
-    print("| framework | batch | trivit, images/s | transformers 4.57.6, images/s | ratio |")
-    print("| --- | --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as folder:
-        random_checkpoint(folder, config)
-        for framework in args.framework or RUNNERS:
-            for batch in args.batch_size:
-                shape = (batch, config.num_channels, config.image_size, config.image_size)
-                pixel_values = np.random.default_rng(1).standard_normal(shape, np.float32)
-                seconds = measure(RUNNERS[framework](folder, pixel_values), args.repeats)
-                ours, theirs = (statistics.median(values) for values in seconds.values())
-                ratio = statistics.median(t / o for o, t in zip(*seconds.values(), strict=True))
-                print(
-                    f"| {framework} | {batch} | {batch / ours:.2f} | {batch / theirs:.2f} | {ratio:.2f} |", flush=True
-                )
+def run(options: Options) -> str:
+    """Measure, and give the section of the results."""
+    settings: dict[str, Any] = SETTINGS["quick" if options.quick else options.device]
+    variants = options.variants or settings["variants"]
+    dtypes = options.dtypes or settings["dtypes"]
+    batch_sizes = sorted(options.batch_sizes or settings["batch_sizes"])
+    seconds = options.seconds or (1.0 if options.quick else 10.0)
+    options.measure_rates(dtypes)
+    blocks, panels = [], {}
+    for variant in variants:
+        flops = forward_flops(ViTConfig.variant(variant, num_labels=1000))
+        for dtype in dtypes:
+            if cells := compare_peers(options, variant, dtype, batch_sizes, seconds):
+                floor = options.rates[dtype][0] / flops if dtype in options.rates else None
+                blocks += [f"### ViT-{variant}, {dtype}: images a second",
+                           show(cells, batch_sizes, {dtype: floor}, "trivit's speed over it")]  # fmt: skip
+                for batch_size in batch_sizes:
+                    panels[f"ViT-{variant}, {dtype}, batch {batch_size}"] = _bars(cells, batch_size, floor)
+        if len(dtypes) > 1 and (cells := compare_dtypes(options, variant, dtypes, batch_sizes, seconds)):
+            floors = {dtype: rate / flops for dtype, (rate, _) in options.rates.items()}
+            blocks += [f"### ViT-{variant}: what other dtypes bring trivit, and cost",
+                       show(cells, batch_sizes, floors, f"its speed over {dtypes[0]}", options, variant)]  # fmt: skip
+    picture = bars(options.plots / f"inference-{options.device}.png", "Images a second, and the floor's share", panels)
+    return "\n\n".join(["## Inference", EXPLANATION, *blocks, *([picture] if picture else [])])
+
+
+def subjects(options: Options, dtype: str) -> list[Subject]:
+    """Who is measured in a dtype: on a GPU, also eager attention, and compiled PyTorch."""
+    found = []
+    for peer in options.present():
+        if dtype not in peer.dtypes:
+            continue
+        found.append(Subject(peer, dtype))
+        if options.device == "gpu" and peer.framework == "pt" and dtype != "int8":
+            if peer.library in ("trivit", "transformers"):
+                found.append(Subject(peer, dtype, attention="eager"))
+            found.append(Subject(peer, dtype, compiled=True))
+    return found
+
+
+def compare_peers(options: Options, variant: str, dtype: str, batch_sizes: list[int], seconds: float) -> Cells:
+    """Every subject's cells in a dtype, each beside trivit at its best in the same framework.
+
+    A framework's subjects take turns among themselves, then the runtimes with the fastest of trivit's frameworks: more
+    at once would not fit the memory, and no ratio asks for it.
+    """
+    everyone, found = subjects(options, dtype), Cells()
+    for frameworks in (("pt",), ("tf",), ("flax",), RUNTIMES):
+        group = [subject for subject in everyone if subject.peer.framework in frameworks]
+        if not group:
+            continue
+        best = {size: _best(found, size) if frameworks == RUNTIMES else [] for size in batch_sizes}
+        races = race(options, variant, {size: best[size] + group for size in batch_sizes}, seconds)
+        for batch_size, times in races.items():
+            ours = min((times[subject] for subject in times if subject.is_ours), key=statistics.median, default=None)
+            for subject, own in times.items():
+                if subject not in best[batch_size]:
+                    beside = None if subject.is_ours or ours is None else ratio(own, ours)
+                    found.setdefault(subject, {})[batch_size] = Cell(batch_size, own, beside)
+    return found
+
+
+def compare_dtypes(
+    options: Options, variant: str, dtypes: Sequence[str], batch_sizes: list[int], seconds: float
+) -> Cells:
+    """trivit's cells in each dtype, beside the first one in the same framework."""
+    found = Cells()
+    for peer in options.present():
+        group = [Subject(peer, dtype) for dtype in dtypes if dtype in peer.dtypes]
+        if peer.library != "trivit" or len(group) < 2:
+            continue
+        for batch_size, times in race(options, variant, dict.fromkeys(batch_sizes, group), seconds).items():
+            for subject, own in times.items():
+                beside = ratio(times[group[0]], own) if group[0] in times and subject != group[0] else None
+                found.setdefault(subject, {})[batch_size] = Cell(batch_size, own, beside)
+    return found
+
+
+def _best(found: Cells, batch_size: int) -> list[Subject]:
+    """The fastest of trivit's subjects, if there is one."""
+    ours = {s: cells[batch_size] for s, cells in found.items() if s.is_ours and batch_size in cells}
+    return sorted(ours, key=lambda subject: -ours[subject].throughput)[:1]
+
+
+def race(
+    options: Options, variant: str, groups: Mapping[int, list[Subject]], seconds: float
+) -> dict[int, dict[Subject, list[float]]]:
+    """Seconds of the subjects that can be measured, in turns: {batch size: {subject: seconds of each round}}."""
+    workers: dict[Subject, Worker] = {}
+    found = {}
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:  # importing and compiling are no measurements
+        for batch_size, group in groups.items():
+            say(f"ViT-{variant}, batch {batch_size}: {', '.join(f'{each.name} {each.dtype}' for each in group)}")
+            for subject in group:
+                if subject not in workers:
+                    workers[subject] = stack.enter_context(Worker(subject.peer.path, ENVIRONMENT))
+            possible = pool.map(lambda each: prepare(options, each, variant, batch_size, workers[each]), group)  # noqa: B023
+            ready = [subject for subject, is_possible in zip(group, possible, strict=True) if is_possible]
+            if ready:
+                runs = {subject: partial(turn, workers[subject]) for subject in ready}
+                found[batch_size] = take_turns(runs, seconds, least=3)
+    return found
+
+
+def prepare(options: Options, subject: Subject, variant: str, batch_size: int, worker: Worker) -> bool:
+    """Make a subject's process ready for a batch size; where that is not possible, note why."""
+    checkpoint, framework = options.checkpoint(variant), subject.peer.framework
+    reason = f"{subject.name} {subject.dtype}"
+    try:
+        if framework in RUNTIMES:
+            _export(subject.peer, checkpoint)
+        logits = worker.prepare(
+            "benchmarks.peers:inference", library=subject.peer.library, framework=framework, checkpoint=checkpoint,
+            dtype=subject.dtype, batch_size=batch_size, device=options.device, attention=subject.attention,
+            compiled=subject.compiled,
+        )  # fmt: skip
+    except ImportError as error:
+        options.absent[f"{reason}: {error}"] = None
+        return False
+    except (WorkerError, ValueError, OSError) as error:
+        options.absent[f"{reason}, ViT-{variant} batch {batch_size}: {error}"] = None
+        return False
+    if subject.peer.library in SAME_WEIGHTS:
+        difference = _difference(_expected(checkpoint), logits)
+        _DIFFERENCES[checkpoint, subject] = difference
+        if not difference <= TOLERANCE[subject.dtype]:
+            options.absent[f"{reason}, ViT-{variant}: its logits are off by {difference:.1e} of the largest"] = None
+            return False
+    return True
+
+
+_DIFFERENCES: dict[tuple[str, Subject], float] = {}
+_LOCK = Lock()
+
+
+def _difference(expected: list[float], logits: list[float]) -> float:
+    return float(np.abs(np.subtract(logits, expected)).max() / np.abs(expected).max())
+
+
+@cache
+def _export(peer: Peer, checkpoint: str) -> None:
+    with Worker(peer.path, ENVIRONMENT) as worker:
+        worker.prepare("benchmarks.peers:export", framework=peer.framework, checkpoint=checkpoint)
+
+
+def _expected(checkpoint: str) -> list[float]:
+    """The logits of the first image, by the first of trivit's frameworks that is there, in float32 on the CPU."""
+    with _LOCK:
+        return _compute_expected(checkpoint)
+
+
+@cache
+def _compute_expected(checkpoint: str) -> list[float]:
+    ours = next(peer for peer in PEERS if peer.library == "trivit" and peer.found() is not None)
+    with Worker(ours.path, ENVIRONMENT) as worker:
+        return worker.prepare(
+            "benchmarks.peers:inference", library="trivit", framework=ours.framework, checkpoint=checkpoint,
+            dtype="float32", batch_size=1, device="cpu",
+        )  # fmt: skip
+
+
+def show(
+    cells: Cells,
+    batch_sizes: list[int],
+    floors: Mapping[str, float | None],
+    beside: str,
+    options: Options | None = None,
+    variant: str = "",
+) -> str:
+    """The table of cells; with `options`, the dtypes and what they cost stand in it."""
+    header = ["", *(["dtype", "logits off by"] if options else [])]
+    header += [name for batch_size in batch_sizes for name in (f"batch {batch_size}", beside)]
+    rows: list[list[object]] = []
+    for subject, by_batch in cells.items():
+        rows.append([subject.name])
+        if options:
+            difference = _DIFFERENCES[options.checkpoint(variant), subject]
+            rows[-1] += [subject.dtype, f"{difference:.1e}" if subject.dtype != "float32" else ""]
+        for batch_size in batch_sizes:
+            cell = by_batch.get(batch_size)
+            rows[-1] += [_figure(cell, floors.get(subject.dtype)), cell.beside or ""] if cell else ["", ""]
+    for dtype, floor in floors.items():
+        if floor:
+            name = ["the floor", *([dtype, ""] if options else [])]
+            rows.append([*name, *[f"{floor:,.3g}", ""] * len(batch_sizes)])
+    return table(header, rows)
+
+
+def _figure(cell: Cell, floor: float | None) -> str:
+    share = f" · {cell.throughput / floor:.0%}" if floor else ""
+    return f"{cell.throughput:,.0f}{share}" if cell.throughput >= 100 else f"{cell.throughput:#.3g}{share}"
+
+
+def _bars(cells: Cells, batch_size: int, floor: float | None) -> list[Bar]:
+    found = []
+    for subject, by_batch in cells.items():
+        if cell := by_batch.get(batch_size):
+            color = COLORS["trivit" if subject.is_ours else "peer"]
+            found.append(Bar(subject.name, [(cell.throughput, color)], _figure(cell, floor)))
+    if floor and found:
+        found.append(Bar("the floor", [(floor, COLORS["floor"])], f"{floor:.3g}"))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    from .__main__ import main
+
+    main(["inference"])

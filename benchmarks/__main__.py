@@ -1,0 +1,92 @@
+"""Measure this project beside its peers: `python -m benchmarks [--quick] [SUITE...]`.
+
+What was measured is printed, and replaces those suites' sections in benchmarks/RESULTS.md. Peers that are not
+installed are named with the line that installs them, and left out: see benchmarks/peers.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from .harness import Options, heading, say, versions, write_results
+
+SUITES = ("inference", "training", "cold-start", "load", "compile", "preprocess", "pipeline", "convert")
+"""In the order of the results. Each is a module here, with a function `run` of `Options` that gives its section."""
+
+PROGRAMS = {
+    "preprocess": ("Image processors beside transformers'", ["--seconds", "0.3"]),
+    "pipeline": ("Whole folders of images", ["--quick"]),
+    "convert": ("Converting a checkpoint beside copying it", ["--rounds", "2", "--variant", "B/16"]),
+}
+"""Suites that are programs of their own: what they measure, and what makes them quick."""
+
+FOLDER = Path(__file__).parent
+
+
+def run_program(suite: str, options: Options) -> str:
+    """Run a program, and give what it prints."""
+    title, quick = PROGRAMS[suite]
+    command = [sys.executable, "-m", f"benchmarks.{suite}", *(quick if options.quick else [])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command[1:])} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+    printed = done.stdout.strip()
+    is_table = printed.startswith(("|", "#"))
+    return f"## {title}\n\n" + (printed if is_table else f"```\n{printed}\n```")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the suites."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("suites", metavar="SUITE", nargs="*", help=f"{', '.join(SUITES)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="smaller models, fewer repeats: about five minutes")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--framework", action="append", help="pt, tf, flax, openvino or onnxruntime; repeatable")
+    parser.add_argument("--peer", action="append", help="measure trivit beside this one; repeatable (default: all)")
+    parser.add_argument("--variant", action="append", help="such as B/16; repeatable (default: the suite's)")
+    parser.add_argument("--dtype", action="append", help="repeatable (default: the suite's)")
+    parser.add_argument("--batch-size", action="append", type=int, help="repeatable (default: the suite's)")
+    parser.add_argument("--seconds", type=float, help="for each peer at each setting (default: the suite's)")
+    parser.add_argument("--output", type=Path, default=FOLDER / "RESULTS.md", help="(default: %(default)s)")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    if unknown := [suite for suite in options.suites if suite not in SUITES]:
+        parser.error(f"unknown suite {unknown[0]!r}; expected some of {', '.join(SUITES)}")
+    command = shlex.join(["python", "-m", "benchmarks", *given])
+    failed = []
+    with tempfile.TemporaryDirectory(prefix="trivit-benchmarks-") as folder:
+        for suite in options.suites or SUITES:
+            settings = Options(
+                Path(folder), options.output.parent / "plots", options.device, options.quick, options.framework,
+                options.variant, options.dtype, options.batch_size, options.peer, options.seconds,
+            )  # fmt: skip
+            say(suite)
+            try:
+                section = (
+                    run_program(suite, settings)
+                    if suite in PROGRAMS
+                    else importlib.import_module(f".{suite.replace('-', '_')}", __package__).run(settings)
+                )
+            except Exception as error:  # one suite's failure is no reason to lose the others
+                say(f"{suite} failed: {type(error).__name__}: {error}")
+                failed.append(suite)
+                continue
+            title, _, body = section.partition("\n")
+            where = " on a GPU" if options.device == "gpu" else ""
+            section = f"{title}{where}\n\n{heading(settings, command, versions())}\n{body}"
+            print(section + "\n", flush=True)
+            write_results(options.output, {(suite, options.device): section}, SUITES)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
