@@ -1,123 +1,186 @@
-"""From process start to the first classified image, and the memory of loading: `python -m benchmarks.cold_start`.
+"""From process start to the first classified image, stage by stage: `python -m benchmarks cold-start`.
 
-Every figure is that of a process of its own; trivit and transformers 4.57.6 take turns, and a ratio is the median of
-the pairwise ratios. The checkpoint has the shape of google/vit-base-patch16-224 and random float32 weights; its file is
-in the page cache. Memory is the peak resident set after loading, less that of a process that imports the framework.
+Every figure is that of a process of its own. The checkpoint's file is in the page cache, and everybody's byte code is
+compiled: a first round of everyone does not count.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vit import ViTConfig
+from vit.measure import WorkerError
 
-from .inference import random_checkpoint
+from .harness import ENVIRONMENT, STAGES, Bar, Options, bars, ratio, say, table, take_turns
+from .peers import Peer
 
-FRAMEWORKS = {
-    "pt": ("torch", "ViTForImageClassification"),
-    "tf": ("tensorflow", "TFViTForImageClassification"),
-    "flax": ("jax.numpy, flax.nnx", "FlaxViTForImageClassification"),
+SETTINGS: dict[bool, dict[str, Any]] = {
+    True: {"variants": ("Ti/16",), "seconds": 1.0, "least": 1},
+    False: {"variants": ("B/16",), "seconds": 60.0, "least": 5},
+}
+"""What is measured unless the command line says otherwise, quick or not."""
+
+EXPLANATION = """A process starts, imports, loads, reads a picture of 640 x 480 and classifies it, eagerly; files are in
+the page cache. The floor is the start up to the framework's import, and one steady classification, which nothing gets
+under; "over the floor" is what trivit and its peers add to it."""
+
+IMPORTS = {"pt": "torch", "tf": "tensorflow", "flax": "jax.numpy, flax.nnx"}
+CLASSES = {"pt": "ViTForImageClassification", "tf": "TFViTForImageClassification",
+           "flax": "FlaxViTForImageClassification"}  # fmt: skip
+TENSORS = {("trivit", "pt"): "pt", ("trivit", "tf"): "tf", ("trivit", "flax"): "np", ("transformers", "pt"): "pt",
+           ("transformers", "tf"): "tf", ("transformers", "flax"): "jax"}  # fmt: skip
+
+STAGE_NAMES = {
+    "start": "Python, and the framework's import",
+    "import": "the library's import",
+    "load": "the weights",
+    "classify": "the first image",
+    "total": "process start to answer",
 }
 
-IMPORT = """
-import resource, time, sys, json
-start = time.perf_counter()
-import {modules}
-seconds = {{"framework": time.perf_counter() - start}}
-memory = {{"framework": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}}
-"""
+PROGRAM = """
+import json, sys, time
+import {framework}
+seconds = {{"start": time.time() - float(sys.argv[2])}}
 
-CLASSIFY = """
+def stage(name, since):
+    now = time.perf_counter()
+    seconds[name] = now - since
+    return now
+
 import numpy as np
 from PIL import Image
-folder, from_pt = sys.argv[1], "{library}" == "transformers" and "{framework}" == "tf"
-start = time.perf_counter()
+now = time.perf_counter()
 from {library} import ViTImageProcessor, {cls}
-seconds["import"] = time.perf_counter() - start
-start = time.perf_counter()
-model = {cls}.from_pretrained(folder, **({{"from_pt": True}} if from_pt else {{}}))
-seconds["load"] = time.perf_counter() - start
-memory["load"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.perf_counter()
-processor = ViTImageProcessor.from_pretrained(folder)
-image = Image.open(folder + "/image.png")
-inputs = processor(image, return_tensors="{tensors}")
-logits = model(**inputs).logits
-answer = int(np.argmax(logits.detach().numpy() if "{framework}" == "pt" else np.asarray(logits)))
-seconds["classify"] = time.perf_counter() - start
-memory["classify"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-seconds["end"] = time.time()
-print(json.dumps({{"seconds": seconds, "memory": memory, "answer": answer}}))
+now = stage("import", now)
+model = {cls}.from_pretrained(sys.argv[1]{options}){move}
+now = stage("load", now)
+processor = ViTImageProcessor.from_pretrained(sys.argv[1])
+
+def classify():
+    inputs = processor(Image.open(sys.argv[1] + "/image.png"), return_tensors="{tensors}")
+    logits = model(**{{name: value{move} for name, value in inputs.items()}}).logits
+    return int(np.argmax(logits.detach().cpu().numpy() if hasattr(logits, "detach") else np.asarray(logits)))
+
+answer = classify()
+now = stage("classify", now)
+seconds["total"] = time.time() - float(sys.argv[2])
+for _ in range(3):
+    now = time.perf_counter()
+    classify()
+stage("steady", now)
+print(json.dumps({{"seconds": seconds, "answer": answer}}))
 """
+"""Both libraries import the framework with their models; it is imported before, so that neither is charged with it."""
 
 
-def run(library: str, framework: str, folder: str) -> dict:
-    """Seconds of each stage and from process start to answer, and peak memory in KiB after each stage."""
-    modules, cls = FRAMEWORKS[framework]
-    tensors = {"pt": "pt", "tf": "tf", "flax": "jax" if library == "transformers" else "np"}[framework]
-    # trivit imports the framework with its model; transformers would, too: neither is charged twice.
-    code = IMPORT.format(modules=modules)
-    code += CLASSIFY.format(library=library, framework=framework, cls=cls, tensors=tensors)
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TRANSFORMERS_VERBOSITY": "error"}
-    environment |= {"USE_TF": "1" if framework == "tf" else "0", "USE_FLAX": "1" if framework == "flax" else "0"}
-    start = time.time()
-    process = subprocess.run([sys.executable, "-c", code, folder], env=environment, capture_output=True, text=True)
-    if process.returncode:
-        raise RuntimeError(process.stderr)
-    result = json.loads(process.stdout.strip().splitlines()[-1])
-    result["seconds"]["total"] = result["seconds"]["end"] - start
-    return result
+def run(options: Options) -> str:
+    """Measure, and give the section of the results."""
+    settings = SETTINGS[options.quick]
+    blocks: list[str] = []
+    panels: dict[str, list[Bar]] = {}
+    for variant in options.variants or settings["variants"]:
+        folder = options.checkpoint(variant)
+        write_image(folder)
+        for framework in IMPORTS:
+            peers = [peer for peer in options.present()
+                     if (peer.library, framework) in TENSORS and peer.framework == framework]  # fmt: skip
+            if not peers:
+                continue
+            say(f"ViT-{variant}: {', '.join(peer.name for peer in peers)}")
+            runs = {peer: partial(start, options, peer, folder) for peer in peers}
+            found = take_turns(runs, options.seconds or settings["seconds"], settings["least"], most=10)
+            if len({sample["answer"] for samples in found.values() for sample in samples}) > 1:
+                raise WorkerError(f"{', '.join(peer.name for peer in peers)} give different answers")
+            seconds = {
+                peer: {stage: [sample["seconds"][stage] for sample in samples] for stage in samples[0]["seconds"]}
+                for peer, samples in found.items()
+            }
+            blocks += [f"### ViT-{variant}, {peers[0].name.split()[-1]}", show(seconds)]
+            panels[f"ViT-{variant}"] = panels.get(f"ViT-{variant}", []) + _bars(seconds)
+    legend = dict(zip(list(STAGE_NAMES.values())[:-1], STAGES, strict=False))
+    title = "Seconds from process start to the first answer"
+    picture = bars(options.plots / f"cold-start-{options.device}.png", title, panels, legend)
+    return "\n\n".join(["## Cold start", EXPLANATION, *blocks, *([picture] if picture else [])])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--framework", choices=FRAMEWORKS, action="append", help="default: all three")
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    config = ViTConfig.variant("B/16", num_labels=1000)
-    print("| framework | stage | trivit | transformers 4.57.6 | ratio |")
-    print("| --- | --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as folder:
-        random_checkpoint(folder, config)
-        from PIL import Image
+def write_image(folder: str) -> None:
+    """Put a picture and an image processor beside a checkpoint."""
+    from PIL import Image
 
-        from vit import ViTImageProcessor
+    from vit import ViTImageProcessor
 
-        pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-        Image.fromarray(pixels).save(Path(folder) / "image.png")
-        ViTImageProcessor().save_pretrained(folder)
-        weights = (Path(folder) / "model.safetensors").stat().st_size
-        for framework in args.framework or FRAMEWORKS:
-            for library in ("vit", "transformers"):  # fills the page cache and the byte code caches
-                run(library, framework, folder)
-            pairs = [
-                [run(library, framework, folder) for library in ("vit", "transformers")] for _ in range(args.repeats)
-            ]
-            assert all(ours["answer"] == theirs["answer"] for ours, theirs in pairs)
-            for stage in ("framework", "import", "load", "classify", "total"):
-                ours, theirs = ([run["seconds"][stage] for run in runs] for runs in zip(*pairs, strict=True))
-                ratio = statistics.median(o / t for o, t in zip(ours, theirs, strict=True))
-                ours_text, theirs_text = (f"{statistics.median(values):.2f} s" for values in (ours, theirs))
-                print(f"| {framework} | {stage} | {ours_text} | {theirs_text} | {ratio:.2f} |", flush=True)
-            for stage in ("load", "classify"):
-                ours, theirs = (
-                    [(run["memory"][stage] - run["memory"]["framework"]) * 1024 / weights for run in runs]
-                    for runs in zip(*pairs, strict=True)
-                )
-                ratio = statistics.median(o / t for o, t in zip(ours, theirs, strict=True))
-                texts = (f"{statistics.median(values):.2f} x weights" for values in (ours, theirs))
-                print(f"| {framework} | peak memory, {stage} | {' | '.join(texts)} | {ratio:.2f} |", flush=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    Image.fromarray(pixels).save(Path(folder) / "image.png")
+    ViTImageProcessor().save_pretrained(folder)
+
+
+def start(options: Options, peer: Peer, folder: str) -> dict[str, Any]:
+    """Seconds of each stage of a process, and its answer."""
+    code = PROGRAM.format(
+        framework=IMPORTS[peer.framework],
+        library={"trivit": "vit"}.get(peer.library, peer.library),
+        cls=CLASSES[peer.framework],
+        options=", from_pt=True" if (peer.library, peer.framework) == ("transformers", "tf") else "",
+        move='.to("cuda")' if (options.device, peer.framework) == ("gpu", "pt") else "",
+        tensors=TENSORS[peer.library, peer.framework],
+    )
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join([*peer.path, os.getcwd()])}
+    # transformers imports every framework that it finds
+    environment |= {"USE_TF": "1" if peer.framework == "tf" else "0",
+                    "USE_FLAX": "1" if peer.framework == "flax" else "0"}  # fmt: skip
+    command = [sys.executable, "-c", code, folder, repr(time.time())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise WorkerError(f"{peer.name} ended with status {done.returncode}: {done.stderr[-500:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def show(seconds: dict[Peer, dict[str, list[float]]]) -> str:
+    """The table of a framework: stages of each peer, and trivit's time over the peer's."""
+    ours = next((peer for peer in seconds if peer.library == "trivit"), None)
+    header = ["seconds"]
+    for peer in seconds:
+        header += [peer.name] if peer == ours or ours is None else [peer.name, "trivit's time over it"]
+    rows: list[list[object]] = []
+    for stage, name in STAGE_NAMES.items():
+        rows.append([name])
+        for peer, found in seconds.items():
+            rows[-1].append(f"{statistics.median(found[stage]):.2f}")
+            if ours is not None and peer != ours:
+                rows[-1].append(ratio(seconds[ours][stage], found[stage]))
+    floors = {peer: [s + t for s, t in zip(found["start"], found["steady"], strict=True)]
+              for peer, found in seconds.items()}  # fmt: skip
+    for name, values in {
+        "the floor": floors,
+        "over the floor": {peer: [total - floor for total, floor in zip(found["total"], floors[peer], strict=True)]
+                           for peer, found in seconds.items()},
+    }.items():  # fmt: skip
+        rows.append([name])
+        for peer, value in values.items():
+            rows[-1] += [f"{statistics.median(value):.2f}"] + [""] * (ours is not None and peer != ours)
+    return table(header, rows)
+
+
+def _bars(seconds: dict[Peer, dict[str, list[float]]]) -> list[Bar]:
+    stages = list(STAGE_NAMES)[:-1]
+    return [
+        Bar(peer.name, [(statistics.median(found[stage]), color) for stage, color in zip(stages, STAGES, strict=False)],
+            f"{statistics.median(found['total']):.2f} s")
+        for peer, found in seconds.items()
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    from .__main__ import main
+
+    main(["cold-start"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import sys
@@ -17,7 +16,6 @@ import numpy as np
 
 from vit import ViTConfig, checkpoint, weights
 from vit.measure import Worker, WorkerError, machine
-from vit.measure import seconds as measured_seconds
 
 from .peers import PEERS, Peer
 
@@ -71,6 +69,10 @@ class Options:
             if (self.frameworks is None or peer.framework in self.frameworks)
             and (self.peers is None or peer.library in ("trivit", *self.peers))
         ]
+        if self.quick and self.peers is None:
+            rivals = {peer.framework: peer for peer in reversed(wanted) if peer.library != "trivit"}
+            wanted = [peer for peer in wanted if peer.library == "trivit" or peer == rivals[peer.framework]]
+            self.absent["all but one peer of each framework, to be quick"] = None
         for peer in wanted:
             if peer.found() is None:
                 self.absent[peer.missing] = None
@@ -132,7 +134,7 @@ def turn(worker: Worker) -> float:
 
 
 def take_turns(
-    runs: Mapping[Any, Callable[[], Any]], seconds: float, least: int = 5, most: int = 40
+    runs: Mapping[Any, Callable[[], Any]], seconds: float, least: int = 5, most: int = 40, warm: bool = True
 ) -> dict[Any, list[Any]]:
     """What each of several runs gives, again and again, in turns: A B C, C B A, A B C, ...
 
@@ -141,16 +143,21 @@ def take_turns(
         seconds: how long each of them is repeated.
         least: rounds, whatever they take.
         most: rounds, however short they are.
+        warm: whether a round that does not count comes before.
 
     Returns:
-        {name: what it gave in each round}, without a first round that does not count.
+        {name: what it gave in each round}.
     """
-    slowest = max(map(measured_seconds, runs.values()))
-    rounds = min(max(math.ceil(seconds / max(slowest, 1e-9)), least), most)
     found: dict[Any, list[Any]] = {name: [] for name in runs}
-    for i in range(rounds):
-        for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
+    rounds, slowest = (-1 if warm else 0), 0.0
+    while rounds < least or (rounds < most and rounds * slowest < seconds):
+        for name in list(runs)[:: 1 if rounds % 2 == 0 else -1]:
+            start = time.perf_counter()
             found[name].append(runs[name]())
+            slowest = max(slowest, time.perf_counter() - start)
+        if rounds < 0:
+            found, slowest = {name: [] for name in runs}, 0.0
+        rounds += 1
     return found
 
 

@@ -120,10 +120,16 @@ def read_config(checkpoint: str) -> Any:
     return ViTConfig.from_pretrained(checkpoint)
 
 
+def torch_device(device: str) -> str:
+    """What PyTorch calls it."""
+    return "cuda" if device == "gpu" else device
+
+
 def model_pt(library: str, checkpoint: str, dtype: str, device: str, attention: str | None) -> Any:
     """A classifier, in evaluation mode, that gives logits or an output that has them."""
     import torch
 
+    device = torch_device(device)
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     if library == "trivit":
         import vit.pt
@@ -151,11 +157,11 @@ def model_pt(library: str, checkpoint: str, dtype: str, device: str, attention: 
     return model.eval().to(device, getattr(torch, dtype))
 
 
-def model_tf(library: str, checkpoint: str, dtype: str, device: str | None) -> Any:
+def model_tf(library: str, checkpoint: str, dtype: str, device: str) -> Any:
     """A classifier that gives logits or an output that has them."""
     import tensorflow as tf
 
-    with tf.device(device or ("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")):
+    with tf.device(f"{device.upper()}:0"):
         if library == "trivit":
             import vit.tf
 
@@ -203,7 +209,13 @@ def model_flax(library: str, checkpoint: str, dtype: str) -> tuple[Any, Callable
 # === In the peer's process: forward passes ===
 
 
-def inference(
+def inference(**arguments: Any) -> Runner:
+    """`forward` of the arguments, and the logits of its first image; compiled, because it has run."""
+    run = forward(**arguments)
+    return run, [float(value) for value in np.asarray(run())[0]]
+
+
+def forward(
     library: str,
     framework: str,
     checkpoint: str,
@@ -212,31 +224,25 @@ def inference(
     device: str,
     attention: str | None = None,
     compiled: bool = False,
-) -> Runner:
+) -> Callable[[], Any]:
     """A forward pass of a batch that lies on the device; returns when the logits are there.
 
     Args:
         library: of a `Peer`; so is `framework`.
-        checkpoint: its folder; for a runtime, that of the exported graphs.
+        checkpoint: its folder; for a runtime, the exported graph lies there too.
         dtype: of weights and computation.
         batch_size: images.
         device: "cpu" or "gpu".
         attention: "sdpa" or "eager", where a library has both; None for its default.
         compiled: whether PyTorch compiles the model, with CUDA graphs on a GPU.
-
-    Returns:
-        the pass, and the logits of the first image.
     """
     arguments: dict[str, Any] = {
         "checkpoint": checkpoint, "dtype": dtype, "batch_size": batch_size, "device": device}  # fmt: skip
     if framework in RUNTIMES:
-        run = {"openvino": _infer_openvino, "onnxruntime": _infer_onnxruntime}[framework](**arguments)
-    elif framework == "pt":
-        run = _infer_pt(library, **arguments, attention=attention, compiled=compiled)
-    else:
-        run = {"tf": _infer_tf, "flax": _infer_flax}[framework](library, **arguments)
-    first = np.asarray(run())[0]  # compiles, too
-    return run, [float(value) for value in first]
+        return {"openvino": _infer_openvino, "onnxruntime": _infer_onnxruntime}[framework](**arguments)
+    if framework == "pt":
+        return _infer_pt(library, **arguments, attention=attention, compiled=compiled)
+    return {"tf": _infer_tf, "flax": _infer_flax}[framework](library, **arguments)
 
 
 @lru_cache(maxsize=1)
@@ -250,8 +256,8 @@ def _infer_pt(
 ) -> Callable[[], Any]:
     import torch
 
-    where = "cuda" if device == "gpu" else device
-    model = _loaded(model_pt, library, checkpoint, dtype, where, attention)
+    where = torch_device(device)
+    model = _loaded(model_pt, library, checkpoint, dtype, device, attention)
     floating = torch.float32 if dtype == "int8" else getattr(torch, dtype)
     inputs = torch.from_numpy(images(read_config(checkpoint), batch_size)).to(where, floating)
 
@@ -273,7 +279,7 @@ def _infer_pt(
 def _infer_tf(library: str, checkpoint: str, dtype: str, batch_size: int, device: str) -> Callable[[], Any]:
     import tensorflow as tf
 
-    model = _loaded(model_tf, library, checkpoint, dtype, f"{device.upper()}:0")
+    model = _loaded(model_tf, library, checkpoint, dtype, device)
     pixel_values = images(read_config(checkpoint), batch_size)
     if library == "keras-hub":
         pixel_values = pixel_values.transpose(0, 2, 3, 1)  # its layout

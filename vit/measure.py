@@ -78,9 +78,9 @@ class Worker:
         """
         return self._ask({"run": [seconds, least]})
 
-    def peak_memory(self) -> int:
-        """The most bytes of main memory that the process has held at once."""
-        return self._ask({"memory": True})
+    def peak_memory(self, reset: bool = False) -> int:
+        """The most bytes of main memory that the process has held at once; `reset` forgets them then."""
+        return self._ask({"memory": True, "reset": reset})
 
     def _ask(self, question: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
@@ -146,7 +146,7 @@ def serve() -> None:
                     raise RuntimeError("there is nothing to run; prepare it first")
                 value = repeat(run, *question["run"])
             else:
-                value = peak_memory()
+                value = peak_memory(question["reset"])
             answer = {"value": value}
         except Exception as error:
             answer = {"error": [type(error).__name__, str(error), traceback.format_exc()]}
@@ -171,15 +171,21 @@ def repeat(call: Callable[[], Any], enough: float, least: int = 1) -> list[float
     return times
 
 
-def peak_memory() -> int:
-    """The most bytes of main memory that this process has held at once."""
+def peak_memory(reset: bool = False) -> int:
+    """The most bytes of main memory that this process has held at once.
+
+    Args:
+        reset: forget it then, so that the next answer is of what comes after; on Linux alone.
+    """
     try:  # of this program alone: getrusage also knows of the one that it was started from
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak
 
 
 # === The machine ===
