@@ -43,7 +43,7 @@ class Prediction:
         labels: the most probable ones, best first, of the task "classify".
         probabilities: of these labels.
         vector: (hidden_size,), or (patches, hidden_size) of the pool "patches", of the task "embed".
-        error: why there is nothing else.
+        error: why there is nothing else, as what follows the path in a sentence.
     """
 
     index: int
@@ -279,7 +279,7 @@ def _run(
 def _raising(found: Iterator[Prediction]) -> Iterator[Prediction]:
     for prediction in found:
         if prediction.error is not None:
-            raise InputError(f"{prediction.path or f'Image {prediction.index}'}: {prediction.error}")
+            raise InputError(f"{prediction.path or f'Image {prediction.index}'} {prediction.error}")
         yield prediction
 
 
@@ -289,13 +289,14 @@ def _path(image: Any) -> str | None:
 
 def _reason(image: Any, error: BaseException) -> str:
     """Why an image could not be used, without its path, which stands beside it."""
-    text = str(error).removeprefix("The image ").removeprefix(f"({_path(image)}) ")
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, InputError):
+        return str(error).removeprefix("The image ").removeprefix(f"({_path(image)}) ")
+    return f"cannot be read: {type(error).__name__}: {error}"  # some decoders of Pillow raise anything
 
 
 # === Answers ===
 
-NOT_FINITE = "the model gave values that are NaN or infinite; try dtype float32"
+NOT_FINITE = "came out of the model as values that are NaN or infinite; try the dtype float32."
 
 
 def _labels(config: ViTConfig, processor: ViTImageProcessor, top_k: int) -> Answer:

@@ -15,7 +15,7 @@ import typer
 
 from .. import __version__
 
-COMMANDS = ("demo", "convert", "verify", "inspect", "attention", "posemb", "bench")
+COMMANDS = ("demo", "classify", "embed", "convert", "verify", "inspect", "attention", "posemb", "bench")
 """The modules that hold the commands, in the order of the help."""
 
 app = typer.Typer(

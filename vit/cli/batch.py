@@ -115,7 +115,7 @@ def run(
                 sink.finish()
         finally:
             sink.close()
-    rate = (done - before) / seconds
+    rate = (done - before) / seconds if done > before else None
     report = {**facts, "batch_size": batch_size, **setting, "images": done, "failed": failed, "seconds": seconds,
               "images_per_second": rate, "output": None if output is None else str(output)}  # fmt: skip
     where = "done" if output is None else f"in {output}"
@@ -128,7 +128,8 @@ def run(
     elif output is not None and not quiet and not caught:
         earlier = f", {before:,} of them from before" * bool(before)
         errors = f", {failed:,} with an error" * bool(failed)
-        typer.echo(f"{output}: {done:,} images{earlier}{errors}; {rate:,.1f} images/s")
+        speed = f"; {rate:,.1f} images/s" if rate else ""
+        typer.echo(f"{output}: {done:,} images{earlier}{errors}{speed}")
     return 128 + caught[0] if caught else int(failed > 0)
 
 
@@ -224,7 +225,8 @@ class _Document:
     batch_size = None
 
     def __init__(self) -> None:
-        self._separator = '{\n  "results": ['
+        typer.echo('{\n  "results": [', nl=False)
+        self._separator = ""
 
     def rows(self) -> Iterator[Row]:
         return iter(())
