@@ -303,8 +303,8 @@ def layout(view: View) -> tuple[Place, Place, list[Place]]:
     parts = len(view.parts) if len(view.parts) > 1 else 0
     height, (main, *others) = picture.arrange(mains, parts, aspect, BETWEEN)
     first, second = main.places(picture.MARGIN, picture.TOP, height)
-    right = picture.WIDTH - picture.MARGIN
-    places = [place for block in others for place in block.places(right - block.width(height), picture.TOP, height)]
+    left = picture.MARGIN + main.width(height) + BETWEEN
+    places = [place for block in others for place in block.places(left, picture.TOP, height)]
     return first, second, places[:parts]
 
 
@@ -367,7 +367,7 @@ def caption(view: View) -> str:
     """What stands under the summary."""
     from ..attention import attention_mask
 
-    text = "rollout" if view.rollout else f"mean of {len(view.parts)} heads" if len(view.parts) > 1 else "its head"
+    text = "rollout" if view.rollout else f"mean of {len(view.parts)} heads" if len(view.parts) > 1 else "its only head"
     if view.threshold is None:
         return text
     return f"{text}: {attention_mask(view.summary, view.threshold).mean():.0%} of the patches"

@@ -160,7 +160,7 @@ def draw(path: Path, view: View) -> None:
     main = picture.Block(1, 1, similarity.shape[1] * patch_width / (similarity.shape[0] * patch_height))
     aspect = filters[0].shape[1] / filters[0].shape[0]
     height, (right, left) = picture.arrange([main], components, aspect, BETWEEN)
-    start, bottom = picture.WIDTH - picture.MARGIN - right.width(height), picture.TOP + height
+    start, bottom = picture.MARGIN + left.width(height) + BETWEEN, picture.TOP + height
 
     slide = picture.Slide(bottom + picture.UNDER + picture.FOOT)
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
@@ -177,7 +177,7 @@ def draw(path: Path, view: View) -> None:
     some = "" if step == 1 else f"; of {step} rows and {step} columns one is drawn"
     several = "" if channels in (1, 3) else "; the channels of each in a square, row by row"
     slide.foot(
-        f"cosine similarity of each position's embedding to all others, from {least:.1f} to 1{some}",
+        f"cosine similarity of each position's embedding to all others, from {least:g} to 1{some}",
         f"filters: {components} principal components of the {view.hidden_size}, {view.shares.sum():.1%} of their "
         f"variance; each scaled to its largest value, 0 is grey{several}",
     )
