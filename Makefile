@@ -1,5 +1,6 @@
 # make demo    installs, and classifies real images in all three frameworks
 # make test    installs, and runs linter, type checker and every test
+# make docs    installs, and builds the documentation into site/; a broken link is an error
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ FROZEN := pyproject.toml constraints.txt
 TRANSFORMERS_5 := transformers==5.23.0 huggingface_hub==1.33.0 tokenizers==0.23.3 httpx==0.28.1 httpcore==1.0.9 \
                   anyio==4.16.0 h11==0.16.0
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/vit demo
@@ -20,8 +21,12 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
 clean:
-	rm -rf $(VENV) vit-demo.png
+	rm -rf $(VENV) site vit-demo.png
 
 $(BIN)/python:
 	$(or $(PYTHON),$(error Python 3.11 or later is not on the PATH)) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -37,4 +42,9 @@ $(VENV)/.test-installed: $(FROZEN) $(VENV)/.demo-installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tf-keras
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/transformers5 $(TRANSFORMERS_5)
+	touch $@
+
+# The pages are built from the sources alone: no framework is installed for them.
+$(VENV)/.docs-installed: $(FROZEN) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
