@@ -1,0 +1,164 @@
+"""README and docs: every block runs as a reader would run it, every link leads somewhere, every page is in the nav.
+
+The blocks of a page run in order, in one process and one temporary folder, which holds what `_provide` puts there: the
+names that the pages use, as small random checkpoints and images. A Python block that begins with an import starts
+afresh, any other goes on. Of blocks without a language the lines of `vit` run; those of pip and make are what
+the Makefile runs. A block that cannot run has a comment `<!-- not run: the reason -->` in the line above it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import conversion
+from vit.config import ViTConfig
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w*).*\n(?P<text>[^`]*?)^```", re.MULTILINE
+)
+SHELL = ("", "bash", "console", "sh", "shell")
+DATA = ("json", "text", "toml", "yaml")  # what something prints or reads
+NOT_RUN = ("make ", "pip ", "git ")
+SHORTER = {"bench": ["--framework", "pt", "--batch-size", "1", "--seconds", "0.05"]}  # by default 18 lines of 2 seconds
+
+RUNNER = """
+import json, os, subprocess, sys
+from vit.cli import main
+for kind, line, code in json.load(sys.stdin):
+    if kind == "python":
+        if code.lstrip().startswith(("import ", "from ")):
+            namespace = {"__name__": "page"}
+        exec(compile("\\n" * (line - 1) + code, sys.argv[1], "exec"), namespace)
+    elif kind == "vit":
+        try:
+            main(code)
+        except SystemExit as end:
+            if end.code:
+                sys.exit(f"{sys.argv[1]}, line {line}: vit {' '.join(code)}: exit status {end.code}")
+    elif subprocess.run(["bash", "-o", "pipefail", "-c", code]).returncode:
+        sys.exit(f"{sys.argv[1]}, line {line}: {code}")
+"""
+
+
+def _steps(page: Path) -> list[tuple[str, int, Any]]:
+    """(kind, line, what to run) of a page: "python" with its code, "vit" with its arguments, "bash" with its line."""
+    text, steps = page.read_text(), []
+    for block in BLOCK.finditer(text):
+        line = text.count("\n", 0, block.start("text")) + 1
+        if block["reason"] or block["language"] in DATA:
+            continue
+        if block["language"] == "python":
+            steps.append(("python", line, block["text"]))
+            continue
+        assert block["language"] in SHELL, f"{page.name}, line {line}: how is {block['language']} run?"
+        for command in block["text"].replace("\\\n", " ").splitlines():
+            command = command.removeprefix("$ ").strip()
+            words = shlex.split(command, comments=True)
+            if not words or command.startswith(NOT_RUN):
+                continue
+            if {"|", ">", "<", "&&"} & set(words):
+                steps.append(("bash", line, command))
+            else:
+                assert words[0] == "vit", f"{page.name}, line {line}: how is {command!r} run?"
+                steps.append(("vit", line, words[1:] + SHORTER.get(words[1], [])))
+    return steps
+
+
+@pytest.fixture(scope="module")
+def provided(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Callable[..., Path]) -> Path:
+    """A folder with the files that the pages name."""
+    return _provide(tmp_path_factory.mktemp("pages"), random_checkpoint)
+
+
+def _provide(folder: Path, random_checkpoint: Callable[..., Path]) -> Path:
+    shutil.copytree(ROOT / "vit" / "demo", folder / "vit" / "demo")
+    rng = np.random.default_rng(0)
+    (folder / "photos" / "more").mkdir(parents=True)
+    for name in ("cat.jpg", "dog.png", "photo.jpg", "photos/1.jpg", "photos/2.jpg", "photos/more/3.png"):
+        Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / name)
+    config = ViTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128, image_size=32,
+                       patch_size=8, encoder_stride=8, num_labels=1000, hidden_act="gelu_new",
+                       layer_norm_eps=1e-6)  # fmt: skip
+    model = random_checkpoint(folder / "google" / "vit-base-patch16-224", config, head="classifier")
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    (model / "preprocessor_config.json").write_text(json.dumps(processor))
+    conversion.convert(model, folder / "ViT-B_16.npz", target_format="google")
+    conversion.convert(model, folder / "old-tf-folder", target_format="transformers-tf")
+    conversion.convert(model, folder / "old-flax-folder", target_format="transformers-flax")
+    return folder
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_of_a_page_runs(name: str, provided: Path, tmp_path: Path) -> None:
+    steps = _steps(PAGES[name])
+    if not steps:  # nothing but prose: then nothing may look like a command
+        assert not re.search(r"^(\$ )?vit |^(import|from) ", PAGES[name].read_text(), re.MULTILINE)
+        return
+    shutil.copytree(provided, tmp_path / "page")
+    (tmp_path / "runner.py").write_text(RUNNER)
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",  # a name that is not provided fails at once
+        "MPLBACKEND": "agg",
+    }
+    run = subprocess.run(
+        [sys.executable, tmp_path / "runner.py", name],
+        input=json.dumps(steps), cwd=tmp_path / "page", env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    if name == "README.md":  # the three frameworks classify the image, first of all
+        assert [line for line in run.stdout.splitlines() if line.strip()][:3] == ["3", "3", "3"], run.stdout
+
+
+def test_readme_classifies_in_each_framework_in_five_lines() -> None:
+    blocks = [code for kind, _, code in _steps(PAGES["README.md"]) if kind == "python"]
+    assert [sum(bool(line) for line in block.splitlines()) for block in blocks] == [5, 5, 5]
+    assert [re.search(r'return_tensors="(\w+)"', block)[1] for block in blocks] == ["pt", "tf", "jax"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_relative_links_lead_to_files_and_headings(name: str) -> None:
+    text = re.sub(BLOCK, "", PAGES[name].read_text())
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "code", text)):
+        if re.match(r"https?://", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = PAGES[name].parent / file if file else PAGES[name]
+        assert target.is_file(), f"{name}: {link}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            known = {re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+            known |= set(re.findall(r"^::: (\S+)$", target.read_text(), re.MULTILINE))
+            assert anchor in known, f"{name}: {link}"
+
+
+def test_nav_has_every_page_once() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    pages = [page for entry in nav for page in entry.values()]
+    assert sorted(pages) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_api_page_names_every_public_name() -> None:
+    import vit
+
+    named = re.findall(r"^::: (\S+)$", PAGES["api.md"].read_text(), re.MULTILINE)
+    public = {f"vit.{name}" for name in dir(vit) if not name.startswith("_")}
+    public |= {f"conversion.{name}" for name in conversion.__all__ if callable(getattr(conversion, name))}
+    assert public - set(named) == set()
