@@ -66,7 +66,7 @@ def compile_in_processes(options: Options, peer: Peer, variant: str) -> dict[str
         # JAX keeps, by default, only what took it a second
         environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         found: dict[str, float] = {}
-        for name in ("first", "again") if variable else ("first",):
+        for name in ("first", "again") if variable and not options.quick else ("first",):
             with Worker(peer.path, environment) as worker:
                 try:
                     first, steady = worker.prepare(

@@ -1,8 +1,15 @@
 """How much faster than transformers' image processors ours are: python -m benchmarks.preprocess [--torchvision FOLDER]
 
-Every ratio is of medians of one run in which the two alternate. transformers' fast processor needs torchvision; where
-that does not import (beside a CPU build of torch), FOLDER may hold an unpacked wheel whose Python part is then used, as
-tests/fixtures/image_processing/freeze_fast.py does. Without it the same torch operators stand in for that processor.
+The median time of a call, in one run: each is called for a while in turn. The first call of a turn is not timed; it
+leaves memory and caches as the next finds them, and torch's threads of another call, which wait actively, come to rest.
+
+"floor" is the resize alone, as transformers' processor calls it: Pillow's, of each image in turn, after the conversion
+of an array; or torch's, of the images of one size, which one tensor holds already. "its ratio" is that of a processor
+which does nothing else, with as many threads as transformers' has.
+
+transformers' fast processor needs torchvision; where that does not import (beside a CPU build of torch), FOLDER may
+hold an unpacked wheel whose Python part is then used, as tests/fixtures/image_processing/freeze_fast.py does. Without
+it the same torch operators stand in for that processor.
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +34,9 @@ import torch
 from PIL import Image
 
 from vit.image_processing import ViTImageProcessor, ViTImageProcessorFast
+
+SIZES = {"640x480": (640, 480), "4000x3000": (4000, 3000)}
+PROCESSORS = {"ViTImageProcessor": ViTImageProcessor, "ViTImageProcessorFast": ViTImageProcessorFast}
 
 
 def import_torchvision(folder: str | None) -> bool:
@@ -40,35 +51,57 @@ def import_torchvision(folder: str | None) -> bool:
         return False
 
 
+SMOOTH = {"mode": "bilinear", "antialias": True, "align_corners": False}
+
+
+def groups(images: list[Any]) -> list[torch.Tensor]:
+    """The images of each size in one tensor (batch, channels, height, width), in the layout transformers gives them."""
+    tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
+    tensors = [t if isinstance(i, Image.Image) else t.contiguous() for t, i in zip(tensors, images, strict=True)]
+    return [torch.stack([t for t in tensors if t.shape == shape]) for shape in dict.fromkeys(t.shape for t in tensors)]
+
+
 def fast_by_its_operators(images: list[Any], return_tensors: str) -> torch.Tensor:
     """What transformers' fast processor runs for `images` of one or several sizes, without its bookkeeping."""
-    tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
-    shapes = {tensor.shape for tensor in tensors}
-    groups = [torch.stack([tensor for tensor in tensors if tensor.shape == shape]) for shape in shapes]
-    smooth = {"mode": "bilinear", "antialias": True, "align_corners": False}
-    resized = torch.stack([image for g in groups for image in torch.nn.functional.interpolate(g, (224, 224), **smooth)])
+    resized = [torch.nn.functional.interpolate(group, (224, 224), **SMOOTH) for group in groups(images)]
+    together = torch.stack([image for group in resized for image in group])
     mean = std = torch.full((3, 1, 1), 127.5)
-    return torch.stack(list(resized.to(torch.float32).sub(mean).div_(std)))
+    return torch.stack(list(together.to(torch.float32).sub(mean).div_(std)))
 
 
-def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float) -> tuple[float, float]:
-    """(median seconds of ours, of theirs), taking turns for about `seconds`, at least three times."""
-    times: tuple[list[float], list[float]] = ([], [])
-    ours(), theirs()
+def floor(name: str, images: list[Any]) -> Callable[[], Any]:
+    """The resize alone of the slow or the fast processor."""
+    if name.endswith("Fast"):
+        stacked = groups(images)
+        return lambda: [torch.nn.functional.interpolate(group, (224, 224), **SMOOTH) for group in stacked]
+    to_pillow = Image.fromarray if isinstance(images[0], np.ndarray) else lambda image: image
+    return lambda: [to_pillow(image).resize((224, 224), Image.Resampling.BILINEAR) for image in images]
+
+
+def medians(calls: list[Callable[[], Any]], seconds: float) -> list[float]:
+    """The median seconds of each call, in turns of a call that is not timed and then some that are, at least three."""
+    times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 3:
-        for run, found in zip((ours, theirs), times, strict=True):
-            start = time.perf_counter()
-            run()
-            found.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+        for call, found in zip(calls, times, strict=True):
+            call()
+            stop = time.perf_counter() + 0.05
+            while True:
+                start = time.perf_counter()
+                call()
+                found.append(time.perf_counter() - start)
+                if time.perf_counter() > stop:
+                    break
+    return [statistics.median(found) for found in times]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torchvision", metavar="FOLDER", help="an unpacked torchvision wheel")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each line (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each line (default: %(default)s)")
     parser.add_argument("--cpus", type=int, help="use so many CPUs (default: all)")
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES), help="of the photographs")
+    parser.add_argument("--processor", nargs="+", choices=PROCESSORS, default=list(PROCESSORS))
     arguments = parser.parse_args()
     if arguments.cpus:  # steadier where the machine is shared, and what a worker of a data loader has
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cpus])
@@ -77,7 +110,10 @@ def main() -> None:
     has_torchvision = import_torchvision(arguments.torchvision)
     import transformers  # which looks for torchvision once
 
-    theirs_fast = transformers.ViTImageProcessorFast() if has_torchvision else fast_by_its_operators
+    theirs = {
+        "ViTImageProcessor": transformers.ViTImageProcessor(),
+        "ViTImageProcessorFast": transformers.ViTImageProcessorFast() if has_torchvision else fast_by_its_operators,
+    }
     print(
         f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} CPUs ({platform.machine()}, "
         f"{torch.backends.cpu.get_cpu_capability()}), load {os.getloadavg()[0]:.1f}; Pillow {PIL.__version__}, torch "
@@ -85,26 +121,23 @@ def main() -> None:
         "fast processor: " + ("itself" if has_torchvision else "the same torch operators")
     )
     photo = Image.fromarray(np.ascontiguousarray(skimage.data.retina()))
-    print(f"{'':66}{'ours ms':>10}{'theirs ms':>11}{'ratio':>8}")
-    for size in ((640, 480), (4000, 3000)):
-        image = photo.resize(size)
+    print(f"{'':66}{'ours ms':>10}{'theirs ms':>11}{'ratio':>8}{'floor ms':>10}{'its ratio':>11}")
+    for size in arguments.size:
+        image = photo.resize(SIZES[size])
         array = np.asarray(image)
-        for name, processor, theirs in (
-            ("ViTImageProcessor", ViTImageProcessor(), transformers.ViTImageProcessor()),
-            ("ViTImageProcessorFast", ViTImageProcessorFast(), theirs_fast),
-        ):
-            mixed = [image.crop((0, 0, size[0] - i, size[1])) for i in range(32)]
-            batches = {"one Pillow image": [image], "one array": [array], "32 Pillow images": [image] * 32}
-            batches |= {"32 arrays": [array] * 32, "32 Pillow images of 32 sizes": mixed}
+        mixed = [image.crop((0, 0, image.width - i, image.height)) for i in range(32)]
+        batches = {"one Pillow image": [image], "one array": [array], "32 Pillow images": [image] * 32}
+        batches |= {"32 arrays": [array] * 32, "32 Pillow images of 32 sizes": mixed}
+        for name in arguments.processor:
+            returned = {"return_tensors": "pt" if name.endswith("Fast") else "np"}
             for kind, batch in batches.items():
-                tensors = "pt" if name.endswith("Fast") else "np"
-                mine, other = ratio(
-                    lambda p=processor, b=batch, t=tensors: p(b, return_tensors=t),  # type: ignore[misc]
-                    lambda p=theirs, b=batch, t=tensors: p(b, return_tensors=t),  # type: ignore[misc]
-                    arguments.seconds,
+                calls = [partial(PROCESSORS[name](), batch, **returned), partial(theirs[name], batch, **returned)]
+                mine, other, least = medians([*calls, floor(name, batch)], arguments.seconds)
+                print(
+                    f"{f'{name}, {kind}, {size}':66}{mine * 1e3:10.2f}{other * 1e3:11.2f}{other / mine:8.2f}"
+                    f"{least * 1e3:10.2f}{other / least:11.2f}",
+                    flush=True,
                 )
-                label = f"{name}, {kind}, {size[0]} x {size[1]}"
-                print(f"{label:66}{mine * 1e3:10.2f}{other * 1e3:11.2f}{other / mine:8.2f}", flush=True)
 
 
 if __name__ == "__main__":

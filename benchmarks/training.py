@@ -59,7 +59,7 @@ def run(options: Options) -> str:
         for dtype in dtypes:
             for batch_size in options.batch_sizes or settings["batch_sizes"]:
                 floor = training_flops(config) * batch_size / options.rates[dtype][0]
-                for recompute in (False, True):
+                for recompute in (False,) if options.quick else (False, True):
                     seconds = options.seconds or settings["seconds"]
                     cells = measure(options, variant, dtype, batch_size, recompute, seconds)
                     how = ", activations recomputed (gradient checkpointing)" if recompute else ""

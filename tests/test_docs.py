@@ -30,7 +30,8 @@ from vit.config import ViTConfig
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w*).*\n(?P<text>[^`]*?)^```", re.MULTILINE
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```",
+    re.MULTILINE | re.DOTALL,
 )
 SHELL = ("", "bash", "console", "sh", "shell")
 DATA = ("json", "text", "toml", "yaml")  # what something prints or reads
