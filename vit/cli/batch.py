@@ -94,7 +94,7 @@ def run(
         if output is not None:
             sink = _File(output, {"task": task, **facts, **setting}, folder, batch_size, resume, forward)
         else:
-            sink = _Document() if as_json else _Terminal(progress, show)
+            sink = _Document() if as_json else _Terminal(progress, None if quiet else show)
         try:
             done, failed = _continue(sink.rows(), paths)
             before, begun = done, time.perf_counter()

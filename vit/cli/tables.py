@@ -169,6 +169,10 @@ class Lines:
     def decode(self, line: bytes) -> Row:
         return json.loads(line)
 
+    def is_whole(self, record: bytes) -> bool:
+        """Whether these lines are a row, and not the beginning of one."""
+        return True
+
     def rows(self, most: int | None = None) -> Iterator[Row]:
         """The rows that are whole, the first `most` of them; when all were taken, the file ends with the last.
 
@@ -186,7 +190,7 @@ class Lines:
                 record += line
                 if number == most or not line.endswith(b"\n"):
                     break
-                if record.count(b'"') % 2:  # the newline is one of a file's name, in a .csv
+                if not self.is_whole(record):
                     continue
                 number += 1
                 try:
@@ -229,6 +233,9 @@ class Columns(Lines):
         pairs = [value for pair in zip(row["labels"], row["probabilities"], strict=True) for value in pair]
         return self._line([row["path"], *(pairs or [None] * (2 * self._labels)), row["error"]])
 
+    def is_whole(self, record: bytes) -> bool:
+        return record.count(b'"') % 2 == 0  # otherwise the newline is one of a file's name
+
     def decode(self, line: bytes) -> Row:
         (cells,) = csv.reader([line.decode("utf-8", "surrogateescape")])
         if len(cells) != 2 + 2 * self._labels:
@@ -238,8 +245,8 @@ class Columns(Lines):
     @staticmethod
     def _line(cells: Sequence[Any]) -> bytes:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue().encode("utf-8", "surrogateescape")
+        csv.writer(text, lineterminator="\r\n").writerow(cells)  # so that either of the two is quoted in a name
+        return text.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
 class Vectors:

@@ -1,0 +1,721 @@
+"""`vit classify` and `vit embed`: tables, files of rows, broken images, interruptions and wrong arguments."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from vit import ViTConfig, ViTImageProcessor, predict
+from vit.cli import batch, frameworks, images, main, tables
+
+ROOT = Path(__file__).parents[1]
+DIGITS = frameworks.DIGITS
+SCANS = sorted(DIGITS.glob("*.png"))
+MAIN = [sys.executable, "-c", "from vit.cli import main; main()"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """12 scans in two folders, one broken file, and what is no image or hidden."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for i, scan in enumerate(SCANS[::3] + SCANS[:2]):
+        shutil.copy(scan, folder / ("more" if i % 3 == 0 else ".") / f"{i:02}.png")
+    (folder / "05b.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
+    (folder / ".hidden.png").write_bytes(b"nor this")
+    (folder / ".git").mkdir()
+    shutil.copy(SCANS[0], folder / ".git" / "a.png")
+    return folder
+
+
+NAMES = ["01.png", "02.png", "04.png", "05.png", "05b.png", "07.png", "08.png", "10.png", "11.png", "more/00.png",
+         "more/03.png", "more/06.png", "more/09.png"]  # fmt: skip
+BROKEN = NAMES.index("05b.png")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr) of the command in this process, by PyTorch."""
+    options = () if {"--framework", "-f"} & set(arguments) else ("-f", "pt")
+    with pytest.raises(SystemExit) as exit_:
+        main([*map(str, arguments), *options])
+    out, err = capsys.readouterr()
+    return exit_.value.code, out, err
+
+
+def process(*arguments: Any, **options: Any) -> subprocess.Popen[Any]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*MAIN, *map(str, arguments), "-f", "pt"], env=environment, **options)
+
+
+def answers(paths: list[Path], top_k: int) -> list[Any]:
+    """What the library function says, as the rows of a .jsonl file have it."""
+    found = predict(paths, DIGITS, "pt", top_k=top_k, batch_size=4)
+    return [
+        {"path": each.path, "labels": list(each.labels), "probabilities": list(each.probabilities), "error": each.error}
+        for each in found
+    ]
+
+
+# === Files ===
+
+
+def test_a_jsonl_file_has_an_object_an_image_with_what_the_library_gives(photos, tmp_path, capsys):
+    output = tmp_path / "rows.jsonl"
+    status, out, err = run(capsys, "classify", photos, "-o", output, "-k", 3, "-b", 4)
+    assert (status, err) == (1, "")
+    assert out.startswith(f"{output}: 13 images, 1 with an error; ")
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert rows == answers([photos / name for name in NAMES], 3)
+    assert rows[BROKEN] == {"path": str(photos / "05b.png"), "labels": [], "probabilities": [],
+                            "error": "is not an image file that Pillow can read."}  # fmt: skip
+
+
+def test_csv_and_parquet_files_hold_the_same_as_jsonl(photos, tmp_path, capsys):
+    for suffix in ("jsonl", "csv", "parquet"):
+        status, _, _ = run(capsys, "classify", photos, "-o", tmp_path / f"rows.{suffix}", "-k", 3, "-b", 4)
+        assert status == 1
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    table = parquet.read_table(tmp_path / "rows.parquet")
+    assert table.to_pylist() == rows
+    assert list(map(str, table.schema.types)) == ["string", "list<element: string>", "list<element: double>", "string"]
+    with open(tmp_path / "rows.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == ["path", "label_1", "probability_1", "label_2", "probability_2", "label_3",
+                              "probability_3", "error"]  # fmt: skip
+    for line, row in zip(lines, rows, strict=True):
+        assert (line["path"], line["error"]) == (row["path"], row["error"] or "")
+        labels = [line[f"label_{i}"] for i in (1, 2, 3)]
+        assert labels == (row["labels"] or [""] * 3)
+        assert [float(line[f"probability_{i}"]) for i in (1, 2, 3) if line["label_1"]] == row["probabilities"]
+    left = {path.name for path in tmp_path.iterdir()} - {"photos"}
+    assert left == {f"rows.{suffix}{more}" for suffix in ("jsonl", "csv", "parquet") for more in ("", ".run.json")}
+
+
+def test_any_name_of_a_file_is_kept_and_continued(tmp_path, capsys):
+    names = [b'a,"b".png', b"new\nline.png", b'odd " quote\n.png', b"car\rriage.png", b"not-utf-8-\xff.png"]
+    for name in names:
+        shutil.copyfile(SCANS[3], os.fsencode(tmp_path) + b"/" + name)
+    (tmp_path / "list").write_bytes(b"")
+    output = tmp_path / "rows.csv"
+    assert run(capsys, "classify", tmp_path, "-o", output, "-k", 1)[0] == 0
+    with open(output, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        found = [os.path.basename(os.fsencode(row["path"])) for row in csv.DictReader(file)]
+    assert found == sorted(names)
+    status, out, _ = run(capsys, "classify", tmp_path, "-o", output, "-k", 1, "--resume")
+    assert (status, out) == (0, f"{output}: 5 images, 5 of them from before\n")
+    for name in ("r.jsonl", "r.parquet", "v.npy", "v.parquet"):
+        arguments = ("classify" if name[0] == "r" else "embed", tmp_path, "-o", tmp_path / name, "--resume")
+        assert "5 images; " in run(capsys, *arguments)[1]
+        assert run(capsys, *arguments) == (0, f"{tmp_path / name}: 5 images, 5 of them from before\n", "")
+    for name in ("r.parquet", "v.parquet"):
+        rows = parquet.read_table(tmp_path / name).to_pylist()
+        assert [os.path.basename(row["path"]) for row in rows] == [
+            os.fsdecode(name).replace("\udcff", "\ufffd") for name in sorted(names)
+        ]
+
+
+def test_more_labels_than_there_are_gives_all_of_them(tmp_path, capsys):
+    output = tmp_path / "rows.csv"
+    assert run(capsys, "classify", SCANS[0], "-o", output, "-k", 50)[0] == 0
+    (row,) = csv.DictReader(io.StringIO(output.read_text()))
+    assert sorted(row[f"label_{i}"] for i in range(1, 11)) == [str(i) for i in range(10)]
+    assert len(row) == 22
+    assert sum(float(row[f"probability_{i}"]) for i in range(1, 11)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("framework", ["tf", "flax"])
+def test_other_frameworks_give_the_same_labels(framework, photos, tmp_path, capsys):
+    for name in ("pt", framework):
+        run(capsys, "classify", photos, "-o", tmp_path / f"{name}.jsonl", "-k", 1, "-f", name)
+    rows = [[json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+            for name in ("pt", framework)]  # fmt: skip
+    for one, other in zip(*rows, strict=True):
+        assert (one["path"], one["labels"], one["error"]) == (other["path"], other["labels"], other["error"])
+        np.testing.assert_allclose(one["probabilities"], other["probabilities"], atol=1e-5)
+    assert json.loads((tmp_path / f"{framework}.jsonl.run.json").read_text())["framework"] == framework
+
+
+# === The terminal and JSON ===
+
+
+def test_few_images_are_a_table_of_their_labels(photos, capsys):
+    status, out, err = run(capsys, "classify", photos / "01.png", photos / "05b.png", "-k", 2)
+    assert (status, err) == (1, "")
+    cells = [[cell.strip() for cell in line[1:-1].split("│")] for line in out.splitlines() if "│" in line]
+    one, _ = answers([photos / "01.png", photos / "05b.png"], 2)
+    assert cells == [
+        [str(photos / "01.png"), one["labels"][0], f"{one['probabilities'][0]:.2%}"],
+        ["", one["labels"][1], f"{one['probabilities'][1]:.2%}"],
+        [str(photos / "05b.png"), "is not an image file that Pillow can read.", ""],
+    ]
+
+
+def test_many_images_are_tables_of_so_many_each(photos, monkeypatch, capsys):
+    monkeypatch.setattr(batch, "TABLE_ROWS", 5)
+    _, out, _ = run(capsys, "classify", photos, "-k", 1)
+    assert out.count("Probability") == 3
+    assert [name for name in NAMES if name in out] == NAMES
+
+
+def test_quiet_prints_nothing(photos, tmp_path, capsys):
+    assert run(capsys, "classify", photos, "-q") == (1, "", "")
+    assert run(capsys, "classify", photos, "-q", "-o", tmp_path / "rows.csv") == (1, "", "")
+
+
+def test_json_is_one_document_with_the_rows_and_what_was_used(photos, tmp_path, capsys):
+    status, out, err = run(capsys, "classify", photos, "--json", "-q", "-k", 1, "-b", 4)
+    assert (status, err) == (1, "")
+    found = json.loads(out)
+    assert found.pop("results") == answers([photos / name for name in NAMES], 1)
+    assert found.pop("seconds") > 0
+    assert found.pop("images_per_second") > 0
+    expected = {"model": "the bundled digits", "framework": "pt", "device": "cpu", "dtype": "float32", "batch_size": 4,
+                "top_k": 1, "images": 13, "failed": 1, "output": None}  # fmt: skip
+    assert found == expected
+    output = tmp_path / "rows.csv"
+    found = json.loads(run(capsys, "classify", photos, "--json", "-k", 1, "-b", 4, "-o", output)[1])
+    assert {name: found[name] for name in expected} == {**expected, "output": str(output)}
+
+
+def test_a_terminal_gets_a_progress_bar_with_images_a_second_and_time_left(photos, tmp_path):
+    leader, follower = pty.openpty()
+    with process("classify", photos, "-o", tmp_path / "rows.csv", stderr=follower, stdout=subprocess.PIPE) as running:
+        os.close(follower)
+        shown = b""
+        while True:
+            try:
+                part = os.read(leader, 65536)
+            except OSError:  # what Linux says at the end
+                break
+            if not part:
+                break
+            shown += part
+        out = running.stdout.read()
+    text = shown.decode()
+    assert running.returncode == 1
+    assert "13/13" in text
+    assert "images/s" in text
+    assert "0:00:00" in text
+    assert b"images/s" in out
+    assert b"\x1b" not in out
+
+
+def test_a_pipe_that_closes_ends_it_without_a_word(photos):
+    with process("classify", *[photos] * 2, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode != 0
+
+
+# === Which images ===
+
+
+def test_folders_files_patterns_and_lists_name_each_image_once(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    listed = io.TextIOWrapper(io.BytesIO(b"02.png\r\n\n./01.png\nmore/00.png\ngone.png\nnotes.txt\n"))
+    monkeypatch.setattr(sys, "stdin", listed)
+    assert list(images.find(["."])) == [f"./{name}" for name in NAMES]
+    assert list(images.find(["02.png", "more", "*.png", "more/../02.png"])) == [
+        "02.png", *NAMES[-4:], "01.png", *NAMES[2:-4]]  # fmt: skip
+    assert list(images.find(["**/0[0-2].png", "notes.txt"])) == ["01.png", "02.png", "more/00.png", "notes.txt"]
+    assert list(images.find(["*"])) == [*NAMES[:-4], *NAMES[-4:], "notes.txt"]
+    assert list(images.find(["01.png", "-"])) == ["01.png", "02.png", "more/00.png", "gone.png", "notes.txt"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path):
+    file = tmp_path / "a[1].png"
+    shutil.copy(SCANS[0], file)
+    assert list(images.find([str(file)])) == [str(file)]
+
+
+def test_a_link_to_a_folder_is_not_followed_and_one_to_a_file_is(photos):
+    (photos / "more" / "back").symlink_to(photos, target_is_directory=True)
+    (photos / "more" / "link.png").symlink_to(SCANS[0])
+    assert [os.path.relpath(path, photos) for path in images.find([str(photos)])] == [*NAMES, "more/link.png"]
+
+
+def test_a_file_that_a_list_names_twice_or_that_is_gone_is_one_row(photos, tmp_path):
+    listed = "\n".join([f"{photos}/01.png", f"{photos}/gone.png", f"{photos}/more/../01.png", f"{photos}/02.png"])
+    output = tmp_path / "rows.jsonl"
+    with process("classify", "-", "-o", output, stdin=subprocess.PIPE) as running:
+        running.communicate(listed.encode())
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert running.returncode == 1
+    assert [os.path.basename(row["path"]) for row in rows] == ["01.png", "gone.png", "02.png"]
+    assert rows[1]["error"] == "does not exist; expected the path of an image file."
+
+
+# === Going on ===
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_cut_at_any_byte_and_resumed_a_file_is_the_same_to_the_byte(suffix, photos, tmp_path, capsys):
+    output = tmp_path / f"rows.{suffix}"
+    arguments = ("classify", photos, "-o", output, "-k", 2, "-b", 4)
+    run(capsys, *arguments)
+    whole = output.read_bytes()
+    lines = len(whole.splitlines())
+    for end in (0, 1, 30, *np.linspace(60, len(whole), 9, dtype=int)):
+        output.write_bytes(whole[:end])
+        status, out, err = run(capsys, *arguments, "--resume")
+        assert (status, err) == (1, "")
+        assert output.read_bytes() == whole
+        kept = max(whole[:end].count(b"\n") - (suffix == "csv"), 0)
+        assert (f"{kept} of them from before" in out) == (kept > 0)
+        assert f"{lines - (suffix == 'csv')} images" in out
+
+
+def test_a_parquet_file_is_continued_from_its_journal_and_left_alone_when_finished(photos, tmp_path, capsys):
+    output, journal = tmp_path / "rows.parquet", tmp_path / "rows.parquet.part.jsonl"
+    arguments = ("classify", photos, "-o", output, "-b", 4)
+    run(capsys, *arguments)
+    whole = parquet.read_table(output)
+    before = output.stat().st_mtime_ns
+    assert "13 of them from before" in run(capsys, *arguments, "--resume")[1]
+    assert output.stat().st_mtime_ns == before
+    lines = [json.dumps(row) + "\n" for row in whole.to_pylist()]
+    output.unlink()
+    for kept in (0, 1, 5, 13):
+        journal.write_text("".join(lines[:kept]) + '{"path": "torn')
+        status, out, _ = run(capsys, *arguments, "--resume")
+        assert (status, f"{kept} of them from before" in out) == (1, kept > 0)
+        assert parquet.read_table(output).equals(whole)
+        assert not journal.exists()
+        output.unlink()
+
+
+def test_images_that_come_after_the_others_are_added_and_before_them_refused(photos, tmp_path, capsys):
+    output = tmp_path / "rows.csv"
+    arguments = ("classify", photos, "-o", output, "-q")
+    run(capsys, *arguments)
+    shutil.copy(SCANS[5], photos / "zebra.png")
+    assert run(capsys, *arguments, "--resume")[0] == 1
+    assert len(output.read_text().splitlines()) == 15
+    shutil.copy(SCANS[5], photos / "00.png")
+    kept = output.read_bytes()
+    status, _, err = run(capsys, *arguments, "--resume")
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"Row 1 of the output is of {photos}/01.png, where the images have {photos}/00.png" in err
+    (photos / "00.png").unlink()
+    (photos / "zebra.png").unlink()
+    assert "where the images have an end" in run(capsys, *arguments, "--resume")[2]
+    assert output.read_bytes() == kept
+
+
+def test_a_finished_parquet_file_takes_no_more_images(photos, tmp_path, capsys):
+    arguments = ("classify", photos, "-o", tmp_path / "rows.parquet")
+    run(capsys, *arguments)
+    shutil.copy(SCANS[5], photos / "zebra.png")
+    status, _, err = run(capsys, *arguments, "--resume")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is finished without" in err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (("-k", 2), "was begun with top_k 1, and now it is 2"),
+        (("-f", "flax"), "was begun with framework pt, and now it is flax"),
+        (("--dtype", "bfloat16"), "was begun with dtype float32, and now it is bfloat16"),
+        (("-b", 8), "was begun with batch_size 4, and now it is 8"),
+        (("-m", "other"), "was begun with model_sha256 "),
+    ],
+)
+def test_what_was_begun_otherwise_is_not_continued(changed, message, photos, tmp_path, capsys):
+    shutil.copytree(DIGITS, tmp_path / "other")
+    processor = ViTImageProcessor.from_pretrained(DIGITS)
+    processor.resample = 3
+    processor.save_pretrained(tmp_path / "other")
+    output = tmp_path / "rows.csv"
+    run(capsys, "classify", photos, "-o", output, "-k", 1, "-b", 4)
+    kept = output.read_bytes()
+    changed = tuple(str(tmp_path / "other") if each == "other" else each for each in changed)
+    given = ("classify", photos, "-o", output, "-k", 1, *changed, "--resume")
+    status, out, err = run(capsys, *given)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert output.read_bytes() == kept
+
+
+def test_the_same_model_elsewhere_continues_and_the_batch_size_is_remembered(photos, tmp_path, capsys):
+    shutil.copytree(DIGITS, tmp_path / "copy")
+    output = tmp_path / "rows.csv"
+    run(capsys, "classify", photos, "-o", output, "-b", 4)
+    whole = output.read_bytes()
+    output.write_bytes(whole[:200])
+    found = json.loads(run(capsys, "classify", photos, "-o", output, "-m", tmp_path / "copy", "--resume", "--json")[1])
+    assert (output.read_bytes(), found["batch_size"], found["images"]) == (whole, 4, 13)
+
+
+def test_nothing_to_resume_is_a_beginning(photos, tmp_path, capsys):
+    output = tmp_path / "rows.csv"
+    assert run(capsys, "classify", photos, "-o", output, "--resume", "-q")[0] == 1
+    assert len(output.read_text().splitlines()) == 14
+
+
+def test_an_output_that_vit_did_not_write_is_not_continued(photos, tmp_path, capsys):
+    output = tmp_path / "rows.csv"
+    output.write_text("mine\n")
+    _, _, err = run(capsys, "classify", photos, "-o", output, "--resume")
+    assert "does not say how it was begun" in err
+    assert output.read_text() == "mine\n"
+    run(capsys, "classify", photos, "-o", output, "--force")
+    for text, message in (("other,columns\n", "has other columns"), ("", "row 1 is none that vit wrote")):
+        header = output.read_text().splitlines(keepends=True)[0]
+        output.write_text(text or header + "a,b\n")
+        assert message in run(capsys, "classify", photos, "-o", output, "--resume")[2]
+        output.write_text(header)
+
+
+def test_force_begins_again(photos, tmp_path, capsys):
+    output = tmp_path / "rows.jsonl"
+    output.write_text("old\n" * 50)
+    run(capsys, "classify", photos, "-o", output, "--force", "-b", 4)
+    assert [json.loads(line) for line in output.read_text().splitlines()] == answers([photos / n for n in NAMES], 5)
+
+
+def test_two_processes_do_not_write_one_file(photos, tmp_path, capsys):
+    output = tmp_path / "rows.csv"
+    settings = tables.Settings(output)
+    status, _, err = run(capsys, "classify", photos, "-o", output)
+    assert (status, err) == (2, f"vit: {output} is being written by another process; wait for it, or stop it.\n")
+    settings.close()
+    assert run(capsys, "classify", photos, "-o", output)[0] == 1
+
+
+# === Vectors ===
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "pooler", "patches"])
+def test_vectors_lie_in_the_order_of_their_index(pool, photos, tmp_path, capsys, with_pooler):
+    output = tmp_path / "vectors.npy"
+    status, out, err = run(capsys, "embed", photos, "-o", output, "--pool", pool, "-b", 4, "-m", with_pooler)
+    assert (status, err) == (1, "")
+    assert out.startswith(f"{output}: 13 images, 1 with an error; ")
+    paths = [photos / name for name in NAMES]
+    expected = list(predict(paths, with_pooler, "pt", task="embed", pool=pool, batch_size=4))
+    vectors = np.load(output, mmap_mode="r")
+    assert (vectors.dtype, vectors.shape) == (
+        np.float32,
+        (13, *{"patches": (64, 64), "pooler": (48,)}.get(pool, (64,))),
+    )
+    for vector, prediction in zip(vectors, expected, strict=True):
+        assert np.isnan(vector).all() if prediction.error else (vector == prediction.vector).all()
+    index = [json.loads(line) for line in (tmp_path / "vectors.jsonl").read_text().splitlines()]
+    assert index == [{"path": str(path), "row": i, "error": each.error}
+                     for i, (path, each) in enumerate(zip(paths, expected, strict=True))]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def with_pooler(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Any) -> Path:
+    """A model of the shape of the digits', with a pooler."""
+    folder = random_checkpoint(
+        tmp_path_factory.mktemp("pooler"), ViTConfig.from_pretrained(DIGITS).replace(pooler_output_size=48)
+    )
+    ViTImageProcessor.from_pretrained(DIGITS).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("pool", "kind"), [
+    ("cls", "fixed_size_list<element: float>[64]"),
+    ("patches", "fixed_size_list<element: fixed_size_list<element: float>[64]>[64]"),
+])  # fmt: skip
+def test_a_parquet_file_of_vectors_holds_those_of_the_npy_file(pool, kind, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "CHUNK", 4 * 64 * 4)  # so that it is written in several pieces
+    for suffix in ("npy", "parquet"):
+        assert run(capsys, "embed", photos, "-o", tmp_path / f"v.{suffix}", "--pool", pool, "-b", 4)[0] == 1
+    vectors = np.load(tmp_path / "v.npy")
+    with parquet.ParquetFile(tmp_path / "v.parquet") as file:
+        assert file.num_row_groups > 1
+        table = file.read()
+    assert table.schema.names == ["path", "vector", "error"]
+    assert str(table.schema.field("vector").type) == kind
+    rows = table.to_pylist()
+    assert rows[BROKEN] == {"path": str(photos / "05b.png"), "vector": None,
+                            "error": "is not an image file that Pillow can read."}  # fmt: skip
+    assert [row["path"] for row in rows] == [str(photos / name) for name in NAMES]
+    for row, vector in zip(rows, vectors, strict=True):
+        if row["error"] is None:
+            np.testing.assert_array_equal(np.array(row["vector"], np.float32), vector)
+    assert sorted(path.name for path in tmp_path.glob("v.parquet*")) == ["v.parquet", "v.parquet.run.json"]
+
+
+def test_float64_vectors_stay_so(photos, tmp_path, capsys):
+    output = tmp_path / "v.npy"
+    assert run(capsys, "embed", photos / "01.png", "-o", output, "--dtype", "float64")[0] == 0
+    (expected,) = predict(photos / "01.png", DIGITS, "pt", task="embed", dtype="float64")
+    vectors = np.load(output)
+    assert (vectors.dtype, vectors.tolist()) == (np.float64, [expected.vector.tolist()])
+
+
+def test_a_npy_file_is_whole_while_it_is_written(photos, tmp_path, capsys, monkeypatch):
+    output, sizes, append = tmp_path / "v.npy", [], tables.Vectors.append
+
+    def look(self: Any, row: Any, vector: Any = None) -> None:
+        append(self, row, vector)
+        self._file.flush()
+        sizes.append(len(np.load(output)))
+
+    monkeypatch.setattr(tables.Vectors, "append", look)
+    run(capsys, "embed", photos, "-o", output)
+    assert sizes == list(range(1, 14))
+
+
+def test_cut_anywhere_and_resumed_vectors_and_index_are_the_same_to_the_byte(photos, tmp_path, capsys):
+    output, index = tmp_path / "v.npy", tmp_path / "v.jsonl"
+    arguments = ("embed", photos, "-o", output, "-b", 4)
+    run(capsys, *arguments)
+    vectors, lines = output.read_bytes(), index.read_bytes()
+    header, row = len(vectors) - 13 * 256, 256
+    assert header == 128
+    for data, text, kept in ((0, 0, 0), (50, None, 0), (128, 0, 0), (header + 5 * row + 3, None, 5),
+                             (header + 5 * row, 300, lines[:300].count(b"\n")), (None, 500, lines[:500].count(b"\n")),
+                             (header + row, 2 * len(lines), 1), (None, None, 13)):  # fmt: skip
+        output.write_bytes(vectors[:data])
+        index.write_bytes(lines[:text])
+        status, out, _ = run(capsys, *arguments, "--resume")
+        assert (status, f"{kept} of them from before" in out) == (1, kept > 0)
+        assert (output.read_bytes(), index.read_bytes()) == (vectors, lines)
+    for path in (output, index):  # killed before the second was made
+        path.unlink()
+        assert "from before" not in run(capsys, *arguments, "--resume")[1]
+        assert (output.read_bytes(), index.read_bytes()) == (vectors, lines)
+
+
+def test_an_index_that_exists_is_not_overwritten(photos, tmp_path, capsys):
+    (tmp_path / "v.jsonl").write_text("mine")
+    status, out, err = run(capsys, "embed", photos, "-o", tmp_path / "v.npy")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"vit: {tmp_path}/v.jsonl exists; ")
+    assert (tmp_path / "v.jsonl").read_text() == "mine"
+
+
+def test_what_cannot_be_embedded_is_one_line(photos, tmp_path, capsys):
+    for arguments, message in (
+        ((), "Missing option '--output' / '-o'."),
+        (("-o", tmp_path / "v.csv"), "expected a file name that ends in .npy, .parquet."),
+        (("-o", tmp_path / "v.npy", "--pool", "max"), "pool is 'max'; expected one of cls, mean, pooler, patches."),
+        (("-o", tmp_path / "v.npy", "--pool", "pooler"), "has no weights for the pool 'pooler'; take one of cls, mean"),
+    ):
+        status, out, err = run(capsys, "embed", photos, *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+    assert list(tmp_path.iterdir()) == [photos]
+
+
+# === Ends that nobody planned ===
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200 images of which every hundredth is none, large enough to take a while."""
+    folder = tmp_path_factory.mktemp("many")
+    enlarged = [Image.open(scan).resize((160, 160)) for scan in SCANS]
+    for i in range(1200):
+        file = folder / f"{i:04}.png"
+        if i % 100 == 50:
+            file.write_bytes(b"no image")
+        else:
+            enlarged[i % len(SCANS)].save(file, compress_level=1)
+    return folder
+
+
+def interrupt(number: int, rows: Path, least: int, *arguments: Any) -> subprocess.Popen[Any]:
+    """Run the command, and signal it when there are so many bytes of rows, or let it end."""
+    with process(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and (not rows.exists() or rows.stat().st_size < least):
+            time.sleep(0.001)
+        running.send_signal(number)
+        running.out, running.err = running.communicate()
+    return running
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_killed_and_resumed_there_is_one_row_an_image_and_every_value_is_the_same(suffix, many, tmp_path, capsys):
+    whole, output = tmp_path / f"whole.{suffix}", tmp_path / f"rows.{suffix}"
+    run(capsys, "classify", many, "-o", whole, "-b", 8, "-q")
+    rows = output if suffix == "csv" else tmp_path / "rows.parquet.part.jsonl"
+    arguments = ("classify", many, "-o", output, "-b", 8, "-q")
+    sizes = []
+    for least in (1, 30_000):
+        killed = interrupt(signal.SIGKILL, rows, least, *arguments, "--resume")
+        assert killed.returncode == -signal.SIGKILL
+        assert not output.exists() or suffix == "csv"
+        sizes.append(rows.stat().st_size)
+    assert sizes[0] < sizes[1]
+    assert run(capsys, *arguments, "--resume")[0] == 1
+    if suffix == "csv":
+        assert output.read_bytes() == whole.read_bytes()
+        assert len(output.read_bytes().splitlines()) == 1201
+    else:
+        assert parquet.read_table(output).equals(parquet.read_table(whole))
+        assert parquet.read_table(output).num_rows == 1200
+
+
+@pytest.mark.parametrize("suffix", ["npy", "parquet"])
+def test_killed_and_resumed_vectors_are_the_same(suffix, many, tmp_path, capsys):
+    whole, output = tmp_path / f"whole.{suffix}", tmp_path / f"v.{suffix}"
+    run(capsys, "embed", many, "-o", whole, "-b", 8, "-q")
+    rows = output if suffix == "npy" else tmp_path / "v.parquet.part.npy"
+    arguments = ("embed", many, "-o", output, "-b", 8, "-q")
+    for least in (200, 100_000):
+        assert interrupt(signal.SIGKILL, rows, least, *arguments, "--resume").returncode == -signal.SIGKILL
+    assert least <= rows.stat().st_size < 1200 * 256
+    assert run(capsys, *arguments, "--resume")[0] == 1
+    if suffix == "npy":
+        assert output.read_bytes() == whole.read_bytes()
+        assert output.with_suffix(".jsonl").read_bytes() == whole.with_suffix(".jsonl").read_bytes()
+        assert len(np.load(output)) == 1200
+    else:
+        assert parquet.read_table(output).equals(parquet.read_table(whole))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order_with_whole_rows_and_says_how_to_go_on(number, many, tmp_path, capsys):
+    output = tmp_path / "rows.csv"
+    arguments = ("classify", many, "-o", output, "-b", 8)
+    stopped = interrupt(number, output, 10_000, *arguments)
+    rows = output.read_bytes()
+    done = rows.count(b"\n") - 1
+    assert 0 < done < 1200
+    assert rows.endswith(b"\n")
+    assert (stopped.returncode, stopped.out) == (128 + number, "")
+    assert stopped.err == f"vit: stopped: {done:,} of 1,200 images are in {output}; --resume goes on.\n"
+    assert run(capsys, *arguments, "--resume")[1].startswith(f"{output}: 1,200 images, {done:,} of them from before")
+    assert output.read_bytes().startswith(rows)
+    assert output.read_bytes().count(b"\n") == 1201
+
+
+def test_an_error_of_the_run_leaves_the_rows_before_it(photos, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "rows.csv"
+
+    def full(self: Any, row: Any, vector: Any = None) -> None:
+        if len(written) == 4:
+            raise OSError(28, "No space left on device")
+        written.append(row)
+        append(self, row, vector)
+
+    written: list[Any] = []
+    append = tables.Columns.append
+    with monkeypatch.context() as patch:
+        patch.setattr(tables.Columns, "append", full)
+        status, _, err = run(capsys, "classify", photos, "-o", output)
+    assert (status, err) == (2, "vit: [Errno 28] No space left on device\n")
+    assert len(output.read_text().splitlines()) == 5
+    assert "4 of them from before" in run(capsys, "classify", photos, "-o", output, "--resume")[1]
+
+
+def test_strict_stops_at_the_first_broken_image_with_the_rows_before_it(photos, tmp_path, capsys):
+    output = tmp_path / "rows.jsonl"
+    status, out, err = run(capsys, "classify", photos, "-o", output, "--strict")
+    assert (status, out) == (2, "")
+    assert err == f"vit: {photos}/05b.png is not an image file that Pillow can read.\n"
+    assert [json.loads(line)["path"] for line in output.read_text().splitlines()] == [
+        str(photos / name) for name in NAMES[:BROKEN]
+    ]
+    shutil.copy(SCANS[0], photos / "05b.png")
+    assert run(capsys, "classify", photos, "-o", output, "--strict", "--resume")[0] == 0
+    assert len(output.read_text().splitlines()) == 13
+
+
+# === Bad input ===
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """The one line on stderr, without "vit: ", of a command that ends with 2 and prints nothing else."""
+    status, out, err = run(capsys, "classify", *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("vit: ")
+    return err[5:-1]
+
+
+def test_no_images_is_an_error(photos, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    assert refused(capsys, tmp_path / "empty").startswith(f"There are no images in {tmp_path}/empty; expected files")
+    assert refused(capsys, tmp_path / "gone").startswith(f"{tmp_path}/gone does not exist; expected a file")
+    assert refused(capsys, tmp_path / "*.bmp") == f"{tmp_path}/*.bmp matches no file."
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
+    assert refused(capsys, "-") == "The list on stdin is empty; expected the path of an image in each line."
+    assert "Missing argument 'PATH...'" in refused(capsys)
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(photos, capsys, monkeypatch):
+    scandir = os.scandir
+
+    def locked(path: Any) -> Any:
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(images.os, "scandir", locked)
+    assert refused(capsys, photos) == f"{photos}/more cannot be read: Permission denied."
+
+
+def test_an_unknown_model_is_an_error(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert refused(capsys, photos, "-m", tmp_path / "gone").startswith(f"{tmp_path}/gone does not exist; expected a ")
+    assert refused(capsys, photos, "-m", photos).startswith(f"{photos} has no config.json; expected a folder")
+    assert "is 'theano'; expected one of pt, tf, flax" in refused(capsys, photos, "-f", "theano")
+
+
+def test_a_framework_that_is_not_installed_is_an_error_with_the_line_that_installs_it(photos, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    message = refused(capsys, photos, "-f", "tf")
+    assert message == "vit classify needs TensorFlow. Install it with: pip install 'trivit[tf]'"
+
+
+def test_parquet_without_pyarrow_is_an_error_with_the_line_that_installs_it(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    message = refused(capsys, photos, "-o", tmp_path / "rows.parquet")
+    assert message == "A .parquet file needs pyarrow. Install it with: pip install 'trivit[table]'"
+
+
+@pytest.mark.parametrize("framework", ["pt", "tf", "flax"])
+def test_a_device_that_is_not_there_is_an_error(framework, photos, capsys):
+    assert " sees cpu" in refused(capsys, photos, "-f", framework, "--device", "gpu:7").lower()
+
+
+def test_an_output_that_cannot_be_is_an_error_before_anything_is_loaded(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(batch, "open_model", None)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "rows.csv").write_text("mine")
+    assert "expected a file name that ends in .csv, .jsonl, .parquet." in refused(capsys, photos, "-o", "rows.txt")
+    assert "which is a folder" in refused(capsys, photos, "-o", tmp_path / "folder.csv")
+    assert "is not a folder; make it first" in refused(capsys, photos, "-o", tmp_path / "gone" / "rows.csv")
+    assert refused(capsys, photos, "-o", tmp_path / "rows.csv") == (
+        f"{tmp_path}/rows.csv exists; --resume continues an interrupted run, --force begins again."
+    )
+    (tmp_path / "rows.parquet.part.jsonl").write_text("")
+    assert "rows.parquet.part.jsonl exists" in refused(capsys, photos, "-o", tmp_path / "rows.parquet")
+    assert refused(capsys, photos, "--resume") == "--resume continues an --output."
+    given = (photos, "-o", tmp_path / "rows.csv", "--resume", "--force")
+    assert refused(capsys, *given) == "--resume continues an --output and --force begins it again; give one."
+    assert (tmp_path / "rows.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", ["--top-k", "--batch-size", "--workers"])
+def test_a_number_below_one_is_an_error(option, photos, capsys):
+    assert option in refused(capsys, photos, option, "0")
+
+
+def test_debug_shows_where_an_error_was_raised(tmp_path, capsys):
+    status, out, err = run(capsys, "classify", tmp_path / "gone", "--debug")
+    assert (status, out) == (2, "")
+    assert err.startswith("Traceback")
+    assert "InputError" in err.splitlines()[-1]
