@@ -25,16 +25,12 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from vit.checkpoint import read_header, read_json, write_safetensors
+from vit.checkpoint import in_order, read_header, read_json, write_safetensors
 from vit.errors import CheckpointError, MissingFrameworkError
 from vit.weights import Shape
 
 Specs = Mapping[str, tuple[Shape, np.dtype]]
 Read = Callable[[str], np.ndarray]
-
-_POPULATE = getattr(mmap, "MAP_POPULATE", 0)  # Linux
-_MAPPING: dict[str, int] = {"flags": mmap.MAP_SHARED | _POPULATE, "prot": mmap.PROT_READ} if _POPULATE else {
-    "access": mmap.ACCESS_READ}  # fmt: skip
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -110,8 +106,8 @@ def _raw(path: Path, offset: int, dtype: np.dtype, shape: Shape) -> Stored:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size < page + length:
                 raise EOFError("the file ends before it")
-            # Mapped: the pages are the file's, and leave with the array. All at once, which costs a tenth.
-            pages = mmap.mmap(file.fileno(), length, **_MAPPING, offset=page)
+            # Mapped: the pages are the file's, and leave with the array.
+            pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=page)
         return np.frombuffer(pages, dtype, count, first - page).reshape(part)
 
     return Stored(shape, dtype, load)
@@ -198,7 +194,7 @@ def write_npz(path: Path, tensors: Specs, read: Read) -> None:
 
 def _checked(name: str, tensors: Specs, read: Read) -> np.ndarray:
     shape, dtype = tensors[name]
-    array = np.ascontiguousarray(read(name), dtype)
+    array = in_order(read(name), dtype)
     if array.shape != shape:
         raise CheckpointError(f"{name} has the shape {array.shape}; expected {shape}.")
     return array

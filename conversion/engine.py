@@ -7,9 +7,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -55,6 +58,9 @@ _FILES = tuple(
     for file in ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack")
     for name in (file, file + ".index.json")
 )
+
+_THREADS = 2
+"""In writing, each takes a tensor: two are in memory. In comparing, each takes blocks of one: it, and its source."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes to do: each tensor counts once for writing and once for comparing."""
@@ -271,12 +277,14 @@ def convert(
     size = sum(int(np.prod(shape)) * kind.itemsize for shape, kind in kept.values())
     meter = _Meter(progress, size * (2 if verify else 1))
 
-    with _staging(target) as staging:
+    with _staging(target) as staging, ThreadPoolExecutor(1) as disk:
         staged = staging / target.name
         read = meter.reading(opened.read)
         _write(staged, target_format, config, opened, tensors, read, max_shard_size)
+        on_disk = disk.submit(_sync, staged)
         if verify:
             _verify(staged, format, config, opened, kept, meter)
+        on_disk.result()
         _publish(staged, target)
     said = [*opened.said, *_differences(format, config)]
     used = {opened.places[name].stored for name in kept}
@@ -319,11 +327,13 @@ class _Meter:
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
+        self.lock = Lock()  # threads read
 
     def add(self, array: np.ndarray) -> None:
-        self.done += array.nbytes
-        if self.progress is not None:
-            self.progress(min(self.done, self.total), self.total)
+        with self.lock:
+            self.done += array.nbytes
+            if self.progress is not None:
+                self.progress(min(self.done, self.total), self.total)
 
     def reading(self, read: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
         def read_and_count(name: str) -> np.ndarray:
@@ -350,7 +360,8 @@ def _write(
         return write_part(format, tensors[name], read)
 
     if target_format == "hf":
-        checkpoint.write(staged, config, specs, part, max_shard_size)
+        staged.mkdir()
+        checkpoint.write_files(staged, config, specs, part, max_shard_size, threads=_THREADS)
     elif target_format in ("transformers-tf", "transformers-flax"):
         staged.mkdir()
         (staged / checkpoint.CONFIG).write_text(config.to_json(), encoding="utf-8")
@@ -365,7 +376,7 @@ def _write(
     elif target_format == "orbax":
         orbax.write_orbax(staged, config, specs, part)
     elif staged.suffix == ".safetensors":
-        checkpoint.write_safetensors(staged, specs, part)
+        checkpoint.write_safetensors(staged, specs, part, _THREADS)
     else:
         write_torch(staged, specs, part)
     if target_format in ("hf", "transformers-tf", "transformers-flax"):
@@ -405,18 +416,36 @@ def _verify(
     result = Source(_open(staged, format.name), format, config)
     if lost := [name for name in kept if name not in result.places]:
         raise CheckpointError(f"The comparison failed: the result lacks {summary(lost)}. Nothing was written.")
-    for name, (shape, dtype) in kept.items():
-        foreign_shape = opened.format.foreign_shape(name, shape, config)
-        back = opened.format.to_foreign(result.read(name), foreign_shape)
-        expected = opened.read_stored(name).astype(dtype, copy=False)
-        if back.dtype != dtype or back.shape != expected.shape or not _same_bits(expected, back):
-            raise CheckpointError(f"The comparison failed: {name} is not what the source holds. Nothing was written.")
-        meter.add(back)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for name, (_, dtype) in kept.items():
+            back, expected = opened.format.to_foreign(result.read(name)), opened.read_stored(name)
+            if back.dtype != dtype or back.size != expected.size or not _same_bits(expected, back, pool):
+                raise CheckpointError(
+                    f"The comparison failed: {name} is not what the source holds. Nothing was written."
+                )
+            meter.add(back)
 
 
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    bits = np.dtype(f"u{a.dtype.itemsize}")
-    return np.array_equal(a.view(bits), b.view(bits))
+def _same_bits(expected: np.ndarray, back: np.ndarray, pool: ThreadPoolExecutor) -> bool:
+    """Whether two arrays hold the same bits, the first cast to the second's dtype; threads share their parts."""
+    expected, bits = expected.reshape(back.shape), f"u{back.itemsize}"
+
+    def same(part: tuple[slice, ...]) -> bool:
+        a, b = expected[part].astype(back.dtype, copy=False), checkpoint.in_order(back[part], back.dtype)
+        return np.array_equal(a.view(bits), b.view(bits))
+
+    parts = _tiles(back.shape)
+    if len(parts) == 1:
+        return same(parts[0])
+    return all(pool.map(lambda i: all(map(same, parts[i::_THREADS])), range(_THREADS)))
+
+
+def _tiles(shape: Shape, height: int = 1024, width: int = 256) -> list[tuple[slice, ...]]:
+    """Parts of a matrix that fit the cache and have some kB of each of their rows and columns; all of another array."""
+    if len(shape) != 2:
+        return [(slice(None),) * len(shape)]
+    begins = product(range(0, shape[0], height), range(0, shape[1], width))
+    return [(slice(i, i + height), slice(j, j + width)) for i, j in begins]
 
 
 # === The target ===
@@ -443,12 +472,16 @@ def _staging(target: Path) -> Iterator[Path]:
                 path.rmdir()
 
 
-def _publish(staged: Path, target: Path) -> None:
-    """Put what was staged in its place, after it has reached the disk."""
+def _sync(staged: Path) -> None:
+    """Wait until what was staged has reached the disk."""
     files = [staged] if staged.is_file() else [path for path in staged.rglob("*") if path.is_file()]
     for path in files:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
+
+
+def _publish(staged: Path, target: Path) -> None:
+    """Put what was staged in its place."""
     if staged.is_file() or not target.exists():
         os.replace(staged, target)
     elif orbax.find(target) or not any(target.iterdir()):  # a tree of folders: in one piece

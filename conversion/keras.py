@@ -14,8 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from vit.checkpoint import in_order
 from vit.config import ViTConfig, to_pair
 from vit.errors import CheckpointError
 from vit.weights import LAYOUTS
@@ -136,7 +135,7 @@ def _write_weights(path: Path, config: ViTConfig, head: str | None, tensors: Spe
     has_mask = "vit/embeddings/mask_token" in tensors
     with writing_h5(path) as file:
         for name, (shape, dtype) in tensors.items():
-            array = np.ascontiguousarray(read(name), dtype).reshape(shape)
+            array = in_order(read(name), dtype).reshape(shape)
             write_h5_dataset(file, _stored_name(name, head, has_mask), array)
         for node, label in _layer_names(config, head).items():
             file.require_group(node).attrs["name"] = label

@@ -117,7 +117,7 @@ def write_orbax(folder: Path, config: ViTConfig, tensors: Specs, read: Read) -> 
                          "dtype": "bfloat16" if dtype == BFLOAT16 else np.dtype(dtype).str,
                          "compressor": {"id": "zstd", "level": 1}},
         }  # fmt: skip
-        array = np.ascontiguousarray(read(name), dtype)
+        array = checkpoint.in_order(read(name), dtype)
         try:
             ts.open(spec).result().write(array).result()
         except ValueError as error:  # tensorstore's own error for everything

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit.checkpoint import DTYPES
+from vit.checkpoint import DTYPES, fill
 from vit.config import VARIANTS, ViTConfig, to_pair
 from vit.errors import CheckpointError, ConfigError
 from vit.weights import Shape, parameter_shapes
@@ -156,45 +155,26 @@ class Format:
             return shape if len(shape) == 1 else (*heads, size)
         return shape[::-1] if self.in_out and len(shape) == 2 else shape
 
-    def to_foreign(self, array: np.ndarray, shape: Shape) -> np.ndarray:
-        """A canonical array as the format stores it, in the foreign `shape`."""
+    def to_foreign(self, array: np.ndarray) -> np.ndarray:
+        """A view of a canonical array whose elements are in the order in which the format stores them.
+
+        Its shape is the stored one but for attention kernels whose heads are apart: they are one matrix here.
+        """
         if array.ndim == 4 and self.conv == "HWIO":
-            array = array.transpose(2, 3, 1, 0)
-        elif array.ndim == 4 and self.conv == "matrix":
-            array = transposed(array.reshape(len(array), -1))
-        elif array.ndim == 2 and self.in_out:
-            array = transposed(array)
-        return array.reshape(shape)
+            return array.transpose(2, 3, 1, 0)
+        if array.ndim == 4 and self.conv == "matrix":
+            return array.reshape(len(array), -1).T
+        return array.T if array.ndim == 2 and self.in_out else array
 
     def to_canonical(self, array: np.ndarray, shape: Shape) -> np.ndarray:
-        """The canonical array, of the canonical `shape`, of what the format stores."""
+        """What the format stores as the canonical array, of the canonical `shape`; a view."""
         if len(shape) == 4 and self.conv == "HWIO":
             array = array.transpose(3, 2, 0, 1)
         elif len(shape) == 4 and self.conv == "matrix":
-            array = transposed(array)
+            array = array.T
         elif len(shape) == 2 and self.in_out:
-            array = transposed(array.reshape(-1, shape[0]))  # heads apart or not: the last axes are the output's
+            array = array.reshape(-1, shape[0]).T  # heads apart or not: the last axes are the output's
         return array.reshape(shape)
-
-
-def transposed(array: np.ndarray) -> np.ndarray:
-    """The transpose of a matrix, in memory of its own: in strips of a cache line, five times as fast as in one go."""
-    result = np.empty(array.shape[::-1], array.dtype)
-    strip = max(1, 64 // array.itemsize)
-
-    def part(first: int, last: int) -> None:
-        for begin in range(first, last, strip):
-            result[:, begin : min(begin + strip, last)] = array[begin : min(begin + strip, last)].T
-
-    half = len(array) // (2 * strip) * strip
-    if array.nbytes < 2**20 or not half:
-        part(0, len(array))
-    else:  # NumPy copies without the interpreter's lock
-        other = threading.Thread(target=part, args=(half, len(array)))
-        other.start()
-        part(0, half)
-        other.join()
-    return result
 
 
 class Place(NamedTuple):
@@ -508,7 +488,13 @@ def foreign_tensors(
 
 
 def write_part(format: Format, foreign: Foreign, read: Callable[[str], np.ndarray]) -> np.ndarray:
-    """The array of a foreign tensor, from the canonical ones that make it up."""
-    part = (foreign.shape[0] // len(foreign.names), *foreign.shape[1:])
-    arrays = [format.to_foreign(read(name), part) for name in foreign.names]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    """The array of a foreign tensor, from the canonical ones that make it up; of one alone, a view where that is it."""
+    result = np.empty(0)
+    for i, name in enumerate(foreign.names):
+        array = format.to_foreign(read(name))
+        if array.shape == foreign.shape:
+            return array
+        if not i:
+            result = np.empty((len(foreign.names), *array.shape), foreign.dtype)
+        fill(result[i], array)
+    return result.reshape(foreign.shape)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vit.checkpoint import in_order
 from vit.weights import BASE, LAYOUTS
 
 from .containers import Read, Specs, write_h5_dataset, writing_h5
@@ -119,7 +120,7 @@ def write_tf_h5(path: Path, tensors: Specs, read: Read) -> None:
             _names(group, "weight_names", names)
             for name in names:
                 shape, dtype = tensors[f"{layer}/{name}"]
-                write_h5_dataset(group, name, np.ascontiguousarray(read(f"{layer}/{name}"), dtype).reshape(shape))
+                write_h5_dataset(group, name, in_order(read(f"{layer}/{name}"), dtype).reshape(shape))
         _names(file.create_group("top_level_model_weights"), "weight_names", [])
 
 

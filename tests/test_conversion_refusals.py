@@ -352,8 +352,8 @@ def test_the_comparison_finds_a_wrong_rule_and_a_wrong_write(tmp_path, monkeypat
         conversion.convert(FIXTURES / "google_vit.npz", tmp_path / "rule")
     monkeypatch.undo()
 
-    def careless(path, tensors, read):
-        checkpoint_write(path, tensors, lambda name: read(name) + np.float32(name == "vit.layernorm.bias"))
+    def careless(path, tensors, read, threads):
+        checkpoint_write(path, tensors, lambda name: read(name) + np.float32(name == "vit.layernorm.bias"), threads)
 
     checkpoint_write = checkpoint.write_safetensors
     monkeypatch.setattr(checkpoint, "write_safetensors", careless)

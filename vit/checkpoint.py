@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -404,22 +405,44 @@ def write(
     Raises:
         CheckpointError: a path that is no folder, or an unreadable `max_shard_size`.
     """
-    shards = _shard(tensors, parse_size(max_shard_size))
-    names = [WEIGHTS] if len(shards) == 1 else _shard_names(Path(folder), len(shards))
     with replace_files(folder) as staging:
-        for file, shard in zip(names, shards, strict=True):
-            write_safetensors(staging / file, {name: tensors[name] for name in shard}, read)
-        if len(shards) > 1:
-            weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-            total = sum(_num_bytes(*tensors[name]) for name in tensors)
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            (staging / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-            names.append(INDEX)
-        (staging / CONFIG).write_text(config.to_json(), encoding="utf-8")
+        names = write_files(staging, config, tensors, read, max_shard_size, taken=Path(folder))
     for path in Path(folder).iterdir():  # what an earlier save left, such as shards where there is one file now
         is_weights = re.fullmatch(r"model(-(\d+-)?\d+-of-\d+)?\.safetensors(\.index\.json)?", path.name)
         if is_weights and path.name not in names:
             path.unlink()
+
+
+def write_files(
+    folder: Path,
+    config: ViTConfig,
+    tensors: Mapping[str, tuple[Shape, np.dtype]],
+    read: Callable[[str], np.ndarray],
+    max_shard_size: int | str = "5GB",
+    taken: Path | None = None,
+    threads: int = 1,
+) -> list[str]:
+    """Write the files of a checkpoint into a folder where nothing reads yet; the arguments are those of `write`.
+
+    Args:
+        taken: the folder that the files go to in the end: shards get names that are free there.
+        threads: so many tensors at a time, by threads, which call `read`.
+
+    Returns:
+        The names of the weight files and their index.
+    """
+    shards = _shard(tensors, parse_size(max_shard_size))
+    names = [WEIGHTS] if len(shards) == 1 else _shard_names(taken or folder, len(shards))
+    for file, shard in zip(names, shards, strict=True):
+        write_safetensors(folder / file, {name: tensors[name] for name in shard}, read, threads)
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        total = sum(_num_bytes(*tensors[name]) for name in tensors)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        names.append(INDEX)
+    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    return names
 
 
 def _shard_names(folder: Path, shards: int) -> list[str]:
@@ -496,9 +519,12 @@ def _shard(tensors: Mapping[str, tuple[Shape, np.dtype]], most: int) -> list[lis
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, tuple[Shape, np.dtype]], read: Callable[[str], np.ndarray]
+    path: Path,
+    tensors: Mapping[str, tuple[Shape, np.dtype]],
+    read: Callable[[str], np.ndarray],
+    threads: int = 1,
 ) -> None:
-    """Write one safetensors file, one tensor at a time; the arguments are those of `write`."""
+    """Write one safetensors file, `threads` tensors at a time; the arguments are those of `write_files`."""
     # The safetensors library writes from a dict of all tensors, which would be a second copy of a model whose layout
     # differs. The format: the header's length in 8 bytes, the header in JSON padded to 8, the tensors' bytes.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -510,11 +536,63 @@ def write_safetensors(
         header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            shape, dtype = tensors[name]
-            array = np.ascontiguousarray(read(name), dtype)
-            if array.shape != shape:
-                raise CheckpointError(f"{name} has the shape {array.shape}; expected {shape}.")
-            file.write(array.reshape(-1).view(np.uint8).data)
+
+    def write_tensor(name: str) -> None:
+        shape, dtype = tensors[name]
+        array = np.asarray(read(name))
+        if array.shape != shape:
+            raise CheckpointError(f"{name} has the shape {array.shape}; expected {shape}.")
+        with open(path, "r+b") as file:
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            array = np.atleast_1d(array)
+            for rows in blocks(array):
+                file.write(in_order(array[rows], dtype).reshape(-1).view(np.uint8).data)
+
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with ThreadPoolExecutor(threads) as pool:
+        deque((pool.map if threads > 1 else map)(write_tensor, names), 0)  # raises what they raise
+
+
+# === Copying ===
+
+_BLOCK = 2**20  # bytes that are copied before they are used: they stay in the cache of a core
+_PART = 2**18  # bytes of a block that are transposed at once
+_PAD = 16  # elements between their rows
+
+
+def blocks(array: np.ndarray) -> list[slice]:
+    """The rows of an array in blocks of about 1 MB."""
+    rows = max(1, _BLOCK * len(array) // max(1, array.nbytes))
+    return [slice(begin, begin + rows) for begin in range(0, len(array), rows)]
+
+
+def in_order(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array of a dtype with its elements in the order of their indices: itself, or a copy, made by two threads."""
+    if array.flags.c_contiguous:
+        return array.astype(dtype, copy=False)
+    result = np.empty(array.shape, dtype)
+    if array.nbytes <= _BLOCK:
+        fill(result, array)
+    else:
+        with ThreadPoolExecutor(2) as pool:
+            deque(pool.map(lambda rows: fill(result[rows], array[rows]), blocks(array)), 0)  # raises what they raise
+    return result
+
+
+def fill(target: np.ndarray, array: np.ndarray) -> None:
+    """Copy into an array of the same shape whose elements lie in the order of their indices, cast to its dtype.
+
+    A transposed matrix is first copied as it lies, in parts that fit the cache, with a gap between their rows: at the
+    distance of a power of two, what is in one column would have the same few places of the cache.
+    """
+    if array.ndim != 2 or array.strides[0] != array.itemsize:
+        np.copyto(target, array, casting="unsafe")
+        return
+    for rows in blocks(array):
+        height = len(array[rows])
+        width = max(1, _PART // (height * array.itemsize))
+        near = np.empty((width, height + _PAD), array.dtype)[:, :height]
+        for begin in range(0, array.shape[1], width):
+            part = array[rows, begin : begin + width]
+            near[: part.shape[1]] = part.T
+            np.copyto(target[rows, begin : begin + width], near[: part.shape[1]].T, casting="unsafe")
