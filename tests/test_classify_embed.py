@@ -223,6 +223,42 @@ def test_a_pipe_that_closes_ends_it_without_a_word(photos):
     assert running.returncode != 0
 
 
+@pytest.mark.parametrize("more", [(), ("--json",), ("-q", "--output", "rows.jsonl")])
+def test_photographs_without_a_model_are_answered_with_what_to_do(more, photos, capsys, monkeypatch):
+    monkeypatch.chdir(photos)
+    Image.new("RGB", (64, 48), "green").save("photo.jpg")
+    shutil.copy("photo.jpg", "another.jpg")
+    status, out, err = run(capsys, "classify", "photo.jpg", "another.jpg", "01.png", *more)
+    assert (status, err) == (
+        1,
+        "vit: The bundled model reads grey digits of 8 x 8 pixels; for photographs give a --model, such as "
+        "google/vit-base-patch16-224 or a checkpoint folder.\n",
+    )
+    rows = Path("rows.jsonl").read_text() if "-q" in more else out
+    assert rows.count("has 3 channel(s); expected 1") == 2
+    assert run(capsys, "classify", "photo.jpg", *more[:1], "-m", DIGITS)[2] == ""  # chosen, so known
+    assert run(capsys, "classify", "05b.png", *more[:1])[2] == ""  # another error
+
+
+def test_a_photograph_without_a_model_stops_a_strict_run_with_what_to_do(photos, capsys, monkeypatch):
+    monkeypatch.chdir(photos)
+    Image.new("RGB", (64, 48), "green").save("photo.jpg")
+    message = refused(capsys, "photo.jpg", "--strict")
+    assert message.startswith("photo.jpg has 3 channel(s); expected 1")
+    assert message.endswith(
+        " for photographs give a --model, such as google/vit-base-patch16-224 or a checkpoint folder."
+    )
+    assert "--model" not in refused(capsys, "photo.jpg", "--strict", "-m", DIGITS)
+
+
+def test_a_checkpoint_without_labels_is_answered_by_indices(photos, random_checkpoint, tiny_config, tmp_path, capsys):
+    folder = random_checkpoint(tmp_path / "model", tiny_config(num_labels=30), head="classifier")
+    ViTImageProcessor(size=16).save_pretrained(folder)
+    status, out, _ = run(capsys, "classify", photos / "01.png", "-m", folder, "-k", 50, "--json")
+    assert status == 0
+    assert sorted(json.loads(out)["results"][0]["labels"], key=int) == [str(i) for i in range(30)]
+
+
 # === Which images ===
 
 
@@ -546,35 +582,36 @@ def interrupt(number: int, rows: Path, least: int, *arguments: Any) -> subproces
     return running
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_killed_and_resumed_there_is_one_row_an_image_and_every_value_is_the_same(suffix, many, tmp_path, capsys):
+@pytest.mark.parametrize(("suffix", "kills"), [("csv", (1, 30_000)), ("jsonl", (40_000,)), ("parquet", (30_000,))])
+def test_killed_and_resumed_there_is_one_row_an_image_and_every_value_is_the_same(
+    suffix, kills, many, tmp_path, capsys
+):
     whole, output = tmp_path / f"whole.{suffix}", tmp_path / f"rows.{suffix}"
     run(capsys, "classify", many, "-o", whole, "-b", 8, "-q")
-    rows = output if suffix == "csv" else tmp_path / "rows.parquet.part.jsonl"
+    rows = tmp_path / "rows.parquet.part.jsonl" if suffix == "parquet" else output
     arguments = ("classify", many, "-o", output, "-b", 8, "-q")
-    sizes = []
-    for least in (1, 30_000):
-        killed = interrupt(signal.SIGKILL, rows, least, *arguments, "--resume")
-        assert killed.returncode == -signal.SIGKILL
-        assert not output.exists() or suffix == "csv"
+    sizes = [0]
+    for least in kills:
+        assert interrupt(signal.SIGKILL, rows, least, *arguments, "--resume").returncode == -signal.SIGKILL
+        assert suffix != "parquet" or not output.exists()
         sizes.append(rows.stat().st_size)
-    assert sizes[0] < sizes[1]
+        assert sizes[-1] > sizes[-2]
     assert run(capsys, *arguments, "--resume")[0] == 1
-    if suffix == "csv":
-        assert output.read_bytes() == whole.read_bytes()
-        assert len(output.read_bytes().splitlines()) == 1201
-    else:
+    if suffix == "parquet":
         assert parquet.read_table(output).equals(parquet.read_table(whole))
         assert parquet.read_table(output).num_rows == 1200
+    else:
+        assert output.read_bytes() == whole.read_bytes()
+        assert len(output.read_bytes().splitlines()) == 1200 + (suffix == "csv")
 
 
-@pytest.mark.parametrize("suffix", ["npy", "parquet"])
-def test_killed_and_resumed_vectors_are_the_same(suffix, many, tmp_path, capsys):
+@pytest.mark.parametrize(("suffix", "kills"), [("npy", (200, 100_000)), ("parquet", (100_000,))])
+def test_killed_and_resumed_vectors_are_the_same(suffix, kills, many, tmp_path, capsys):
     whole, output = tmp_path / f"whole.{suffix}", tmp_path / f"v.{suffix}"
     run(capsys, "embed", many, "-o", whole, "-b", 8, "-q")
     rows = output if suffix == "npy" else tmp_path / "v.parquet.part.npy"
     arguments = ("embed", many, "-o", output, "-b", 8, "-q")
-    for least in (200, 100_000):
+    for least in kills:
         assert interrupt(signal.SIGKILL, rows, least, *arguments, "--resume").returncode == -signal.SIGKILL
     assert least <= rows.stat().st_size < 1200 * 256
     assert run(capsys, *arguments, "--resume")[0] == 1

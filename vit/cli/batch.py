@@ -32,6 +32,13 @@ WEIGHTS = ("config.json", "preprocessor_config.json", "*.safetensors", "pytorch_
 
 TABLE_ROWS = 100  # images of one table on the terminal
 
+CHANNELS = "channel(s); expected 1"  # in the error of an image in colour, for the bundled model
+FOR_PHOTOGRAPHS = (
+    "The bundled model reads grey digits of 8 x 8 pixels; for photographs give a --model, such as "
+    "google/vit-base-patch16-224 or a checkpoint folder."
+)
+"""What helps who gives the default model an image in colour."""
+
 
 def run(
     sources: Sequence[str],
@@ -97,7 +104,7 @@ def run(
             sink = _Document() if as_json else _Terminal(progress, None if quiet else show)
         try:
             done, failed = _continue(sink.rows(), paths)
-            before, begun = done, time.perf_counter()
+            before, begun, in_colour = done, time.perf_counter(), False
             batch_size = sink.batch_size or batch_size or pipeline.default_batch_size(forward)
             progress.update(bar, completed=done, description="Classifying" if task == "classify" else "Embedding")
             with _signals(lambda: progress.update(bar, description="Stopping (again: at once)")) as caught:
@@ -108,11 +115,16 @@ def run(
                 ):  # fmt: skip
                     sink.append(_row(prediction, task), prediction.vector)
                     done, failed = done + 1, failed + (prediction.error is not None)
+                    in_colour |= CHANNELS in (prediction.error or "")
                     progress.update(bar, completed=done)
             seconds = time.perf_counter() - begun
             if not caught:
                 progress.update(bar, description="Finishing")
                 sink.finish()
+        except InputError as error:
+            if model is None and CHANNELS in str(error):
+                raise InputError(f"{error} {FOR_PHOTOGRAPHS}") from None
+            raise
         finally:
             sink.close()
     rate = (done - before) / seconds if done > before else None
@@ -123,6 +135,8 @@ def run(
         count = f"{done:,} of {total:,}" if total else f"{done:,}"
         remedy = "" if output is None else "; --resume goes on"
         typer.echo(f"vit: stopped: {count} images are {where}{remedy}.", err=True)
+    if model is None and in_colour:
+        typer.echo(f"vit: {FOR_PHOTOGRAPHS}", err=True)
     if as_json:
         sink.report(report)
     elif output is not None and not quiet and not caught:
