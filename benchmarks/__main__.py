@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller models, fewer repeats: about five minutes")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--framework", action="append", help="pt, tf, flax, openvino or onnxruntime; repeatable")
-    parser.add_argument("--peer", action="append", help="measure trivit beside this one; repeatable (default: all)")
+    parser.add_argument("--peer", action="append", help="timm, 'transformers 4' ...; repeatable (default: all)")
     parser.add_argument("--variant", action="append", help="such as B/16; repeatable (default: the suite's)")
     parser.add_argument("--dtype", action="append", help="repeatable (default: the suite's)")
     parser.add_argument("--batch-size", action="append", type=int, help="repeatable (default: the suite's)")

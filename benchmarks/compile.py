@@ -7,9 +7,9 @@ import tempfile
 from functools import partial
 from typing import Any
 
-from vit.measure import Worker, WorkerError, seconds
+from vit.measure import WorkerError, seconds
 
-from .harness import COLORS, ENVIRONMENT, Bar, Options, bars, ratio, say, table, take_turns
+from .harness import COLORS, Bar, Options, bars, process, ratio, say, table, take_turns
 from .peers import Peer, forward
 
 SETTINGS: dict[bool, dict[str, Any]] = {
@@ -41,7 +41,8 @@ def run(options: Options) -> str:
                 continue
             say(f"ViT-{variant}: {compiler} of {', '.join(peer.name for peer in peers)}")
             runs = {peer: partial(compile_in_processes, options, peer, variant) for peer in peers}
-            found = take_turns(runs, options.seconds or settings["seconds"], settings["least"], most=10, warm=False)
+            found = take_turns(runs, options.seconds or settings["seconds"], settings["least"], most=10, warm=False,
+                               absent=options.absent)  # fmt: skip
             ours = next((samples for peer, samples in found.items() if peer.library == "trivit"), None)
             for peer, samples in found.items():
                 middle = {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
@@ -62,19 +63,18 @@ def compile_in_processes(options: Options, peer: Peer, variant: str) -> dict[str
     """Seconds of compiling with an empty cache, and again in a new process, and of a steady call."""
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         variable = CACHES.get(peer.framework)
-        environment = {**ENVIRONMENT, **({variable: folder} if variable else {})}
         # JAX keeps, by default, only what took it a second
-        environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        variables = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **({variable: folder} if variable else {})}
         found: dict[str, float] = {}
         for name in ("first", "again") if variable and not options.quick else ("first",):
-            with Worker(peer.path, environment) as worker:
+            with process(peer, variables) as worker:
                 try:
                     first, steady = worker.prepare(
                         "benchmarks.compile:first_and_steady", library=peer.library, framework=peer.framework,
                         checkpoint=options.checkpoint(variant), device=options.device,
                     )  # fmt: skip
                 except (ValueError, ImportError, OSError) as error:
-                    raise WorkerError(f"{peer.name}: {error}") from error
+                    raise WorkerError(str(error)) from error
             found |= {name: first - steady, "steady": steady}
         return found
 

@@ -67,7 +67,7 @@ class Options:
             peer
             for peer in PEERS
             if (self.frameworks is None or peer.framework in self.frameworks)
-            and (self.peers is None or peer.library in ("trivit", *self.peers))
+            and (self.peers is None or peer.name.startswith(("trivit", *self.peers)))
         ]
         if self.quick and self.peers is None:
             rivals = {peer.framework: peer for peer in reversed(wanted) if peer.library != "trivit"}
@@ -86,12 +86,10 @@ class Options:
         return str(folder)
 
     def measure_rates(self, dtypes: Iterable[str]) -> None:
-        """Fill `rates`: each dtype's best over the frameworks that are there."""
+        """Fill `rates` of the dtypes it lacks: each one's best over the frameworks that are there."""
         ours = [peer.framework for peer in PEERS if peer.library == "trivit" and peer.found() is not None]
-        for dtype in dtypes:
+        for dtype in [dtype for dtype in dtypes if dtype not in self.rates]:
             for framework in ours:
-                if dtype in self.rates and dtype == "int8":
-                    continue
                 if dtype == "int8" and framework != "pt":  # of the three, it alone has such a product
                     continue
                 with Worker(environment=ENVIRONMENT) as worker:
@@ -133,8 +131,18 @@ def turn(worker: Worker) -> float:
     return statistics.median(times[1:] or times)
 
 
+def process(peer: Peer, variables: Mapping[str, str] | None = None) -> Worker:
+    """A process in which a peer is found, with variables of its own beside everybody's."""
+    return Worker(peer.path, {**ENVIRONMENT, **peer.environment, **(variables or {})})
+
+
 def take_turns(
-    runs: Mapping[Any, Callable[[], Any]], seconds: float, least: int = 5, most: int = 40, warm: bool = True
+    runs: Mapping[Any, Callable[[], Any]],
+    seconds: float,
+    least: int = 5,
+    most: int = 40,
+    warm: bool = True,
+    absent: dict[str, None] | None = None,
 ) -> dict[Any, list[Any]]:
     """What each of several runs gives, again and again, in turns: A B C, C B A, A B C, ...
 
@@ -144,16 +152,24 @@ def take_turns(
         least: rounds, whatever they take.
         most: rounds, however short they are.
         warm: whether a round that does not count comes before.
+        absent: where it is noted why a run failed, which the others go on without; None raises the WorkerError.
 
     Returns:
         {name: what it gave in each round}.
     """
+    runs = dict(runs)
     found: dict[Any, list[Any]] = {name: [] for name in runs}
     rounds, slowest = (-1 if warm else 0), 0.0
-    while rounds < least or (rounds < most and rounds * slowest < seconds):
+    while runs and (rounds < least or (rounds < most and rounds * slowest < seconds)):
         for name in list(runs)[:: 1 if rounds % 2 == 0 else -1]:
             start = time.perf_counter()
-            found[name].append(runs[name]())
+            try:
+                found[name].append(runs[name]())
+            except WorkerError as error:
+                if absent is None:
+                    raise
+                absent[f"{getattr(name, 'name', name)}: {error}"] = None
+                del runs[name], found[name]
             slowest = max(slowest, time.perf_counter() - start)
         if rounds < 0:
             found, slowest = {name: [] for name in runs}, 0.0

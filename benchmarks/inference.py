@@ -17,7 +17,7 @@ from vit import ViTConfig
 from vit.flops import forward_flops
 from vit.measure import Worker, WorkerError
 
-from .harness import COLORS, ENVIRONMENT, Bar, Options, Ratio, bars, ratio, say, table, take_turns, turn
+from .harness import COLORS, ENVIRONMENT, Bar, Options, Ratio, bars, process, ratio, say, table, take_turns, turn
 from .peers import PEERS, RUNTIMES, SAME_WEIGHTS, Peer
 
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1, "int8": 0.2}
@@ -170,12 +170,12 @@ def race(
             say(f"ViT-{variant}, batch {batch_size}: {', '.join(f'{each.name} {each.dtype}' for each in group)}")
             for subject in group:
                 if subject not in workers:
-                    workers[subject] = stack.enter_context(Worker(subject.peer.path, ENVIRONMENT))
+                    workers[subject] = stack.enter_context(process(subject.peer))
             possible = pool.map(lambda each: prepare(options, each, variant, batch_size, workers[each]), group)  # noqa: B023
             ready = [subject for subject, is_possible in zip(group, possible, strict=True) if is_possible]
             if ready:
                 runs = {subject: partial(turn, workers[subject]) for subject in ready}
-                found[batch_size] = take_turns(runs, seconds, least=3)
+                found[batch_size] = take_turns(runs, seconds, least=3, absent=options.absent)
     return found
 
 

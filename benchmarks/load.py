@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from vit.measure import Worker, WorkerError, peak_memory
+from vit.measure import WorkerError, peak_memory
 
-from .harness import COLORS, ENVIRONMENT, Bar, Options, bars, ratio, say, table, take_turns
+from .harness import COLORS, Bar, Options, bars, process, ratio, say, table, take_turns
 from .peers import Peer
 
 SETTINGS: dict[bool, dict[str, Any]] = {
@@ -50,7 +50,7 @@ def run(options: Options) -> str:
                 say(f"ViT-{variant} {dtype}: {', '.join(peer.name for peer in peers)}")
                 runs = {peer: partial(load_in_a_process, options, peer, variant, dtype) for peer in peers}
                 found |= take_turns(runs, options.seconds or settings["seconds"], settings["least"], most=10,
-                                    warm=not options.quick)  # fmt: skip
+                                    warm=not options.quick, absent=options.absent)  # fmt: skip
             size = file.stat().st_size * {"float32": 4, "bfloat16": 2, "float16": 2}[dtype] // 4
             read = statistics.median(read_seconds(file) for _ in range(5))
             title = f"ViT-{variant}, {file.stat().st_size / 1e6:,.0f} MB of float32, as {dtype}"
@@ -67,12 +67,12 @@ def run(options: Options) -> str:
 
 def load_in_a_process(options: Options, peer: Peer, variant: str, dtype: str) -> dict[str, float]:
     """Seconds to a model and to its touched weights, and bytes of peak memory, of a process of its own."""
-    with Worker(peer.path, ENVIRONMENT) as worker:
+    with process(peer) as worker:
         try:
             return worker.prepare("benchmarks.load:load", library=peer.library, framework=peer.framework,
                                   checkpoint=options.checkpoint(variant), dtype=dtype)  # fmt: skip
         except (ValueError, ImportError, OSError) as error:
-            raise WorkerError(f"{peer.name}: {error}") from error
+            raise WorkerError(str(error)) from error
 
 
 def read_seconds(file: Path) -> float:

@@ -69,6 +69,14 @@ class Peer(NamedTuple):
         return f"{self.library}{number}{framework}"
 
     @property
+    def environment(self) -> dict[str, str]:
+        """The variables of its process: transformers would import every framework that it finds."""
+        if self.library != "transformers":
+            return {}
+        variables = {"pt": "USE_TORCH", "tf": "USE_TF", "flax": "USE_FLAX"}
+        return {name: str(int(framework == self.framework)) for framework, name in variables.items()}
+
+    @property
     def missing(self) -> str:
         """What to say where it is not installed."""
         target = f"--no-deps --target {SITES[0]}/{self.site} " if self.site else ""

@@ -19,7 +19,7 @@ from vit.flops import training_flops
 from vit.measure import Worker, WorkerError
 from vit.weights import parameter_shapes
 
-from .harness import COLORS, ENVIRONMENT, Bar, Options, Ratio, bars, ratio, say, table, take_turns, turn
+from .harness import COLORS, Bar, Options, Ratio, bars, process, ratio, say, table, take_turns, turn
 from .peers import SAME_WEIGHTS, Peer, Runner, images, model_flax, model_pt, model_tf, read_config, torch_device
 
 SETTINGS: dict[bool, dict[str, Any]] = {
@@ -93,7 +93,7 @@ def measure(
         say(f"ViT-{variant} {dtype}, {'recomputing, ' * recompute}batch {batch_size}: "
             f"{', '.join(peer.name for peer in group)}")  # fmt: skip
         with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-            workers = {peer: stack.enter_context(Worker(peer.path, ENVIRONMENT)) for peer in group}
+            workers = {peer: stack.enter_context(process(peer)) for peer in group}
             arguments = {
                 "checkpoint": options.checkpoint(variant), "dtype": dtype, "batch_size": batch_size,
                 "device": options.device, "recompute": recompute}  # fmt: skip
@@ -104,10 +104,11 @@ def measure(
                 continue
             for peer in ready:
                 workers[peer].peak_memory(reset=True)
-            times = take_turns({peer: partial(turn, workers[peer]) for peer in ready}, seconds, least=3)
-            memory = {peer: _memory(options, peer, workers[peer]) for peer in ready}
-        ours = next((peer for peer in ready if peer.library == "trivit"), None)
-        for peer in ready:
+            runs = {peer: partial(turn, workers[peer]) for peer in ready}
+            times = take_turns(runs, seconds, least=3, absent=options.absent)
+            memory = {peer: _memory(options, peer, workers[peer]) for peer in times}
+        ours = next((peer for peer in times if peer.library == "trivit"), None)
+        for peer in times:
             if ours is None or peer == ours:
                 found[peer] = Cell(times[peer], memory[peer])
             else:
