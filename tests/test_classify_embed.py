@@ -705,7 +705,8 @@ def test_a_folder_that_may_not_be_read_is_an_error(photos, capsys, monkeypatch):
 
 
 def test_an_unknown_model_is_an_error(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert refused(capsys, photos, "-m", "nobody/nothing").startswith("nobody/nothing is not a folder here, not in the")
     assert refused(capsys, photos, "-m", tmp_path / "gone").startswith(f"{tmp_path}/gone does not exist; expected a ")
     assert refused(capsys, photos, "-m", photos).startswith(f"{photos} has no config.json; expected a folder")
     assert "is 'theano'; expected one of pt, tf, flax" in refused(capsys, photos, "-f", "theano")
