@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 options.variant, options.dtype, options.batch_size, options.peer, options.seconds,
             )  # fmt: skip
             say(suite)
+            start = time.perf_counter()
             try:
                 section = (
                     run_program(suite, settings)
@@ -79,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 say(f"{suite} failed: {type(error).__name__}: {error}")
                 failed.append(suite)
                 continue
+            say(f"{suite} took {(time.perf_counter() - start) / 60:.1f} minutes")
             title, _, body = section.partition("\n")
             where = " on a GPU" if options.device == "gpu" else ""
             section = f"{title}{where}\n\n{heading(settings, command, versions())}\n{body}"
