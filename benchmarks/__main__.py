@@ -2,6 +2,9 @@
 
 What was measured is printed, and replaces those suites' sections in benchmarks/RESULTS.md. Peers that are not
 installed are named with the line that installs them, and left out: see benchmarks/peers.py.
+
+On two cores with every peer, all suites take about ten minutes with --quick, and about four hours without, most of them
+for `inference` at L/16. Each suite's section is written as it ends, and says for itself how long it took.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("suites", metavar="SUITE", nargs="*", help=f"{', '.join(SUITES)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="smaller models, fewer repeats: about five minutes")
+    parser.add_argument("--quick", action="store_true", help="smaller models, fewer repeats, one peer each")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--framework", action="append", help="pt, tf, flax, openvino or onnxruntime; repeatable")
     parser.add_argument("--peer", action="append", help="timm, 'transformers 4' ...; repeatable (default: all)")
