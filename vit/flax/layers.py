@@ -110,11 +110,12 @@ def attention(query: Array, key: Array, value: Array) -> Array:
     """
     if jax.default_backend() != "cpu" and query.dtype != jnp.float64:
         return jax.nn.dot_product_attention(query, key, value)
-    query, key, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))  # (B, H, T, D / H)
+    query, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, value))  # (B, H, T, D / H)
+    key = key.transpose(0, 2, 3, 1)  # (B, H, D / H, T)
     at_least_float32 = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=at_least_float32)
+    scores = jnp.matmul(query, key, preferred_element_type=at_least_float32)  # (B, H, T, T)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    context = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=at_least_float32)
+    context = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=at_least_float32)
     return (context / weights.sum(-1, keepdims=True)).astype(value.dtype).swapaxes(1, 2)
 
 
