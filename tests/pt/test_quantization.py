@@ -1,4 +1,4 @@
-"""int8: close to float32, as accurate on what the digits checkpoint never saw, and honest about what it cannot do."""
+"""int8 is as accurate on the digits as float32, packed weights change nothing, and both say what they cannot do."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import nn
 
 from vit import InputError, ViTForImageClassification, ViTImageProcessor, ViTModel
 from vit.cli.frameworks import DIGITS
-from vit.pt import quantization, quantize
-from vit.pt.linear import FUSED
+from vit.pt import prepack, quantization, quantize
+from vit.pt.linear import FUSED, PackedLinear, has_kernel
 from vit.pt.quantization import Int8Linear
 
 pytestmark = pytest.mark.skipif(not quantization.has_kernels(), reason="this PyTorch was built without oneDNN")
@@ -86,3 +86,59 @@ def test_inputs_without_a_range_are_computed(tiny_config: Any) -> None:
     dense = nn.Linear(8, 4)
     with torch.inference_mode():
         torch.testing.assert_close(Int8Linear(dense)(torch.zeros(3, 8)), dense.bias.expand(3, 4))
+
+
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_new", "relu", "quick_gelu", "tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_layer_is_the_layer(activation: str | None, dtype: torch.dtype) -> None:
+    from vit.pt.linear import linear
+
+    if not has_kernel(dtype):
+        pytest.skip(f"this CPU does not multiply {dtype}")
+    torch.manual_seed(0)
+    dense = nn.Linear(96, 40, bias=activation != "relu").to(dtype)
+    packed = PackedLinear(dense, rows=34)
+    with torch.inference_mode():
+        for batch_size in (1, 2, 65):  # what it was packed for is 2
+            x = torch.randn(batch_size, 17, 96, dtype=dtype)
+            torch.testing.assert_close(linear(packed, x, activation), linear(dense, x, activation))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_prepacked_model_gives_the_same_logits_and_holds_no_second_copy(tiny_config: Any, batch_size: int) -> None:
+    model = ViTForImageClassification(tiny_config(num_labels=5)).eval()
+    config = model.config
+    pixel_values = torch.randn(3, config.num_channels, *np.broadcast_to(config.image_size, 2))
+    with torch.inference_mode():
+        expected = model(pixel_values).logits
+        prepacked = prepack(model, batch_size)
+        torch.testing.assert_close(prepacked(pixel_values).logits, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(copy.deepcopy(prepacked)(pixel_values).logits, expected, rtol=1e-5, atol=1e-6)
+    kinds = [type(module) for module in model.modules()]
+    assert kinds.count(PackedLinear) == 6 * config.num_hidden_layers
+    assert not any("encoder" in name and "dense" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("prepare", [quantize, prepack])
+def test_a_model_for_inference_alone_says_so(tiny_config: Any, prepare: Any, tmp_path: Any) -> None:
+    model = prepare(ViTModel(tiny_config()))
+    config = model.config
+    pixel_values = torch.zeros(1, config.num_channels, *np.broadcast_to(config.image_size, 2), requires_grad=True)
+    with pytest.raises(InputError, match="has no gradients"):
+        model(pixel_values)
+    with pytest.raises(InputError, match="save it before that"):
+        model.save_pretrained(tmp_path / "new")
+    for again in (quantize, prepack):
+        with pytest.raises(InputError, match=r"The model is (quantised to int8|prepacked) already"):
+            again(model)
+
+
+def test_what_it_cannot_prepack_is_refused_and_left_alone(tiny_config: Any) -> None:
+    model = ViTModel(tiny_config())
+    for batch_size in (0, "1", 2.0):
+        with pytest.raises(InputError, match="expected an int of at least 1"):
+            prepack(model, batch_size)
+    with pytest.raises(InputError, match="expected a dtype that PyTorch's oneDNN multiplies"):
+        prepack(model.double())
+    assert model.training
+    assert model.inference_only is None

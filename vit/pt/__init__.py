@@ -10,6 +10,6 @@ except ModuleNotFoundError as error:
     raise missing_framework("vit.pt", "pt") from None
 
 from .model import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
-from .quantization import quantize
+from .quantization import prepack, quantize
 
-__all__ = ["ViTForImageClassification", "ViTForMaskedImageModeling", "ViTModel", "quantize"]
+__all__ = ["ViTForImageClassification", "ViTForMaskedImageModeling", "ViTModel", "prepack", "quantize"]

@@ -9,11 +9,13 @@ quantisation, autocast, compilation, function transforms), it is called as it is
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..errors import InputError
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -47,7 +49,7 @@ def linear(layer: nn.Module, x: Tensor, activation: str | None = None) -> Tensor
     Returns:
         (..., out_features).
     """
-    if getattr(layer, "fuses_activation", False):  # a quantised one
+    if isinstance(layer, InferenceLinear):
         return layer(x, activation)
     if not is_plain(layer, x):
         x = layer(x)
@@ -82,6 +84,52 @@ class _Linear(torch.autograd.Function):
         else:
             of_x = _kernel(gradient.contiguous(), weight.t(), None) if needs_x else None
         return of_x, rows.t() @ x.flatten(0, -2) if needs_weight else None, rows.sum(0) if needs_bias else None
+
+
+class InferenceLinear(nn.Module):
+    """A linear layer for inference on CPUs, whose weights are what a kernel wants and no parameters.
+
+    Args:
+        layer: the layer to take the place of.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+        """`ACTIVATIONS[activation]` of the product: (..., in_features) -> (..., out_features) of the same dtype."""
+        if x.requires_grad and torch.is_grad_enabled():
+            raise InputError("A quantised or prepacked model has no gradients; use one that is neither.")
+        x = self.compute(x.contiguous(), FUSED.get(activation or "", ("none", None)))
+        return x if activation is None or activation in FUSED else ACTIVATIONS[activation](x)
+
+    def compute(self, x: Tensor, fused: tuple[str, str | None]) -> Tensor:
+        """The product, and a fused activation: oneDNN's name and algorithm."""
+        raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # nothing in it changes, and the kernel's weights cannot be copied
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class PackedLinear(InferenceLinear):
+    """A linear layer whose weights lie in the order in which oneDNN's kernel reads them.
+
+    Args:
+        layer: the layer to take the place of.
+        rows: of the inputs to come, which the order is chosen for; others are computed too.
+    """
+
+    def __init__(self, layer: nn.Linear, rows: int) -> None:
+        super().__init__(layer)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+
+    def compute(self, x: Tensor, fused: tuple[str, str | None]) -> Tensor:
+        return _kernel(x, self.weight, self.bias, *fused)
 
 
 def is_plain(layer: nn.Module, x: Tensor) -> bool:

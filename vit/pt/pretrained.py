@@ -33,7 +33,7 @@ class ViTPreTrainedModel(nn.Module):
     """A model with a configuration, whose state_dict has the names and shapes of the published checkpoints."""
 
     head: ClassVar[str | None] = None
-    quantized: str | None = None  # "int8" after vit.pt.quantize
+    inference_only: str | None = None  # "quantised to int8" or "prepacked", once vit.pt.quantize or prepack made it so
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -118,8 +118,8 @@ class ViTPreTrainedModel(nn.Module):
 
         The old files stay whole until the new ones are complete. transformers reads the result.
         """
-        if self.quantized:
-            raise InputError(f"The model is quantised to {self.quantized}; save it before that, and quantise it again.")
+        if self.inference_only:
+            raise InputError(f"The model is {self.inference_only}; save it before that.")
         state = self.state_dict()
         dtype = checkpoint.dtype_of(self.dtype).name
         checkpoint.write(
