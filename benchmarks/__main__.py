@@ -3,8 +3,8 @@
 What was measured is printed, and replaces those suites' sections in benchmarks/RESULTS.md. Peers that are not
 installed are named with the line that installs them, and left out: see benchmarks/peers.py.
 
-On two cores with every peer, all suites take about twelve minutes with --quick, and about four hours without, most of them
-for `inference` at L/16. Each suite's section is written as it ends, and says for itself how long it took.
+On two cores with every peer, all suites take about twelve minutes with --quick, and about four hours without, most of
+them for `inference` at L/16. Each suite's section is written as it ends, and it is said how long it took.
 """
 
 from __future__ import annotations
