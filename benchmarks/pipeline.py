@@ -62,7 +62,7 @@ class Work:
     def reading(self) -> None:
         """Decode and preprocess, and throw away."""
         with ThreadPoolExecutor(available_cpus()) as pool:
-            deque(pool.map(lambda file: self.processor(file, return_tensors="np"), self._files()), maxlen=0)
+            deque(pool.map(lambda file: self.processor(file, return_tensors="np", threads=1), self._files()), maxlen=0)
 
     def model(self, calls: int = 1) -> None:
         """Compute batches that are there, so many at a time."""

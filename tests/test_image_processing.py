@@ -402,11 +402,23 @@ def test_to_moves_and_casts_torch_tensors_alone():
         ViTImageProcessor()(CAT, return_tensors="np").to("cpu")
 
 
-def test_threads_change_nothing(monkeypatch):
+@pytest.mark.parametrize("kind", [ViTImageProcessor, ViTImageProcessorFast])
+def test_threads_change_nothing_but_which_thread_works(kind, monkeypatch):
     images = [CAT[:, i : i + 300] for i in range(8)]
-    parallel = ViTImageProcessor()(images, return_tensors="np").pixel_values
-    monkeypatch.setattr(processor, "_cpus", lambda: 1)
-    assert_same(ViTImageProcessor()(images, return_tensors="np").pixel_values, parallel)
+    made, used = [], set()
+    submit = processor._pool().submit
+    monkeypatch.setattr(processor._pool(), "submit", lambda *args: made.append(args) or submit(*args))
+    read = processor.Reader.read
+    monkeypatch.setattr(processor.Reader, "read", lambda *args: used.add(threading.get_ident()) or read(*args))
+    alone = kind()(images, return_tensors="np", threads=1).pixel_values
+    assert not made
+    assert used == {threading.get_ident()}
+    assert_same(kind()(images, return_tensors="np", threads=3).pixel_values, alone)
+    assert len(made) == 2
+    assert_same(kind()(images, return_tensors="np").pixel_values, alone)
+    for threads in (0, -1, 1.5, "2", True):
+        with pytest.raises(InputError, match=f"threads is {threads!r}; expected an int of at least 1, or None"):
+            kind()(images, threads=threads)
 
 
 def test_the_first_of_several_bad_images_is_named(monkeypatch):

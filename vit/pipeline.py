@@ -228,7 +228,7 @@ def _run(
     start: int,
 ) -> Iterator[Prediction]:
     def read(image: Any) -> np.ndarray:
-        pixel_values = processor(image, return_tensors="np").pixel_values
+        pixel_values = processor(image, return_tensors="np", threads=1).pixel_values  # of which `workers` run
         if pixel_values.shape != (1, *expected):
             raise InputError(
                 f"came out of the image processor as {_shape(pixel_values.shape)} (batch x channels x height x width); "

@@ -21,7 +21,16 @@ from ..errors import missing_framework
 from ..inputs import check_torch_device
 from .batch import BatchFeature
 from .inputs import FIRST, Frame, flatten, to_bytes
-from .processor import Batch, Resized, ViTImageProcessor, check_channels, make_reader, resized_size, spread
+from .processor import (
+    Batch,
+    Resized,
+    ViTImageProcessor,
+    check_channels,
+    make_reader,
+    number_of_threads,
+    resized_size,
+    spread,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +69,7 @@ class ViTImageProcessorFast(ViTImageProcessor):
         data_format: str = FIRST,
         input_data_format: str | None = None,
         device: str | torch.device | None = None,
+        threads: int | None = None,
         **overrides: Any,
     ) -> BatchFeature:
         """Make `pixel_values` of one image or a batch.
@@ -70,6 +80,7 @@ class ViTImageProcessorFast(ViTImageProcessor):
             data_format: "channels_first" or "channels_last", of the result.
             input_data_format: the same of the arrays passed; inferred from each shape when None.
             device: where to compute and leave the result; where each tensor is, else the CPU, when None.
+            threads: at most so many that take images, on the CPU; as many as torch has when None.
             **overrides: options for this call.
 
         Returns:
@@ -77,7 +88,7 @@ class ViTImageProcessorFast(ViTImageProcessor):
             `do_rescale` nor `do_normalize` asks for floats.
 
         Raises:
-            InputError: an image that cannot be used; its index is named.
+            InputError: an image that cannot be used; its index is named. Fewer than one thread.
             ConfigError: an unknown option, or an impossible value.
             MissingFrameworkError: the framework of `return_tensors` is not installed.
         """
@@ -87,8 +98,9 @@ class ViTImageProcessorFast(ViTImageProcessor):
         check_torch_device(torch, device)
         reader = make_reader(options, input_data_format, keep_torch=True)
         sources = flatten(images)
-        on_cpu = device is None or torch.device(device).type == "cpu"
-        threads = torch.get_num_threads() if on_cpu else 1
+        threads = number_of_threads(threads, torch.get_num_threads)
+        if device is not None and torch.device(device).type != "cpu":
+            threads = 1
         mean, std = _constants(options)
         memory = torch.contiguous_format if data_format == FIRST else torch.channels_last
         batch = Batch(

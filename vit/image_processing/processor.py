@@ -83,6 +83,7 @@ class ViTImageProcessor:
         return_tensors: str | None = None,
         data_format: str = FIRST,
         input_data_format: str | None = None,
+        threads: int | None = None,
         **overrides: Any,
     ) -> BatchFeature:
         """Make `pixel_values` of one image or a batch.
@@ -94,6 +95,7 @@ class ViTImageProcessor:
             return_tensors: None for a list of arrays, or "np", "pt", "tf" or "jax".
             data_format: "channels_first" or "channels_last", of the result.
             input_data_format: the same of the arrays passed; inferred from each shape when None.
+            threads: at most so many; as many as there are CPUs, but one in a child process, when None.
             **overrides: options for this call.
 
         Returns:
@@ -102,14 +104,14 @@ class ViTImageProcessor:
             keep their dtype, as in transformers.
 
         Raises:
-            InputError: an image that cannot be used; its index is named.
+            InputError: an image that cannot be used; its index is named. Fewer than one thread.
             ConfigError: an unknown option, or an impossible value.
             MissingFrameworkError: the framework of `return_tensors` is not installed.
         """
         options = self._options(overrides, return_tensors, data_format, input_data_format)
+        threads = number_of_threads(threads, _cpus)
         reader = make_reader(options, input_data_format)
         sources = flatten(images)
-        threads = _cpus()
         each = threads // len(sources)  # what is left for one image
         arithmetic = _arithmetic(options)
         batch = Batch(len(sources), partial(_empty, data_format))
@@ -361,6 +363,15 @@ def _pool() -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork has none of its parent's threads
+
+
+def number_of_threads(given: int | None, default: Callable[[], int]) -> int:
+    """`threads` as given, or its default."""
+    if given is None:
+        return default()
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise InputError(f"threads is {given!r}; expected an int of at least 1, or None.")
+    return given
 
 
 def _cpus() -> int:
