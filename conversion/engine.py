@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -60,7 +60,7 @@ _FILES = tuple(
 )
 
 _THREADS = 2
-"""In writing, each takes a tensor: two are in memory. In comparing, each takes blocks of one: it, and its source."""
+"""Each takes a tensor: two are in memory; in comparing, their sources, too."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes to do: each tensor counts once for writing and once for comparing."""
@@ -416,36 +416,24 @@ def _verify(
     result = Source(_open(staged, format.name), format, config)
     if lost := [name for name in kept if name not in result.places]:
         raise CheckpointError(f"The comparison failed: the result lacks {summary(lost)}. Nothing was written.")
+
+    def compare(name: str) -> None:
+        back, expected = opened.format.to_foreign(result.read(name)), opened.read_stored(name)
+        if back.dtype != kept[name][1] or back.size != expected.size or not _same_bits(expected, back):
+            raise CheckpointError(f"The comparison failed: {name} is not what the source holds. Nothing was written.")
+        meter.add(back)
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        for name, (_, dtype) in kept.items():
-            back, expected = opened.format.to_foreign(result.read(name)), opened.read_stored(name)
-            if back.dtype != dtype or back.size != expected.size or not _same_bits(expected, back, pool):
-                raise CheckpointError(
-                    f"The comparison failed: {name} is not what the source holds. Nothing was written."
-                )
-            meter.add(back)
+        deque(pool.map(compare, kept), 0)  # raises what they raise
 
 
-def _same_bits(expected: np.ndarray, back: np.ndarray, pool: ThreadPoolExecutor) -> bool:
-    """Whether two arrays hold the same bits, the first cast to the second's dtype; threads share their parts."""
+def _same_bits(expected: np.ndarray, back: np.ndarray) -> bool:
+    """Whether two arrays hold the same bits in the same order, the first cast to the second's dtype."""
     expected, bits = expected.reshape(back.shape), f"u{back.itemsize}"
-
-    def same(part: tuple[slice, ...]) -> bool:
-        a, b = expected[part].astype(back.dtype, copy=False), checkpoint.in_order(back[part], back.dtype)
-        return np.array_equal(a.view(bits), b.view(bits))
-
-    parts = _tiles(back.shape)
-    if len(parts) == 1:
-        return same(parts[0])
-    return all(pool.map(lambda i: all(map(same, parts[i::_THREADS])), range(_THREADS)))
-
-
-def _tiles(shape: Shape, height: int = 1024, width: int = 256) -> list[tuple[slice, ...]]:
-    """Parts of a matrix that fit the cache and have some kB of each of their rows and columns; all of another array."""
-    if len(shape) != 2:
-        return [(slice(None),) * len(shape)]
-    begins = product(range(0, shape[0], height), range(0, shape[1], width))
-    return [(slice(i, i + height), slice(j, j + width)) for i, j in begins]
+    return all(
+        np.array_equal(expected[part].astype(back.dtype, copy=False).view(bits), checkpoint.near(back[part]).view(bits))
+        for part in checkpoint.tiles(back.shape)
+    )
 
 
 # === The target ===

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -489,12 +490,11 @@ def foreign_tensors(
 
 def write_part(format: Format, foreign: Foreign, read: Callable[[str], np.ndarray]) -> np.ndarray:
     """The array of a foreign tensor, from the canonical ones that make it up; of one alone, a view where that is it."""
-    result = np.empty(0)
-    for i, name in enumerate(foreign.names):
-        array = format.to_foreign(read(name))
-        if array.shape == foreign.shape:
-            return array
-        if not i:
-            result = np.empty((len(foreign.names), *array.shape), foreign.dtype)
-        fill(result[i], array)
+    arrays = (format.to_foreign(read(name)) for name in foreign.names)
+    first = next(arrays)
+    if first.shape == foreign.shape:
+        return first
+    result = np.empty((len(foreign.names), *first.shape), foreign.dtype)
+    for part, array in zip(result, chain([first], arrays), strict=True):
+        fill(part, array)
     return result.reshape(foreign.shape)

@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -380,6 +381,59 @@ def test_an_array_of_another_shape_than_announced_is_refused_and_nothing_is_writ
     with pytest.raises(CheckpointError, match=r"a has the shape \(3,\); expected \(2,\)"):
         checkpoint.write(tmp_path / "new", ViTConfig(), {"a": ((2,), np.dtype("f4"))}, lambda name: np.ones(3))
     assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape",
+    [(), (0,), (5,), (0, 3), (3, 0), (1, 1), (1, 7), (7, 1), (33, 65), (1, 3000), (3000, 1), (1300, 301), (301, 1300),
+     (2100, 600), (3, 5, 7), (13, 11, 5, 3)],
+)  # fmt: skip
+def test_arrays_in_any_order_are_written_and_copied_exactly(shape, dtype, tmp_path):
+    bits = np.random.default_rng(0).integers(0, 256, (*shape, checkpoint.dtype_of(dtype).itemsize), np.uint8)
+    array = bits.view(checkpoint.dtype_of(dtype)).reshape(shape)  # NaNs and all
+    expected = array.T.copy().tobytes()
+    assert checkpoint.in_order(array.T, array.dtype).tobytes() == expected
+    target = np.empty(shape[::-1], array.dtype)
+    checkpoint.fill(target, array.T)
+    assert target.tobytes() == expected
+    every_other = np.repeat(array, 2, axis=-1)[..., ::2] if shape else array
+    assert checkpoint.in_order(every_other, array.dtype).tobytes() == array.tobytes()
+    for threads in (1, 2):
+        path = tmp_path / f"{threads}.safetensors"
+        tensors = {"first": array.T, "second": array, "third": every_other}
+        specs = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        checkpoint.write_safetensors(path, specs, tensors.__getitem__, threads)
+        for name, tensor in checkpoint.read_header(path).items():
+            assert tensor.shape == tensors[name].shape
+            stored = path.read_bytes()[tensor.offset :][: array.nbytes]
+            assert stored == (expected if name == "first" else array.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float64", "float16")]
+)
+def test_a_transposed_matrix_is_cast_as_any_other(stored, wanted):
+    array = np.random.default_rng(0).standard_normal((1100, 601)).astype(checkpoint.dtype_of(stored))
+    wanted = checkpoint.dtype_of(wanted)
+    found = checkpoint.in_order(array.T, wanted)
+    assert found.dtype == wanted
+    assert found.tobytes() == array.astype(wanted).T.tobytes()
+
+
+def test_an_error_in_one_of_several_threads_is_raised_and_the_rest_is_not_waited_for(tmp_path):
+    names, read = [f"{i:03}" for i in range(200)], []
+
+    def fail(name: str) -> np.ndarray:
+        read.append(name)
+        if name == "003":
+            raise Interruption("interrupted")
+        time.sleep(0.002)
+        return np.ones(4, np.float32)
+
+    with pytest.raises(Interruption, match="interrupted"):
+        checkpoint.write_safetensors(tmp_path / "x", dict.fromkeys(names, ((4,), np.dtype("f4"))), fail, threads=2)
+    assert len(read) < 100
 
 
 def test_a_disk_that_takes_no_more_leaves_the_old_checkpoint_and_is_named(tmp_path):

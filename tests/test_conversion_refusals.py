@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -362,6 +364,76 @@ def test_the_comparison_finds_a_wrong_rule_and_a_wrong_write(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
     conversion.convert(FIXTURES / "google_vit.npz", tmp_path / "unverified", verify=False)
     assert (tmp_path / "unverified").is_dir()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory, random_checkpoint) -> Path:
+    """A google .npz whose MLP matrices, (1100, 320) and (320, 1100), are several tiles each way."""
+    folder = tmp_path_factory.mktemp("wide")
+    sizes = {"hidden_size": 320, "num_attention_heads": 5, "intermediate_size": 1100, "image_size": 32}
+    random_checkpoint(folder / "hf", ViTConfig(num_hidden_layers=1, num_labels=3, **sizes), "classifier")
+    conversion.convert(folder / "hf", folder / "wide.npz", target_format="google")
+    return folder / "wide.npz"
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("name", ["intermediate", "output"])
+@pytest.mark.parametrize("at", [(0, 0), (-1, -1), (0, -1), (-1, 0), (200, 130)])
+def test_the_comparison_finds_one_flipped_bit_anywhere_in_a_matrix(name, at, dtype, wide, tmp_path, monkeypatch):
+    parameter = f"vit.encoder.layer.0.{name}.dense.weight"
+
+    def careless(path, tensors, read, threads):
+        checkpoint_write(path, tensors, read, threads)
+        tensor = checkpoint.read_header(path)[parameter]
+        row, column = np.arange(tensor.shape[0])[at[0]], np.arange(tensor.shape[1])[at[1]]
+        with open(path, "r+b") as file:
+            file.seek(tensor.offset + int(row * tensor.shape[1] + column) * tensor.dtype.itemsize)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 1]))
+
+    checkpoint_write = checkpoint.write_safetensors
+    monkeypatch.setattr(checkpoint, "write_safetensors", careless)
+    with pytest.raises(CheckpointError, match=f"The comparison failed: {parameter}"):
+        conversion.convert(wide, tmp_path / "out", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["writing", "comparing"])
+@pytest.mark.parametrize("target", ["out", "out.safetensors"])
+def test_an_error_in_a_thread_ends_the_conversion_and_leaves_the_target_as_it_was(
+    stage, target, wide, tmp_path, monkeypatch
+):
+    # The first tensor that is read again belongs to the comparison.
+    whole, seen, threads = rules.Source.read_stored, set(), set()
+
+    def failing(self, name):
+        again = (str(self.store.path), name) in seen
+        seen.add((str(self.store.path), name))
+        threads.add(threading.current_thread())
+        if name == "vit.encoder.layer.0.output.dense.weight" and again == (stage == "comparing"):
+            raise OSError(errno.EIO, "the disk is broken")
+        return whole(self, name)
+
+    format_ = "timm" if target.endswith(".safetensors") else "hf"
+    conversion.convert(FIXTURES / "google_vit.npz", tmp_path / target, target_format=format_)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(rules.Source, "read_stored", failing)
+    with pytest.raises(CheckpointError, match="the disk is broken"):
+        conversion.convert(wide, tmp_path / target, target_format=format_, force=True)
+    assert threading.main_thread() not in threads
+    assert not threads & set(threading.enumerate())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_disk_that_fails_during_the_comparison_leaves_nothing(wide, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="out cannot be written: No space left on device"):
+        conversion.convert(wide, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_labels_that_cannot_be_read_are_refused(tmp_path):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -556,14 +556,42 @@ def write_safetensors(
 # === Copying ===
 
 _BLOCK = 2**20  # bytes that are copied before they are used: they stay in the cache of a core
-_PART = 2**18  # bytes of a block that are transposed at once
-_PAD = 16  # elements between their rows
+_TILE = 1024, 128  # of a matrix: stays in the cache, too, and has some lines of it in every row and column
 
 
 def blocks(array: np.ndarray) -> list[slice]:
     """The rows of an array in blocks of about 1 MB."""
     rows = max(1, _BLOCK * len(array) // max(1, array.nbytes))
     return [slice(begin, begin + rows) for begin in range(0, len(array), rows)]
+
+
+def tiles(shape: Shape) -> list[tuple[Any, ...]]:
+    """The parts of a matrix that `near` brings into the cache; of another array, all of it."""
+    if len(shape) != 2:
+        return [(...,)]
+    height, width = _TILE
+    begins = product(range(0, shape[0], height), range(0, shape[1], width))
+    return [(slice(i, i + height), slice(j, j + width)) for i, j in begins]
+
+
+def near(tile: np.ndarray) -> np.ndarray:
+    """The tile itself, or of a transposed matrix a copy, in which going along a row is as fast as along a column.
+
+    It is copied as it lies, and with a gap after each column: at the distance of a power of two, what is in one row
+    would have the same few places of the cache.
+    """
+    if tile.ndim != 2 or tile.strides[0] != tile.itemsize:
+        return tile
+    height, width = tile.shape
+    columns = np.empty((width, height + 16), tile.dtype)[:, :height]
+    columns[:] = tile.T
+    return columns.T
+
+
+def fill(target: np.ndarray, array: np.ndarray) -> None:
+    """Copy into an array of the same shape, cast to its dtype."""
+    for part in tiles(array.shape):
+        np.copyto(target[part], near(array[part]), casting="unsafe")
 
 
 def in_order(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -577,22 +605,3 @@ def in_order(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         with ThreadPoolExecutor(2) as pool:
             deque(pool.map(lambda rows: fill(result[rows], array[rows]), blocks(array)), 0)  # raises what they raise
     return result
-
-
-def fill(target: np.ndarray, array: np.ndarray) -> None:
-    """Copy into an array of the same shape whose elements lie in the order of their indices, cast to its dtype.
-
-    A transposed matrix is first copied as it lies, in parts that fit the cache, with a gap between their rows: at the
-    distance of a power of two, what is in one column would have the same few places of the cache.
-    """
-    if array.ndim != 2 or array.strides[0] != array.itemsize:
-        np.copyto(target, array, casting="unsafe")
-        return
-    for rows in blocks(array):
-        height = len(array[rows])
-        width = max(1, _PART // (height * array.itemsize))
-        near = np.empty((width, height + _PAD), array.dtype)[:, :height]
-        for begin in range(0, array.shape[1], width):
-            part = array[rows, begin : begin + width]
-            near[: part.shape[1]] = part.T
-            np.copyto(target[rows, begin : begin + width], near[: part.shape[1]].T, casting="unsafe")
