@@ -1,4 +1,4 @@
-"""A conversion holds one tensor at a time: what a process holds at most, measured by the operating system."""
+"""A conversion holds two tensors at a time, never the checkpoint: a process's peak, as the system measures it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ LARGEST = 3072 * 768 * 4  # bytes of an MLP matrix; the whole checkpoint is elev
 SLACK = 6_000_000  # Python's own growth, and the buffers of files
 
 CODE = """
-import resource, sys, conversion
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+import re, sys, conversion
+# Not ru_maxrss: a process inherits that of the one that started it, which has loaded three frameworks.
+def peak(): return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 source, small, target, format, ending = sys.argv[1:]
 conversion.convert(small, target + "-small" + ending, target_format=format)  # imports what the format needs
 before = peak()
@@ -38,14 +39,15 @@ def sources(tmp_path_factory, random_checkpoint) -> Path:
     return folder
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's own peak")
 @pytest.mark.parametrize(
     ("source", "target", "tensors"),
-    [("google.npz", "hf", 2), ("timm.pth", "hf", 2), ("transformers-flax", "hf", 2), ("hf", "google", 2),
-     ("hf", "transformers-flax", 2), ("google.npz", "torchvision", 2),
-     # HDF5 hands out and takes copies of its own.
-     ("transformers-tf", "hf", 3), ("hf", "transformers-tf", 3)],
+    [("google.npz", "hf", 4), ("timm.pth", "hf", 4), ("transformers-flax", "hf", 4), ("hf", "google", 4),
+     # The allocator keeps what was the copy in another order, the fused projection of each thread, or HDF5's own.
+     ("hf", "transformers-flax", 5), ("google.npz", "torchvision", 6), ("transformers-tf", "hf", 6),
+     ("hf", "transformers-tf", 6)],
 )  # fmt: skip
-def test_a_conversion_holds_the_largest_tensor_and_its_transpose(source, target, tensors, sources, tmp_path):
+def test_a_conversion_holds_a_tensor_and_its_source_in_each_of_two_threads(source, target, tensors, sources, tmp_path):
     name, dot, ending = source.partition(".")
     small = sources / f"{name}-small{dot}{ending}"
     suffix = {"google": ".npz", "torchvision": ".safetensors"}.get(target, "")
