@@ -1,4 +1,4 @@
-"""convert: one checkpoint from one format into another, a tensor at a time, compared before it appears."""
+"""convert: one checkpoint from one format into another, a few tensors at a time, compared before it appears."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def convert(
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
-    """Convert a checkpoint, one tensor at a time; `target` appears when it is complete and compared.
+    """Convert a checkpoint, a few tensors at a time; `target` appears when it is complete and compared.
 
     Args:
         source: a file or folder of any format of `FORMATS`.
