@@ -16,6 +16,7 @@ from jax import Array
 
 from ..config import ViTConfig, to_pair
 from ..posemb import bicubic_matrix
+from .eager import call
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -269,10 +270,10 @@ class ViTEncoder(nnx.Module):
         output_attentions: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Array, tuple[Array, ...] | None, tuple[Array, ...] | None]:
-        call = nnx.remat(ViTLayer.__call__, static_argnums=2) if self.gradient_checkpointing else ViTLayer.__call__
+        run = nnx.remat(ViTLayer.__call__, static_argnums=2) if self.gradient_checkpointing else call
         all_hidden_states, all_attentions = [hidden_states], []
         for layer in self.layer:
-            hidden_states, attentions = call(layer, hidden_states, output_attentions, rngs)
+            hidden_states, attentions = run(layer, hidden_states, output_attentions, rngs)
             all_hidden_states.append(hidden_states)
             all_attentions.append(attentions)
         return (

@@ -17,6 +17,7 @@ from ..config import ViTConfig, to_pair
 from ..errors import ConfigError
 from ..inputs import check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
+from .eager import call
 from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, initializer, layer_norm
 from .loss import classification_loss, reconstruction_loss
 from .pretrained import FlaxViTPreTrainedModel
@@ -88,18 +89,18 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
             has_mask_token = self.embeddings.mask_token is not None
             check_bool_masked_pos(bool_masked_pos.shape, np.shape(pixel_values)[0], grid[0] * grid[1], has_mask_token)
         pixel_values = jnp.asarray(pixel_values, self.dtype)
-        hidden_states = self.embeddings(pixel_values, grid, bool_masked_pos, rngs)
+        hidden_states = call(self.embeddings, pixel_values, grid, bool_masked_pos, rngs)
         hidden_states, all_hidden_states, all_attentions = self.encoder(
             hidden_states,
             config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             config.output_attentions if output_attentions is None else output_attentions,
             rngs,
         )
-        hidden_states = self.layernorm(hidden_states)
+        hidden_states = call(self.layernorm, hidden_states)
         return collect(
             config.return_dict if return_dict is None else return_dict,
             last_hidden_state=hidden_states,
-            pooler_output=None if self.pooler is None else self.pooler(hidden_states),
+            pooler_output=None if self.pooler is None else call(self.pooler, hidden_states),
             hidden_states=all_hidden_states,
             attentions=all_attentions,
         )
