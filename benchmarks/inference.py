@@ -34,9 +34,9 @@ SETTINGS = {
 
 EXPLANATION = """Behind the images a second, the share of the floor. The column beside says how many times as fast
 trivit is in the same framework; for a runtime, the fastest of trivit's frameworks. PyTorch runs eagerly under
-`inference_mode`, TensorFlow under `tf.function`, Flax under `jax.jit`, the runtimes what trivit's PyTorch model
-exports; images lie on the device. transformers' TensorFlow computes bfloat16 from float32 weights; keras-hub's ViT has
-weights of its own."""
+`inference_mode` (prepacked: after `vit.pt.prepack`), TensorFlow under `tf.function`, Flax under `jax.jit`, the runtimes
+what trivit's PyTorch model exports; images lie on the device. transformers' TensorFlow computes bfloat16 from float32
+weights; keras-hub's ViT has weights of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,13 @@ class Subject:
     dtype: str
     attention: str | None = None
     compiled: bool = False
+    prepacked: bool = False
 
     @property
     def name(self) -> str:
         """As tables have it."""
-        return self.peer.name + (f", {self.attention}" if self.attention else "") + ", compiled" * self.compiled
+        ways = {self.attention: self.attention, "compiled": self.compiled, "prepacked": self.prepacked}
+        return ", ".join([self.peer.name, *(str(way) for way, is_so in ways.items() if is_so)])
 
     @property
     def is_ours(self) -> bool:
@@ -102,7 +104,7 @@ def run(options: Options) -> str:
 
 
 def subjects(options: Options, dtype: str) -> list[Subject]:
-    """Who is measured in a dtype: on a GPU, also eager attention, and compiled PyTorch."""
+    """Who is measured in a dtype: on a GPU, also eager attention and compiled PyTorch; on a CPU, prepacked weights."""
     found = []
     for peer in options.present():
         if dtype not in peer.dtypes:
@@ -112,11 +114,15 @@ def subjects(options: Options, dtype: str) -> list[Subject]:
             if peer.library in ("trivit", "transformers"):
                 found.append(Subject(peer, dtype, attention="eager"))
             found.append(Subject(peer, dtype, compiled=True))
+        if options.device == "cpu" and (peer.library, peer.framework) == ("trivit", "pt") and dtype != "int8":
+            found.append(Subject(peer, dtype, prepacked=True))
     return found
 
 
 def compare_peers(options: Options, variant: str, dtype: str, batch_sizes: list[int], seconds: float) -> Cells:
     """Every subject's cells in a dtype, each beside trivit at its best in the same framework.
+
+    Prepacked weights, which only inference can have, are set against the runtimes alone, which pack theirs too.
 
     A framework's subjects take turns among themselves, then the runtimes with the fastest of trivit's frameworks: more
     at once would not fit the memory, and no ratio asks for it.
@@ -129,7 +135,10 @@ def compare_peers(options: Options, variant: str, dtype: str, batch_sizes: list[
         best = {size: _best(found, size) if frameworks == RUNTIMES else [] for size in batch_sizes}
         races = race(options, variant, {size: best[size] + group for size in batch_sizes}, seconds)
         for batch_size, times in races.items():
-            ours = min((times[subject] for subject in times if subject.is_ours), key=statistics.median, default=None)
+            fair = [
+                subject for subject in times if subject.is_ours and (frameworks == RUNTIMES or not subject.prepacked)
+            ]
+            ours = min((times[subject] for subject in fair), key=statistics.median, default=None)
             for subject, own in times.items():
                 if subject not in best[batch_size]:
                     beside = None if subject.is_ours or ours is None else ratio(own, ours)
@@ -189,7 +198,7 @@ def prepare(options: Options, subject: Subject, variant: str, batch_size: int, w
         logits = worker.prepare(
             "benchmarks.peers:inference", library=subject.peer.library, framework=framework, checkpoint=checkpoint,
             dtype=subject.dtype, batch_size=batch_size, device=options.device, attention=subject.attention,
-            compiled=subject.compiled,
+            compiled=subject.compiled, prepacked=subject.prepacked,
         )  # fmt: skip
     except ImportError as error:
         options.absent[f"{reason}: {error}"] = None

@@ -232,6 +232,7 @@ def forward(
     device: str,
     attention: str | None = None,
     compiled: bool = False,
+    prepacked: bool = False,
 ) -> Callable[[], Any]:
     """A forward pass of a batch that lies on the device; returns when the logits are there.
 
@@ -243,13 +244,14 @@ def forward(
         device: "cpu" or "gpu".
         attention: "sdpa" or "eager", where a library has both; None for its default.
         compiled: whether PyTorch compiles the model, with CUDA graphs on a GPU.
+        prepacked: whether the weights of trivit's PyTorch model are prepacked for the batch size.
     """
     arguments: dict[str, Any] = {
         "checkpoint": checkpoint, "dtype": dtype, "batch_size": batch_size, "device": device}  # fmt: skip
     if framework in RUNTIMES:
         return {"openvino": _infer_openvino, "onnxruntime": _infer_onnxruntime}[framework](**arguments)
     if framework == "pt":
-        return _infer_pt(library, **arguments, attention=attention, compiled=compiled)
+        return _infer_pt(library, **arguments, attention=attention, compiled=compiled, prepacked=prepacked)
     return {"tf": _infer_tf, "flax": _infer_flax}[framework](library, **arguments)
 
 
@@ -260,12 +262,17 @@ def _loaded(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _infer_pt(
-    library: str, checkpoint: str, dtype: str, batch_size: int, device: str, attention: str | None, compiled: bool
-) -> Callable[[], Any]:
+    library: str, checkpoint: str, dtype: str, batch_size: int, device: str, attention: str | None, compiled: bool,
+    prepacked: bool,
+) -> Callable[[], Any]:  # fmt: skip
     import torch
 
     where = torch_device(device)
     model = _loaded(model_pt, library, checkpoint, dtype, device, attention)
+    if prepacked and not model.inference_only:
+        from vit.pt import prepack
+
+        model = prepack(model, batch_size)
     floating = torch.float32 if dtype == "int8" else getattr(torch, dtype)
     inputs = torch.from_numpy(images(read_config(checkpoint), batch_size)).to(where, floating)
 
