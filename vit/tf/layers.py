@@ -89,7 +89,8 @@ class ViTPatchEmbeddings(ViTKerasLayer):
         patches = pixel_values[:, :, : rows * height, : columns * width]
         patches = ops.reshape(patches, (-1, channels, rows, height, columns, width))
         patches = ops.transpose(patches, (0, 2, 4, 1, 3, 5))
-        return self.projection(ops.reshape(patches, (-1, rows * columns, channels * height * width)))  # (B, N, D)
+        flat = self.projection(ops.reshape(patches, (-1, channels * height * width)))  # (B * N, D)
+        return ops.reshape(flat, (-1, rows * columns, self.config.hidden_size))
 
 
 class ViTEmbeddings(ViTKerasLayer):
@@ -161,8 +162,9 @@ class ViTSelfAttention(ViTKerasLayer):
         self, hidden_states: tf.Tensor, output_attentions: bool = False, training: bool | None = None
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         tokens, heads = hidden_states.shape[1], (self.config.num_attention_heads, self.config.head_dim)
+        flat = ops.reshape(hidden_states, (-1, self.config.hidden_size))  # (B * T, D)
         query, key, value = (
-            ops.reshape(projection(hidden_states), (-1, tokens, *heads))  # (B, T, H, D / H)
+            ops.reshape(projection(flat), (-1, tokens, *heads))  # (B, T, H, D / H)
             for projection in (self.query, self.key, self.value)
         )
         has_dropout = training and self.dropout.rate > 0  # which the fused attention lacks
@@ -191,7 +193,8 @@ class ViTSelfOutput(ViTKerasLayer):
         self.dense.build((None, None, self.config.hidden_size))
 
     def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        return self.dropout(self.dense(hidden_states))
+        flat = self.dense(ops.reshape(hidden_states, (-1, self.config.hidden_size)))  # (B * T, D)
+        return self.dropout(ops.reshape(flat, (-1, hidden_states.shape[1], self.config.hidden_size)))
 
 
 class ViTAttention(ViTKerasLayer):
@@ -241,7 +244,8 @@ class ViTOutput(ViTKerasLayer):
         self.dense.build((None, None, self.config.intermediate_size))
 
     def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        return self.dropout(self.dense(hidden_states))
+        flat = self.dense(ops.reshape(hidden_states, (-1, self.config.intermediate_size)))  # (B * T, D)
+        return self.dropout(ops.reshape(flat, (-1, hidden_states.shape[1], self.config.hidden_size)))
 
 
 class ViTLayer(ViTKerasLayer):
