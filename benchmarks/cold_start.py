@@ -74,10 +74,12 @@ def classify():
 answer = classify()
 now = stage("classify", now)
 seconds["total"] = time.time() - float(sys.argv[2])
+again = []
 for _ in range(3):
     now = time.perf_counter()
     classify()
-stage("steady", now)
+    again.append(time.perf_counter() - now)
+seconds["steady"] = min(again)  # the garbage collector may come in one of them
 print(json.dumps({{"seconds": seconds, "answer": answer}}))
 """
 """Both libraries import the framework with their models; it is imported before, so that neither is charged with it."""
