@@ -1,0 +1,48 @@
+"""Inputs and comparisons of the tests of the Flax models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vit import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
+
+MODELS = [FlaxViTModel, FlaxViTForImageClassification, FlaxViTForMaskedImageModeling]
+LABELS = np.array([0, 1, 4, 2])
+Load = Callable[..., Any]
+
+
+def images(batch: int = 4, height: int = 12, width: int = 8, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, 3, height, width), dtype=np.float32)
+
+
+def masks(batch: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((batch, 12)) > 0.5
+
+
+def inputs_of(cls: type) -> dict[str, np.ndarray]:
+    """Inputs with which a model computes a loss (a base model its outputs)."""
+    extra = {"classifier": {"labels": LABELS}, "decoder": {"bool_masked_pos": masks()}}
+    return {"pixel_values": images(), **extra.get(cls.head, {})}
+
+
+def assert_close(actual: Any, expected: Any, atol: float = 1e-5) -> None:
+    """The same structure, keys and dtypes, and numbers within `atol`."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=0, atol=atol)
+
+
+@nnx.jit(static_argnames=("output_hidden_states", "output_attentions", "interpolate_pos_encoding", "return_dict"))
+def call(model: Any, **inputs: Any) -> Any:
+    return model(**inputs)
+
+
+@nnx.jit
+def loss_and_gradients(model: Any, inputs: dict[str, Any], rngs: nnx.Rngs | None = None) -> tuple[Any, Any]:
+    return nnx.value_and_grad(lambda model, rngs: model(**inputs, rngs=rngs).loss)(model, rngs)
