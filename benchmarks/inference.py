@@ -34,9 +34,9 @@ SETTINGS = {
 
 EXPLANATION = """Behind the images a second, the share of the floor. The column beside says how many times as fast
 trivit is in the same framework; for a runtime, the fastest of trivit's frameworks. PyTorch runs eagerly under
-`inference_mode` (prepacked: after `vit.pt.prepack`), TensorFlow under `tf.function`, Flax under `jax.jit`, the runtimes
-what trivit's PyTorch model exports; images lie on the device. transformers' TensorFlow computes bfloat16 from float32
-weights; keras-hub's ViT has weights of its own."""
+`inference_mode` (prepacked: after `vit.pt.prepack`; int8: a bfloat16 model after `vit.pt.quantize`), TensorFlow under
+`tf.function`, Flax under `jax.jit`, the runtimes what trivit's PyTorch model exports; images lie on the device.
+transformers' TensorFlow computes bfloat16 from float32 weights; keras-hub's ViT has weights of its own."""
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,15 @@ def torch_device(device: str) -> str:
     return "cuda" if device == "gpu" else device
 
 
+def between_int8() -> str:
+    """The dtype of what trivit computes between integer products: bfloat16, where the CPU multiplies it."""
+    import torch
+
+    from vit.pt.linear import has_kernel
+
+    return "bfloat16" if has_kernel(torch.bfloat16) else "float32"
+
+
 def model_pt(library: str, checkpoint: str, dtype: str, device: str, attention: str | None) -> Any:
     """A classifier, in evaluation mode, that gives logits or an output that has them."""
     import torch
@@ -142,7 +151,7 @@ def model_pt(library: str, checkpoint: str, dtype: str, device: str, attention: 
     if library == "trivit":
         import vit.pt
 
-        floating = "float32" if dtype == "int8" else dtype
+        floating = between_int8() if dtype == "int8" else dtype
         model = vit.pt.ViTForImageClassification.from_pretrained(checkpoint, dtype=floating, device=device, **options)
         if dtype == "int8":
             from vit.pt import quantize
@@ -273,7 +282,7 @@ def _infer_pt(
         from vit.pt import prepack
 
         model = prepack(model, batch_size)
-    floating = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+    floating = getattr(torch, between_int8() if dtype == "int8" else dtype)
     inputs = torch.from_numpy(images(read_config(checkpoint), batch_size)).to(where, floating)
 
     def logits(x: Any) -> Any:

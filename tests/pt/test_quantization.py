@@ -18,7 +18,7 @@ from vit.pt import prepack, quantization, quantize
 from vit.pt.linear import FUSED, PackedLinear, has_kernel
 from vit.pt.quantization import Int8Linear
 
-pytestmark = pytest.mark.skipif(not quantization.has_kernels(), reason="this PyTorch was built without oneDNN")
+pytestmark = pytest.mark.skipif(not quantization.has_int8_kernel(), reason="this PyTorch was built without oneDNN")
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_new", "relu", "selu", "quick_gelu", "silu"])
@@ -62,6 +62,18 @@ def test_every_linear_layer_of_the_encoder_and_no_other_is_quantised(tiny_config
     assert sum(kind is Int8Linear for kind in kinds.values()) == 6 * model.config.num_hidden_layers
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_query_key_and_value_share_their_rounded_input(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quantize(ViTModel(tiny_config()))
+    rounded, seen = [], []
+    round_once = torch.quantize_per_tensor_dynamic
+    monkeypatch.setattr(torch, "quantize_per_tensor_dynamic", lambda *args: rounded.append(1) or round_once(*args))
+    model.encoder.layer[0].attention.attention.key.register_forward_hook(lambda *args: seen.append(args[-1].shape))
+    with torch.inference_mode():
+        model(torch.randn(2, 3, 16, 16))
+    assert len(rounded) == 4 * model.config.num_hidden_layers  # not 6: query, key and value, then three others
+    assert seen == [(2, 17, 32)]  # a hook is called all the same
 
 
 def test_a_quantised_model_is_not_saved_half(tiny_config: Any, tmp_path: Any) -> None:

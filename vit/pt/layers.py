@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ViTConfig, to_pair
-from .linear import ACTIVATIONS, linear
+from .attention import attend
+from .linear import ACTIVATIONS, linear, linears
 
 
 class ViTPatchEmbeddings(nn.Module):
@@ -89,8 +89,8 @@ class ViTSelfAttention(nn.Module):
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         heads = (self.config.num_attention_heads, self.config.head_dim)
         query, key, value = (
-            linear(projection, hidden_states).unflatten(-1, heads).transpose(1, 2)  # (B, H, T, D / H)
-            for projection in (self.query, self.key, self.value)
+            projected.unflatten(-1, heads).transpose(1, 2)  # (B, H, T, D / H)
+            for projected in linears((self.query, self.key, self.value), hidden_states)
         )
         if output_attentions or self.config.attn_implementation == "eager":
             scores = query @ key.transpose(-1, -2) * self.config.head_dim**-0.5  # (B, H, T, T)
@@ -100,7 +100,7 @@ class ViTSelfAttention(nn.Module):
         else:
             attentions = None
             dropout_p = self.dropout.p if self.training else 0.0
-            context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+            context = attend(query, key, value, dropout_p)
         return context.transpose(1, 2).flatten(2), attentions if output_attentions else None  # (B, T, D)
 
 

@@ -8,6 +8,7 @@ quantisation, autocast, compilation, function transforms), it is called as it is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Self
 
@@ -62,6 +63,15 @@ def linear(layer: nn.Module, x: Tensor, activation: str | None = None) -> Tensor
     return x if activation is None else ACTIVATIONS[activation](x)
 
 
+def linears(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """`linear` of each layer for one input, which layers of int8 round only once."""
+    first = layers[0]
+    if isinstance(first, InferenceLinear) and all(type(layer) is type(first) for layer in layers):
+        prepared = first.prepare(x)
+        return [layer(prepared) for layer in layers]
+    return [linear(layer, x) for layer in layers]
+
+
 def _kernel(x: Tensor, weight: Tensor, bias: Tensor | None, name: str = "none", algorithm: str | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
 
@@ -98,15 +108,19 @@ class InferenceLinear(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bias = None if layer.bias is None else layer.bias.detach()
 
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
-        """`ACTIVATIONS[activation]` of the product: (..., in_features) -> (..., out_features) of the same dtype."""
-        if x.requires_grad and torch.is_grad_enabled():
-            raise InputError("A quantised or prepacked model has no gradients; use one that is neither.")
-        x = self.compute(x.contiguous(), FUSED.get(activation or "", ("none", None)))
+    def forward(self, x: Any, activation: str | None = None) -> Tensor:
+        """`ACTIVATIONS[activation]` of the product: (..., in_features), or that prepared -> (..., out_features)."""
+        x = self.compute(self.prepare(x), FUSED.get(activation or "", ("none", None)))
         return x if activation is None or activation in FUSED else ACTIVATIONS[activation](x)
 
-    def compute(self, x: Tensor, fused: tuple[str, str | None]) -> Tensor:
-        """The product, and a fused activation: oneDNN's name and algorithm."""
+    def prepare(self, x: Any) -> Any:
+        """What `compute` takes for an input; itself, if it is that already."""
+        if x.requires_grad and torch.is_grad_enabled():
+            raise InputError("A quantised or prepacked model has no gradients; use one that is neither.")
+        return x.contiguous()
+
+    def compute(self, x: Any, fused: tuple[str, str | None]) -> Tensor:
+        """The product of what was prepared, and a fused activation: oneDNN's name and algorithm."""
         raise NotImplementedError
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -135,20 +149,28 @@ class PackedLinear(InferenceLinear):
 def is_plain(layer: nn.Module, x: Tensor) -> bool:
     """Whether oneDNN computes what calling the layer would: it is on a CPU, and nothing looks on."""
     return (
-        not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        takes_kernels(x)
         and type(layer) is nn.Linear
         and not (layer._forward_hooks or layer._forward_pre_hooks or nn.modules.module._has_any_global_hook())
         and type(layer.weight) is nn.Parameter
-        and type(x) is Tensor
-        and x.device.type == layer.weight.device.type == "cpu"
+        and layer.weight.device.type == "cpu"
         and x.dtype == layer.weight.dtype
+        and x.is_contiguous()
+        and x.numel() > 0
+    )
+
+
+def takes_kernels(x: Tensor) -> bool:
+    """Whether oneDNN's kernels may be called on a tensor: it is on a CPU, and no compiler or transform looks on."""
+    return (
+        not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and type(x) is Tensor
+        and x.device.type == "cpu"
         and has_kernel(x.dtype)
         and torch._C._get_mkldnn_enabled()
         and not torch.is_autocast_enabled("cpu")
         and torch._C._functorch.peek_interpreter_stack() is None  # no vmap, grad or jvp
         and torch.autograd.forward_ad._current_level < 0
-        and x.is_contiguous()
-        and x.numel() > 0
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,19 @@ from .pretrained import ViTPreTrainedModel
 Model = TypeVar("Model", bound=ViTPreTrainedModel)
 
 
-def has_kernels() -> bool:
+def has_int8_kernel() -> bool:
     """Whether this PyTorch has what int8 needs."""
     there = hasattr(torch, "quantize_per_tensor_dynamic") and hasattr(torch.ops.onednn, "qlinear_pointwise")
     return torch.backends.mkldnn.is_available() and there
+
+
+class Rounded(NamedTuple):
+    """A tensor in uint8: scale * (values - zero_point), of a floating dtype before."""
+
+    values: Tensor
+    scale: float
+    zero_point: int
+    dtype: torch.dtype
 
 
 class Int8Linear(InferenceLinear):
@@ -43,13 +52,18 @@ class Int8Linear(InferenceLinear):
         self.zero_point = torch.zeros(layer.out_features, dtype=torch.int32)
         self.bias = None if self.bias is None else self.bias.float()
 
-    def compute(self, x: Tensor, fused: tuple[str, str | None]) -> Tensor:
-        quantised = torch.quantize_per_tensor_dynamic(x.float(), torch.quint8, False)
+    def prepare(self, x: Any) -> Rounded:
+        if isinstance(x, Rounded):
+            return x
+        rounded = torch.quantize_per_tensor_dynamic(super().prepare(x).float(), torch.quint8, False)
+        # The quantised tensor's own memory: int_repr would copy it.
+        memory = torch.empty(0, dtype=torch.uint8).set_(rounded.untyped_storage(), 0, rounded.shape, rounded.stride())
+        return Rounded(memory, rounded.q_scale(), rounded.q_zero_point(), x.dtype)
+
+    def compute(self, x: Rounded, fused: tuple[str, str | None]) -> Tensor:
         name, algorithm = fused
         return torch.ops.onednn.qlinear_pointwise(
-            # The quantised tensor's own memory: int_repr would copy it.
-            torch.empty(0, dtype=torch.uint8).set_(quantised.untyped_storage(), 0, quantised.shape, quantised.stride()),
-            quantised.q_scale(), quantised.q_zero_point(), self.weight, self.scale, self.zero_point, self.bias,
+            x.values, x.scale, x.zero_point, self.weight, self.scale, self.zero_point, self.bias,
             1.0, 0, x.dtype, name, [], algorithm or "",
         )  # fmt: skip
 
@@ -71,7 +85,7 @@ def quantize(model: Model, dtype: str = "int8") -> Model:
         raise InputError(f"dtype is {dtype!r}; expected 'int8'.")
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"The model is {model.dtype} on {model.device}; expected float32 or bfloat16 on the CPU.")
-    if not has_kernels():
+    if not has_int8_kernel():
         raise InputError(f"PyTorch {torch.__version__} lacks oneDNN's integer products; install 2.13 for x86.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said once a process: quantised tensors will leave PyTorch some day

@@ -1,0 +1,119 @@
+"""Attention on CPUs in bfloat16 is three products of our own where, and only where, the fused kernel is slow there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vit import ViTModel
+from vit.pt import attention as module
+from vit.pt.attention import attend
+from vit.pt.linear import has_kernel
+
+needs_kernel = pytest.mark.skipif(not has_kernel(torch.bfloat16), reason="this CPU does not multiply bfloat16")
+
+
+def inputs(dtype: torch.dtype = torch.bfloat16, batch: int = 3, tokens: int = 17) -> list[Tensor]:
+    """Query, key and value, (batch, 4, tokens, 8), as a projection leaves them: tokens before heads in memory."""
+    generator = torch.Generator().manual_seed(0)
+    return [2 * torch.randn(batch, tokens, 4, 8, generator=generator).to(dtype).transpose(1, 2) for _ in range(3)]
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The dtypes that PyTorch's kernel was asked for."""
+    calls: list[torch.dtype] = []
+    kernel = F.scaled_dot_product_attention
+
+    def spy(query: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        calls.append(query.dtype)
+        return kernel(query, *arguments, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    return calls
+
+
+@needs_kernel
+@pytest.mark.parametrize("most_scores", [1, 2 * 4 * 17 * 17, 1 << 22])
+def test_it_rounds_no_more_than_eager_attention_does(
+    fused: list[torch.dtype], monkeypatch: pytest.MonkeyPatch, most_scores: int
+) -> None:
+    monkeypatch.setattr(module, "MOST_SCORES", most_scores)  # an image at a time, two and then one, all
+    query, key, value = inputs()
+    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    eager = (query @ key.transpose(-1, -2) * 8**-0.5).softmax(-1) @ value
+    fused.clear()
+    with torch.inference_mode():
+        found = attend(query, key, value)
+    assert not fused
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() <= 1.05 * (eager - exact).norm()
+    assert (found - exact).norm() < 0.05 * exact.norm()
+    assert found.transpose(1, 2).is_contiguous()  # so that joining the heads copies nothing
+
+
+@needs_kernel
+def test_no_tensor_of_the_caller_changes() -> None:
+    tensors = inputs()
+    before = [tensor.clone() for tensor in tensors]
+    with torch.inference_mode():
+        attend(*tensors)
+    for tensor, old in zip(tensors, before, strict=True):
+        assert torch.equal(tensor, old)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_other_dtypes_run_in_the_fused_kernel(fused: list[torch.dtype], dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        attend(*inputs(dtype))
+    assert fused == [dtype]
+
+
+def test_training_runs_in_the_fused_kernel_and_has_its_gradients(fused: list[torch.dtype]) -> None:
+    ours, theirs = ([tensor.requires_grad_() for tensor in inputs()] for _ in range(2))
+    attend(*ours).sum().backward()
+    assert fused == [torch.bfloat16]
+    F.scaled_dot_product_attention(*theirs).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine.grad, other.grad)
+
+
+def test_long_sequences_run_in_the_fused_kernel_which_keeps_no_scores(
+    fused: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_TOKENS", 16)
+    with torch.inference_mode():
+        attend(*inputs(tokens=17))
+        assert fused == [torch.bfloat16]
+        attend(*inputs(tokens=16))
+    assert len(fused) == (1 if has_kernel(torch.bfloat16) else 2)
+
+
+def test_dropout_and_transforms_run_in_the_fused_kernel(fused: list[torch.dtype]) -> None:
+    query, key, value = inputs()
+    with torch.no_grad():
+        attend(query, key, value, dropout_p=0.5)
+        torch.vmap(attend)(query[None], key[None], value[None])
+        with torch.autocast("cpu", torch.bfloat16):
+            attend(query, key, value)
+    assert len(fused) == 3
+
+
+@needs_kernel
+def test_an_empty_batch_has_no_context() -> None:
+    with torch.inference_mode():
+        assert attend(*inputs(batch=0)).shape == (0, 4, 17, 8)
+
+
+def test_a_model_exports_and_compiles_with_the_fused_kernel_alone(tiny_config: Any) -> None:
+    model = ViTModel(tiny_config()).to(torch.bfloat16).eval()
+    config = model.config
+    x = torch.zeros(2, config.num_channels, config.image_size, config.image_size, dtype=torch.bfloat16)
+    with torch.no_grad():
+        graph = str(torch.export.export(model, (x,)).graph)
+    assert graph.count("scaled_dot_product_attention") >= config.num_hidden_layers
+    assert "softmax" not in graph
