@@ -50,9 +50,30 @@ def dense(config: ViTConfig, units: int, name: str, **options: Any) -> keras.lay
     return keras.layers.Dense(units, kernel_initializer=initializer(config), name=name, **options)
 
 
-def layer_norm(config: ViTConfig, name: str, **options: Any) -> keras.layers.LayerNormalization:
+def linear(layer: keras.layers.Dense, x: tf.Tensor, activation: str | None = None) -> tf.Tensor:
+    """`ACTIVATIONS[activation](layer(x))`, or layer(x) without one: (B, T, D) -> (B, T, layer.units).
+
+    As a product of matrices, which TensorFlow fuses with the bias and the activation where no reshape stands between.
+    """
+    flat = layer(ops.reshape(x, (-1, x.shape[-1])))  # (B * T, units)
+    flat = flat if activation is None else ACTIVATIONS[activation](flat)
+    return ops.reshape(flat, (-1, x.shape[1], layer.units))
+
+
+class LayerNorm(keras.layers.LayerNormalization):
+    """The layer of Keras over the last axis, in fewer passes over the tokens."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        at_least_float32 = keras.backend.result_type(inputs.dtype, "float32")
+        x, gamma, beta = (ops.cast(tensor, at_least_float32) for tensor in (inputs, self.gamma, self.beta))
+        x = x - ops.mean(x, axis=-1, keepdims=True)
+        x = x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return ops.cast(x * gamma + beta, self.compute_dtype)
+
+
+def layer_norm(config: ViTConfig, name: str, **options: Any) -> LayerNorm:
     """A LayerNorm with the epsilon of the configuration."""
-    return keras.layers.LayerNormalization(epsilon=config.layer_norm_eps, name=name, **options)
+    return LayerNorm(epsilon=config.layer_norm_eps, name=name, **options)
 
 
 class ViTKerasLayer(keras.layers.Layer):
@@ -89,8 +110,7 @@ class ViTPatchEmbeddings(ViTKerasLayer):
         patches = pixel_values[:, :, : rows * height, : columns * width]
         patches = ops.reshape(patches, (-1, channels, rows, height, columns, width))
         patches = ops.transpose(patches, (0, 2, 4, 1, 3, 5))
-        flat = self.projection(ops.reshape(patches, (-1, channels * height * width)))  # (B * N, D)
-        return ops.reshape(flat, (-1, rows * columns, self.config.hidden_size))
+        return linear(self.projection, ops.reshape(patches, (-1, rows * columns, channels * height * width)))
 
 
 class ViTEmbeddings(ViTKerasLayer):
@@ -158,26 +178,18 @@ class ViTSelfAttention(ViTKerasLayer):
         for projection in (self.query, self.key, self.value):
             projection.build((None, None, self.config.hidden_size))
 
-    def call(
-        self, hidden_states: tf.Tensor, output_attentions: bool = False, training: bool | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        tokens, heads = hidden_states.shape[1], (self.config.num_attention_heads, self.config.head_dim)
-        flat = ops.reshape(hidden_states, (-1, self.config.hidden_size))  # (B * T, D)
+    def call(self, hidden_states: tf.Tensor, output_attentions: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
+        heads = (self.config.num_attention_heads, self.config.head_dim)
         query, key, value = (
-            ops.reshape(projection(flat), (-1, tokens, *heads))  # (B, T, H, D / H)
+            ops.reshape(linear(projection, hidden_states), (-1, hidden_states.shape[1], *heads))  # (B, T, H, D / H)
             for projection in (self.query, self.key, self.value)
         )
-        has_dropout = training and self.dropout.rate > 0  # which the fused attention lacks
-        if output_attentions or has_dropout or self.config.attn_implementation == "eager":
-            scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * self.config.head_dim**-0.5  # (B, H, T, T)
-            at_least_float32 = keras.backend.result_type(scores.dtype, "float32")
-            attentions = ops.cast(ops.softmax(ops.cast(scores, at_least_float32)), scores.dtype)
-            context = ops.einsum("bhqk,bkhd->bqhd", self.dropout(attentions), value)
-        else:
-            attentions = None
-            query = query * self.config.head_dim**-0.5  # a scale given to the function is rounded to float32
-            context = ops.dot_product_attention(query, key, value, scale=1.0)
-        context = ops.reshape(context, (-1, tokens, self.config.hidden_size))  # (B, T, D)
+        # TensorFlow has no fused attention: both implementations are these operations.
+        scores = ops.einsum("bqhd,bkhd->bhqk", query * self.config.head_dim**-0.5, key)  # (B, H, T, T)
+        at_least_float32 = keras.backend.result_type(scores.dtype, "float32")
+        attentions = ops.cast(ops.softmax(ops.cast(scores, at_least_float32)), scores.dtype)
+        context = ops.einsum("bhqk,bkhd->bqhd", self.dropout(attentions), value)
+        context = ops.reshape(context, (-1, *hidden_states.shape[1:]))  # (B, T, D)
         return context, attentions if output_attentions else None
 
 
@@ -193,8 +205,7 @@ class ViTSelfOutput(ViTKerasLayer):
         self.dense.build((None, None, self.config.hidden_size))
 
     def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        flat = self.dense(ops.reshape(hidden_states, (-1, self.config.hidden_size)))  # (B * T, D)
-        return self.dropout(ops.reshape(flat, (-1, hidden_states.shape[1], self.config.hidden_size)))
+        return self.dropout(linear(self.dense, hidden_states))
 
 
 class ViTAttention(ViTKerasLayer):
@@ -226,10 +237,7 @@ class ViTIntermediate(ViTKerasLayer):
         self.dense.build((None, None, self.config.hidden_size))
 
     def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        # TensorFlow fuses product, bias and activation into one kernel where no reshape stands between them.
-        flat = ops.reshape(hidden_states, (-1, self.config.hidden_size))  # (B * T, D)
-        flat = ACTIVATIONS[self.activation](self.dense(flat))
-        return ops.reshape(flat, (-1, hidden_states.shape[1], self.config.intermediate_size))
+        return linear(self.dense, hidden_states, self.activation)
 
 
 class ViTOutput(ViTKerasLayer):
@@ -244,8 +252,7 @@ class ViTOutput(ViTKerasLayer):
         self.dense.build((None, None, self.config.intermediate_size))
 
     def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
-        flat = self.dense(ops.reshape(hidden_states, (-1, self.config.intermediate_size)))  # (B * T, D)
-        return self.dropout(ops.reshape(flat, (-1, hidden_states.shape[1], self.config.hidden_size)))
+        return self.dropout(linear(self.dense, hidden_states))
 
 
 class ViTLayer(ViTKerasLayer):
