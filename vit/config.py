@@ -66,7 +66,7 @@ class ViTConfig:
         output_hidden_states: default of the argument of that name of each call.
         output_attentions: default of the argument of that name of each call.
         return_dict: default of the argument of that name of each call.
-        attn_implementation: "sdpa" (the fused attention of frameworks that have one) or "eager" (matmul, softmax, matmul).
+        attn_implementation: "sdpa" (fused, in frameworks that have that) or "eager" (matmul, softmax, matmul).
         dtype: dtype of the checkpoint's parameters, one of `DTYPES`.
         architectures: class names that wrote the checkpoint.
         model_type: "vit".
