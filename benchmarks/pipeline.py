@@ -95,12 +95,7 @@ def prepare(run: str, **options: Any) -> tuple[Callable[[], Any], int]:
         count = max(options["count"] // batch_size, 1) * batch_size
         _work = Work(files, count, forward, ViTImageProcessor(), batch_size)
     calls = {"reading": _work.reading, "model": _work.model, "together": _work.together}
-    call = calls.get(run, lambda: _work.model(CALLS))
-
-    def timed() -> None:
-        call()
-
-    return timed, _work.batch_size
+    return calls.get(run, partial(_work.model, CALLS)), _work.batch_size
 
 
 def rates(options: dict[str, Any], rounds: int, count: int) -> tuple[int, dict[str, list[float]]]:
