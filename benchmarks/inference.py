@@ -36,8 +36,8 @@ EXPLANATION = """Behind the images a second, the share of the floor. The column 
 trivit is in the same framework; for a runtime, the fastest of trivit's frameworks. PyTorch runs eagerly under
 `inference_mode` (prepacked: after `vit.pt.prepack`; int8: after `vit.pt.quantize`, and in bfloat16 between the integer
 products where the CPU multiplies that), TensorFlow under `tf.function`, Flax under `jax.jit`, the runtimes what
-trivit's PyTorch model exports; images lie on the device. transformers' TensorFlow computes bfloat16 from float32 weights;
-keras-hub's ViT has weights of its own."""
+trivit's PyTorch model exports; images lie on the device. transformers' TensorFlow computes bfloat16 from float32
+weights; keras-hub's ViT has weights of its own."""
 
 
 @dataclass(frozen=True)
