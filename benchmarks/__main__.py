@@ -25,22 +25,34 @@ SUITES = ("inference", "training", "cold-start", "load", "compile", "preprocess"
 """In the order of the results. Each is a module here, with a function `run` of `Options` that gives its section."""
 
 PROGRAMS = {
-    "preprocess": ("Image processors beside transformers'", ["--seconds", "0.2", "--size", "640x480"]),
-    "pipeline": ("Whole folders of images", ["--quick"]),
-    "convert": ("Converting a checkpoint beside copying it", ["--rounds", "2", "--variant", "B/16"]),
+    "preprocess": ("Image processors beside transformers'", ["--seconds", "0.2", "--size", "640x480"], ["seconds"]),
+    "pipeline": ("Whole folders of images", ["--quick"], ["frameworks", "variants", "batch_sizes"]),
+    "convert": ("Converting a checkpoint beside copying it", ["--rounds", "2", "--variant", "B/16"], ["variants"]),
 }
-"""Suites that are programs of their own: what they measure, and what makes them quick."""
+"""Suites that are programs of their own, on CPUs: what they measure, what makes them quick, which options they take."""
+
+FLAGS = {"seconds": "--seconds", "frameworks": "--framework", "variants": "--variant", "batch_sizes": "--batch-size"}
 
 FOLDER = Path(__file__).parent
 
 
+def command_line(suite: str, options: Options) -> list[str]:
+    """The arguments of Python that run a program with what it takes of the options, of several values the last one."""
+    _, quick, takes = PROGRAMS[suite]
+    command = ["-m", f"benchmarks.{suite}", *(quick if options.quick else [])]
+    for name in takes:
+        given = getattr(options, name)
+        for value in given if isinstance(given, Sequence) else [] if given is None else [given]:
+            command += [FLAGS[name], str(value)]
+    return command
+
+
 def run_program(suite: str, options: Options) -> str:
     """Run a program, and give what it prints."""
-    title, quick = PROGRAMS[suite]
-    command = [sys.executable, "-m", f"benchmarks.{suite}", *(quick if options.quick else [])]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent)
+    title, command = PROGRAMS[suite][0], command_line(suite, options)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=FOLDER.parent)
     if done.returncode:
-        raise RuntimeError(f"{shlex.join(command[1:])} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{shlex.join(command)} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
     printed = done.stdout.strip()
     is_table = printed.startswith(("|", "#"))
     return f"## {title}\n\n" + (printed if is_table else f"```\n{printed}\n```")
@@ -64,7 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     if unknown := [suite for suite in options.suites if suite not in SUITES]:
         parser.error(f"unknown suite {unknown[0]!r}; expected some of {', '.join(SUITES)}")
-    command = shlex.join(["python", "-m", "benchmarks", *given])
     failed = []
     with tempfile.TemporaryDirectory(prefix="trivit-benchmarks-") as folder:
         for suite in options.suites or SUITES:
@@ -72,7 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 Path(folder), options.output.parent / "plots", options.device, options.quick, options.framework,
                 options.variant, options.dtype, options.batch_size, options.peer, options.seconds,
             )  # fmt: skip
+            if suite in PROGRAMS and options.device == "gpu":
+                say(f"{suite} runs on CPUs: left out")
+                continue
             say(suite)
+            command = command_line(suite, settings) if suite in PROGRAMS else ["-m", "benchmarks", *given]
             start = time.perf_counter()
             try:
                 section = (
@@ -87,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             say(f"{suite} took {(time.perf_counter() - start) / 60:.1f} minutes")
             title, _, body = section.partition("\n")
             where = " on a GPU" if options.device == "gpu" else ""
-            section = f"{title}{where}\n\n{heading(settings, command, versions())}\n{body}"
+            section = f"{title}{where}\n\n{heading(settings, shlex.join(['python', *command]), versions())}\n{body}"
             print(section + "\n", flush=True)
             write_results(options.output, {(suite, options.device): section}, SUITES)
     if failed:

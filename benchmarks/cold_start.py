@@ -21,7 +21,7 @@ import numpy as np
 from vit.measure import ROOT, WorkerError
 
 from .harness import ENVIRONMENT, STAGES, Bar, Options, bars, ratio, say, table, take_turns
-from .peers import Peer
+from .peers import CLASSES, Peer
 
 SETTINGS: dict[bool, dict[str, Any]] = {
     True: {"variants": ("Ti/16",), "seconds": 1.0, "least": 1},
@@ -34,8 +34,6 @@ the page cache. The floor is the start up to the framework's import, and one ste
 under; "over the floor" is what trivit and its peers add to it."""
 
 IMPORTS = {"pt": "torch", "tf": "tensorflow", "flax": "jax.numpy, flax.nnx"}
-CLASSES = {"pt": "ViTForImageClassification", "tf": "TFViTForImageClassification",
-           "flax": "FlaxViTForImageClassification"}  # fmt: skip
 TENSORS = {("trivit", "pt"): "pt", ("trivit", "tf"): "tf", ("trivit", "flax"): "np", ("transformers", "pt"): "pt",
            ("transformers", "tf"): "tf", ("transformers", "flax"): "jax"}  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vit.measure import WorkerError, seconds
 
-from .harness import COLORS, Bar, Options, bars, process, ratio, say, table, take_turns
+from .harness import Bar, Options, bars, color, process, ratio, say, table, take_turns
 from .peers import Peer, forward
 
 SETTINGS: dict[bool, dict[str, Any]] = {
@@ -51,8 +51,8 @@ def run(options: Options) -> str:
                     beside = ratio([sample["first"] for sample in ours], [sample["first"] for sample in samples])
                 again = f"{middle['again']:.2f}" if "again" in middle else ""
                 rows.append([peer.name, compiler, f"{middle['first']:.2f}", beside, again, f"{middle['steady']:.3f}"])
-                color = COLORS["trivit" if peer.library == "trivit" else "peer"]
-                panels[f"ViT-{variant}"].append(Bar(peer.name, [(middle["first"], color)], f"{middle['first']:.2f} s"))
+                bar = Bar(peer.name, [(middle["first"], color(peer.library))], f"{middle['first']:.2f} s")
+                panels[f"ViT-{variant}"].append(bar)
         header = ["", "by", "seconds", "trivit's time over it", "again", "a steady call"]
         blocks += [f"### ViT-{variant}", table(header, rows)]
     picture = bars(options.plots / f"compile-{options.device}.png", "Seconds to compile a forward pass", panels)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ import conversion
 from conversion.containers import write_npz
 from conversion.rules import foreign_tensors
 from vit.config import ViTConfig
+from vit.measure import peak_memory
 from vit.weights import parameter_shapes
 
 
@@ -94,7 +94,7 @@ def main() -> None:
         print(
             f"{name:<22} {middle:5.2f} s ({best:.2f})  {size / middle / 1e6:5.0f} MB/s  {ratio:.2f} ({best_ratio:.2f})"
         )
-    print(f"peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+    print(f"peak memory of the process {peak_memory() / 2**20:.0f} MiB")
 
 
 if __name__ == "__main__":

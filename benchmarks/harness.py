@@ -220,6 +220,14 @@ class Bar(NamedTuple):
 
 
 COLORS = {"trivit": "#0969da", "peer": "#afb8c1", "floor": "#1a7f37"}
+"""Of a bar."""
+
+
+def color(library: str) -> str:
+    """trivit's, or that of everybody else."""
+    return COLORS["trivit" if library == "trivit" else "peer"]
+
+
 STAGES = ("#54aeff", "#0969da", "#8250df", "#bf3989", "#fb8f44")
 
 

@@ -17,7 +17,7 @@ from vit import ViTConfig
 from vit.flops import forward_flops
 from vit.measure import Worker, WorkerError
 
-from .harness import COLORS, ENVIRONMENT, Bar, Options, Ratio, bars, process, ratio, say, table, take_turns, turn
+from .harness import COLORS, ENVIRONMENT, Bar, Options, Ratio, bars, color, process, ratio, say, table, take_turns, turn
 from .peers import PEERS, RUNTIMES, SAME_WEIGHTS, Peer
 
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1, "int8": 0.2}
@@ -34,9 +34,10 @@ SETTINGS = {
 
 EXPLANATION = """Behind the images a second, the share of the floor. The column beside says how many times as fast
 trivit is in the same framework; for a runtime, the fastest of trivit's frameworks. PyTorch runs eagerly under
-`inference_mode` (prepacked: after `vit.pt.prepack`; int8: a bfloat16 model after `vit.pt.quantize`), TensorFlow under
-`tf.function`, Flax under `jax.jit`, the runtimes what trivit's PyTorch model exports; images lie on the device.
-transformers' TensorFlow computes bfloat16 from float32 weights; keras-hub's ViT has weights of its own."""
+`inference_mode` (prepacked: after `vit.pt.prepack`; int8: after `vit.pt.quantize`, and in bfloat16 between the integer
+products where the CPU multiplies that), TensorFlow under `tf.function`, Flax under `jax.jit`, the runtimes what
+trivit's PyTorch model exports; images lie on the device. transformers' TensorFlow computes bfloat16 from float32
+weights; keras-hub's ViT has weights of its own."""
 
 
 @dataclass(frozen=True)
@@ -281,8 +282,7 @@ def _bars(cells: Cells, batch_size: int, floor: float | None) -> list[Bar]:
     found = []
     for subject, by_batch in cells.items():
         if cell := by_batch.get(batch_size):
-            color = COLORS["trivit" if subject.is_ours else "peer"]
-            found.append(Bar(subject.name, [(cell.throughput, color)], _figure(cell, floor)))
+            found.append(Bar(subject.name, [(cell.throughput, color(subject.peer.library))], _figure(cell, floor)))
     if floor and found:
         found.append(Bar("the floor", [(floor, COLORS["floor"])], f"{floor:.3g}"))
     return found

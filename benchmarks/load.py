@@ -16,17 +16,14 @@ import numpy as np
 
 from vit.measure import WorkerError, peak_memory
 
-from .harness import COLORS, Bar, Options, bars, process, ratio, say, table, take_turns
-from .peers import Peer
+from .harness import Bar, Options, bars, color, process, ratio, say, table, take_turns
+from .peers import CLASSES, Peer
 
 SETTINGS: dict[bool, dict[str, Any]] = {
     True: {"variants": ("Ti/16",), "dtypes": ("float32",), "seconds": 1.0, "least": 1},
     False: {"variants": ("B/16", "L/16"), "dtypes": ("float32", "bfloat16"), "seconds": 40.0, "least": 5},
 }
 """What is measured unless the command line says otherwise, quick or not."""
-
-CLASSES = {"pt": "ViTForImageClassification", "tf": "TFViTForImageClassification",
-           "flax": "FlaxViTForImageClassification"}  # fmt: skip
 
 EXPLANATION = """From `from_pretrained` to a model; then until every page of its weights has been touched, by which a
 mapped file comes into memory. Memory is the peak of that beyond what the process held before; the classes are imported
@@ -56,10 +53,10 @@ def run(options: Options) -> str:
             title = f"ViT-{variant}, {file.stat().st_size / 1e6:,.0f} MB of float32, as {dtype}"
             blocks += [f"### {title}", show(found, read, size)]
             panels[f"{title}: seconds to touched weights"] = [
-                Bar(peer.name, [(median, _color(peer))], f"{median:.2f}") for peer, samples in found.items()
+                Bar(peer.name, [(median, color(peer.library))], f"{median:.2f}") for peer, samples in found.items()
                 for median in [statistics.median(sample["touched"] for sample in samples)]]  # fmt: skip
             panels[f"{title}: peak memory in multiples of the weights"] = [
-                Bar(peer.name, [(median, _color(peer))], f"{median:.2f}") for peer, samples in found.items()
+                Bar(peer.name, [(median, color(peer.library))], f"{median:.2f}") for peer, samples in found.items()
                 for median in [statistics.median(sample["memory"] for sample in samples) / size]]  # fmt: skip
     picture = bars(options.plots / f"load-{options.device}.png", "Loading a checkpoint", panels)
     return "\n\n".join(["## Loading", EXPLANATION, *blocks, *([picture] if picture else [])])
@@ -99,10 +96,6 @@ def show(found: dict[Peer, list[dict[str, float]]], read: float, size: int) -> s
                      f"{statistics.median(values['touched']):.2f}", beside[0],
                      f"{statistics.median(values['memory']) / size:.2f}", beside[1]])  # fmt: skip
     return table(header, [*rows, ["the floor", "", f"{read:.2f}", "", "1.00", ""]])
-
-
-def _color(peer: Peer) -> str:
-    return COLORS["trivit" if peer.library == "trivit" else "peer"]
 
 
 # === In the peer's process ===

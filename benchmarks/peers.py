@@ -101,13 +101,12 @@ PEERS = (
 )  # fmt: skip
 """In the order of the tables; trivit stands before those that it is compared with."""
 
+CLASSES = {"pt": "ViTForImageClassification", "tf": "TFViTForImageClassification",
+           "flax": "FlaxViTForImageClassification"}  # fmt: skip
+"""The name of a classifier, in trivit and in transformers."""
 RUNTIMES = ("openvino", "onnxruntime")
-SAME_WEIGHTS = (
-    "trivit",
-    "transformers",
-    "OpenVINO",
-    "ONNX Runtime",
-)  # the others have the shape, and weights of their own
+SAME_WEIGHTS = ("trivit", "transformers", "OpenVINO", "ONNX Runtime")
+"""Who reads the checkpoint; the others have the shape, and weights of their own."""
 
 
 # === In the peer's process: models ===
@@ -277,11 +276,12 @@ def _infer_pt(
     import torch
 
     where = torch_device(device)
-    model = _loaded(model_pt, library, checkpoint, dtype, device, attention)
-    if prepacked and not model.inference_only:
+    if prepacked:  # for one batch size
         from vit.pt import prepack
 
-        model = prepack(model, batch_size)
+        model = prepack(model_pt(library, checkpoint, dtype, device, attention), batch_size)
+    else:
+        model = _loaded(model_pt, library, checkpoint, dtype, device, attention)
     floating = getattr(torch, between_int8() if dtype == "int8" else dtype)
     inputs = torch.from_numpy(images(read_config(checkpoint), batch_size)).to(where, floating)
 

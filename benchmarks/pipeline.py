@@ -1,7 +1,7 @@
 """How near whole folders come to the slower half of the work: `python -m benchmarks.pipeline`.
 
 The halves are reading (JPEGs of 640 x 480, decoded and preprocessed by as many threads as there are CPUs) and the model
-(on batches that lie ready in memory). `vit.predict` does both on the same cores. All three take turns in one process.
+(on batches that lie ready in memory). `vit.predict` does both on the same cores. All take turns in one process.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from vit.inference import Forward
 from vit.measure import Worker
 from vit.pipeline import CALLS, available_cpus, default_batch_size
 
-from .harness import ENVIRONMENT, ratio, say, table, take_turns
+from .harness import ENVIRONMENT, random_checkpoint, ratio, say, table, take_turns
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina")
-RUNS = ("reading", "model", "model, two batches at a time", "together")
+TWO = "model, two batches at a time"
+RUNS = ("reading", "model", TWO, "together")
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -94,8 +95,8 @@ def prepare(run: str, **options: Any) -> tuple[Callable[[], Any], int]:
         files = sorted(Path(options["images"]).iterdir())
         count = max(options["count"] // batch_size, 1) * batch_size
         _work = Work(files, count, forward, ViTImageProcessor(), batch_size)
-    calls = {"reading": _work.reading, "model": _work.model, "together": _work.together}
-    return calls.get(run, partial(_work.model, CALLS)), _work.batch_size
+    calls = (_work.reading, _work.model, partial(_work.model, CALLS), _work.together)
+    return dict(zip(RUNS, calls, strict=True))[run], _work.batch_size
 
 
 def rates(options: dict[str, Any], rounds: int, count: int) -> tuple[int, dict[str, list[float]]]:
@@ -134,8 +135,6 @@ def main() -> None:
     args = parser.parse_args()
     count, rounds = (128, 2) if args.quick else (args.images, args.rounds)
     with tempfile.TemporaryDirectory() as folder:
-        from .harness import random_checkpoint
-
         images, checkpoint = Path(folder, "images"), Path(folder, "checkpoint")
         images.mkdir()
         write_images(images, 500)
@@ -152,7 +151,7 @@ def main() -> None:
             batch_size, found = rates(options, rounds, count)
             half = min(RUNS[:2], key=lambda run: statistics.median(found[run]))
             medians = [f"{statistics.median(found[run]):.1f}" for run in RUNS]
-            best = RUNS[2] if half == "model" else half
+            best = TWO if half == "model" else half
             shares = (ratio(found["together"], found[name]) for name in (half, best))
             rows.append([framework, batch_size, *medians, *shares])
     if args.memory:

@@ -19,7 +19,7 @@ from vit.flops import training_flops
 from vit.measure import Worker, WorkerError
 from vit.weights import parameter_shapes
 
-from .harness import COLORS, Bar, Options, Ratio, bars, process, ratio, say, table, take_turns, turn
+from .harness import Bar, Options, Ratio, bars, color, process, ratio, say, table, take_turns, turn
 from .peers import SAME_WEIGHTS, Peer, Runner, images, model_flax, model_pt, model_tf, read_config, torch_device
 
 SETTINGS: dict[bool, dict[str, Any]] = {
@@ -58,7 +58,8 @@ def run(options: Options) -> str:
         size = 4 * sum(int(np.prod(shape)) for shape in parameter_shapes(config, head="classifier").values())
         for dtype in dtypes:
             for batch_size in options.batch_sizes or settings["batch_sizes"]:
-                floor = training_flops(config) * batch_size / options.rates[dtype][0]
+                rate = options.rates[dtype][0] if dtype in options.rates else float("nan")
+                floor = training_flops(config) * batch_size / rate
                 for recompute in (False,) if options.quick else (False, True):
                     seconds = options.seconds or settings["seconds"]
                     cells = measure(options, variant, dtype, batch_size, recompute, seconds)
@@ -67,11 +68,11 @@ def run(options: Options) -> str:
                     floors = (floor * (4 / 3 if recompute else 1), 4 * size)
                     blocks += [f"### {title}", show(cells, *floors)]
                     panels[f"{title}: seconds"] = [
-                        Bar(peer.name, [(statistics.median(cell.seconds), _color(peer))], _seconds(cell.seconds))
+                        Bar(peer.name, [(statistics.median(cell.seconds), color(peer.library))], _seconds(cell.seconds))
                         for peer, cell in cells.items()
                     ]
                     panels[f"{title}: GB"] = [
-                        Bar(peer.name, [(cell.memory / 1e9, _color(peer))], f"{cell.memory / 1e9:.2f}")
+                        Bar(peer.name, [(cell.memory / 1e9, color(peer.library))], f"{cell.memory / 1e9:.2f}")
                         for peer, cell in cells.items()
                     ]
     picture = bars(options.plots / f"training-{options.device}.png", "A training step: seconds and memory", panels)
@@ -159,10 +160,6 @@ def show(cells: dict[Peer, Cell], floor: float, memory_floor: int) -> str:
 
 def _seconds(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):#.3g}"
-
-
-def _color(peer: Peer) -> str:
-    return COLORS["trivit" if peer.library == "trivit" else "peer"]
 
 
 # === In the peer's process ===

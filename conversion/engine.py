@@ -262,7 +262,7 @@ def convert(
             failed; the target is as it was before.
     """
     target = Path(target)
-    target_format = {"nnx": "orbax"}.get(target_format, target_format)
+    target_format = ALIASES.get(target_format, target_format)
     if target_format not in TARGETS:
         raise CheckpointError(f"Unknown target format {target_format!r}; expected one of {', '.join(TARGETS)}.")
     _check_target(target, target_format, force)

@@ -441,10 +441,23 @@ def test_an_unknown_suite_is_refused_with_the_known_ones(capsys: pytest.CaptureF
     assert "unknown suite 'speed'; expected some of inference, training, cold-start" in capsys.readouterr().err
 
 
+def test_a_program_gets_the_options_that_it_takes_and_no_other(tmp_path: Path) -> None:
+    options = Options(tmp_path, tmp_path, frameworks=["pt"], variants=["B/16"], dtypes=["int8"], seconds=2.0)
+    assert program.command_line("preprocess", options) == ["-m", "benchmarks.preprocess", "--seconds", "2.0"]
+    assert program.command_line("convert", options) == ["-m", "benchmarks.convert", "--variant", "B/16"]
+    assert program.command_line("pipeline", options)[2:] == ["--framework", "pt", "--variant", "B/16"]
+
+
+def test_a_program_of_cpus_is_left_out_on_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    program.main(["--device", "gpu", "--output", str(tmp_path / "results.md"), "convert"])
+    assert "convert runs on CPUs: left out" in capsys.readouterr().err
+    assert not (tmp_path / "results.md").exists()
+
+
 def test_a_program_s_table_goes_into_the_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = Options(tmp_path, tmp_path, quick=True)
-    monkeypatch.setattr(program, "PROGRAMS", {"convert": ("Title", ["--help"])})
+    monkeypatch.setattr(program, "PROGRAMS", {"convert": ("Title", ["--help"], [])})
     assert program.run_program("convert", options).startswith("## Title\n\n```\nusage: ")
-    monkeypatch.setattr(program, "PROGRAMS", {"convert": ("Title", ["--no-such-option"])})
+    monkeypatch.setattr(program, "PROGRAMS", {"convert": ("Title", ["--no-such-option"], [])})
     with pytest.raises(RuntimeError, match="ended with status 2"):
         program.run_program("convert", options)

@@ -244,7 +244,7 @@ def test_frameworks_agree_in_float32_to_1e_5(name: str, tiny_config: Any, random
     compare({framework: run(tmp_path, case, inputs) for framework, run in RUN.items()}, 1e-5)
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["pt", "flax"])  # TensorFlow has one way for both
 def test_sdpa_equals_eager_in_float64_to_1e_10(
     framework: str, tiny_config: Any, random_checkpoint: Any, tmp_path: Path
 ):

@@ -17,6 +17,7 @@ from .config import ViTConfig, to_pair
 from .errors import CheckpointError, InputError
 from .image_processing import ViTImageProcessor
 from .image_processing.batch import is_array
+from .image_processing.processor import available_cpus
 from .inference import Forward
 from .outputs import ModelOutput
 
@@ -204,11 +205,6 @@ def vector_shape(config: ViTConfig, pool: str) -> tuple[int, ...]:
     if pool == "pooler":
         return (config.pooler_output_size,)
     return (config.num_patches, config.hidden_size) if pool == "patches" else (config.hidden_size,)
-
-
-def available_cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # === The pipeline ===

@@ -74,7 +74,7 @@ def doubling_hook(dense: nn.Module, given: Any, output: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
-@pytest.mark.parametrize("how", ["subclass", "hook", "pre-hook", "global hook"])
+@pytest.mark.parametrize("how", ["subclass", "forward", "hook", "pre-hook", "global hook"])
 def test_what_changes_a_layer_is_not_gone_around(fused: list[str], how: str, activation: str | None) -> None:
     dense, x = layer(), inputs()
     expected = 2 * dense(x)
@@ -82,6 +82,9 @@ def test_what_changes_a_layer_is_not_gone_around(fused: list[str], how: str, act
     handle: Any = contextlib.nullcontext()
     if how == "subclass":
         dense.__class__ = Doubled
+    elif how == "forward":
+        plain = dense.forward
+        dense.forward = lambda x: 2 * plain(x)  # type: ignore[method-assign]
     elif how == "hook":
         handle = dense.register_forward_hook(doubling_hook)
     elif how == "pre-hook":
@@ -92,6 +95,14 @@ def test_what_changes_a_layer_is_not_gone_around(fused: list[str], how: str, act
     with handle, torch.inference_mode():
         torch.testing.assert_close(linear(dense, x, activation), expected)
     assert not fused
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_hooks_of_the_backward_pass_are_called(register: str) -> None:
+    dense, seen = layer(), []
+    getattr(dense, register)(lambda *arguments: seen.append(type(arguments[0])))
+    linear(dense, inputs().requires_grad_(), "gelu").sum().backward()
+    assert seen == [nn.Linear]
 
 
 @needs_kernel

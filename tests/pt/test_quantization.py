@@ -69,11 +69,13 @@ def test_query_key_and_value_share_their_rounded_input(tiny_config: Any, monkeyp
     rounded, seen = [], []
     round_once = torch.quantize_per_tensor_dynamic
     monkeypatch.setattr(torch, "quantize_per_tensor_dynamic", lambda *args: rounded.append(1) or round_once(*args))
-    model.encoder.layer[0].attention.attention.key.register_forward_hook(lambda *args: seen.append(args[-1].shape))
     with torch.inference_mode():
         model(torch.randn(2, 3, 16, 16))
-    assert len(rounded) == 4 * model.config.num_hidden_layers  # not 6: query, key and value, then three others
-    assert seen == [(2, 17, 32)]  # a hook is called all the same
+        assert len(rounded) == 4 * model.config.num_hidden_layers  # not 6: query, key and value, then three others
+        key = model.encoder.layer[0].attention.attention.key
+        key.register_forward_hook(lambda layer, given, output: seen.append((given[0].shape, output.shape)))
+        model(torch.randn(2, 3, 16, 16))
+    assert seen == [((2, 17, 32), (2, 17, 32))]  # a hook sees tensors, as those of other layers do
 
 
 def test_a_quantised_model_is_not_saved_half(tiny_config: Any, tmp_path: Any) -> None:

@@ -36,13 +36,54 @@ def initializer(config: ViTConfig) -> nnx.Initializer:
     return lambda key, shape, dtype: jnp.zeros(shape, dtype) if key is None else draw(key, shape, dtype)
 
 
+def dense(config: ViTConfig, size_in: int, size_out: int, **options: Any) -> nnx.Linear:
+    """A dense layer with the initial values of the published ones."""
+    return nnx.Linear(size_in, size_out, kernel_init=initializer(config), **options)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """nnx.LayerNorm with the two-pass variance, which does not cancel where the mean is large, and a cheap gradient."""
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        assert mask is None, "A ViT has no padding."
+        scale, bias = self.scale[...], self.bias[...]
+        dtype = self.dtype or jnp.result_type(x, scale, bias)
+        x = normalize(x.astype(jnp.promote_types(x.dtype, jnp.float32)), self.epsilon)
+        return (x * scale + bias).astype(dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def normalize(x: Array, epsilon: float) -> Array:
+    """Mean 0 and variance 1 along the last axis."""
+    return _normalize(x, epsilon)[0]
+
+
+def _normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
+    x = x - x.mean(-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+    return x * factor, factor
+
+
+@normalize.defjvp
+def _normalize_jvp(epsilon: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # What JAX derives step by step has XLA on CPUs compute the same reductions again and again.
+    x, factor = _normalize(*primals, epsilon)
+    tangent = tangents[0] * factor
+    return x, tangent - tangent.mean(-1, keepdims=True) - x * (x * tangent).mean(-1, keepdims=True)
+
+
+def layer_norm(config: ViTConfig, **options: Any) -> nnx.LayerNorm:
+    """A LayerNorm with the epsilon of the configuration."""
+    return LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, **options)
+
+
 class ViTPatchEmbeddings(nnx.Module):
     """Cuts images into patches and projects each to a token (Dosovitskiy et al. 2021, Section 3.1)."""
 
     def __init__(self, config: ViTConfig, **options: Any) -> None:
         self.patch_size = to_pair(config.patch_size)
         size_in = config.num_channels * self.patch_size[0] * self.patch_size[1]
-        self.projection = nnx.Linear(size_in, config.hidden_size, kernel_init=initializer(config), **options)
+        self.projection = dense(config, size_in, config.hidden_size, **options)
 
     def __call__(self, pixel_values: Array, grid: tuple[int, int]) -> Array:
         (rows, columns), (height, width) = grid, self.patch_size
@@ -104,7 +145,7 @@ class ViTEmbeddings(nnx.Module):
         return jnp.concatenate([cls_token, patches.astype(cls_token.dtype)], axis=1)
 
 
-def attention(query: Array, key: Array, value: Array) -> Array:
+def attend(query: Array, key: Array, value: Array) -> Array:
     """Scaled dot-product attention, (B, T, H, D / H) each: JAX's on accelerators, and on CPUs one that suits XLA there.
 
     JAX's own computes float64 in float32, has no float16 on CPUs, and is slower there: heads before tokens make the
@@ -126,10 +167,10 @@ class ViTSelfAttention(nnx.Module):
 
     def __init__(self, config: ViTConfig, **options: Any) -> None:
         self.config = config
-        options |= {"use_bias": config.qkv_bias, "kernel_init": initializer(config)}
-        self.query = nnx.Linear(config.hidden_size, config.hidden_size, **options)
-        self.key = nnx.Linear(config.hidden_size, config.hidden_size, **options)
-        self.value = nnx.Linear(config.hidden_size, config.hidden_size, **options)
+        options |= {"use_bias": config.qkv_bias}
+        self.query = dense(config, config.hidden_size, config.hidden_size, **options)
+        self.key = dense(config, config.hidden_size, config.hidden_size, **options)
+        self.value = dense(config, config.hidden_size, config.hidden_size, **options)
         self.dropout = nnx.Dropout(config.attention_probs_dropout_prob)
 
     def __call__(
@@ -142,13 +183,13 @@ class ViTSelfAttention(nnx.Module):
         )
         has_dropout = self.dropout.rate > 0 and not self.dropout.deterministic  # which the fused attention lacks
         if output_attentions or has_dropout or self.config.attn_implementation == "eager":
-            scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * self.config.head_dim**-0.5  # (B, H, T, T)
+            scores = jnp.einsum("bqhd,bkhd->bhqk", query * self.config.head_dim**-0.5, key)  # (B, H, T, T)
             at_least_float32 = jnp.promote_types(scores.dtype, jnp.float32)
             attentions = jax.nn.softmax(scores.astype(at_least_float32)).astype(scores.dtype)
             context = jnp.einsum("bhqk,bkhd->bqhd", self.dropout(attentions, rngs=rngs), value)
         else:
             attentions = None
-            context = attention(query, key, value)
+            context = attend(query, key, value)
         return context.reshape(hidden_states.shape), attentions if output_attentions else None  # (B, T, D)
 
 
@@ -156,7 +197,7 @@ class ViTSelfOutput(nnx.Module):
     """The output projection of an attention; the residual is added in ViTLayer."""
 
     def __init__(self, config: ViTConfig, **options: Any) -> None:
-        self.dense = nnx.Linear(config.hidden_size, config.hidden_size, kernel_init=initializer(config), **options)
+        self.dense = dense(config, config.hidden_size, config.hidden_size, **options)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
     def __call__(self, hidden_states: Array, rngs: nnx.Rngs | None = None) -> Array:
@@ -181,8 +222,7 @@ class ViTIntermediate(nnx.Module):
     """The widening half of the MLP (Dosovitskiy et al. 2021, Equation 3)."""
 
     def __init__(self, config: ViTConfig, **options: Any) -> None:
-        size_in, size_out = config.hidden_size, config.intermediate_size
-        self.dense = nnx.Linear(size_in, size_out, kernel_init=initializer(config), **options)
+        self.dense = dense(config, config.hidden_size, config.intermediate_size, **options)
         self.activation = config.hidden_act
 
     def __call__(self, hidden_states: Array) -> Array:
@@ -193,48 +233,11 @@ class ViTOutput(nnx.Module):
     """The narrowing half of the MLP; the residual is added in ViTLayer."""
 
     def __init__(self, config: ViTConfig, **options: Any) -> None:
-        size_in, size_out = config.intermediate_size, config.hidden_size
-        self.dense = nnx.Linear(size_in, size_out, kernel_init=initializer(config), **options)
+        self.dense = dense(config, config.intermediate_size, config.hidden_size, **options)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
     def __call__(self, hidden_states: Array, rngs: nnx.Rngs | None = None) -> Array:
         return self.dropout(self.dense(hidden_states), rngs=rngs)
-
-
-def layer_norm(config: ViTConfig, **options: Any) -> nnx.LayerNorm:
-    """The LayerNorm of an encoder layer, or of the encoder's end."""
-    return LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, **options)
-
-
-class LayerNorm(nnx.LayerNorm):
-    """nnx.LayerNorm with the two-pass variance, which does not cancel where the mean is large, and a cheap gradient."""
-
-    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
-        assert mask is None, "A ViT has no padding."
-        scale, bias = self.scale[...], self.bias[...]
-        dtype = self.dtype or jnp.result_type(x, scale, bias)
-        x = normalize(x.astype(jnp.promote_types(x.dtype, jnp.float32)), self.epsilon)
-        return (x * scale + bias).astype(dtype)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def normalize(x: Array, epsilon: float) -> Array:
-    """Mean 0 and variance 1 along the last axis."""
-    return _normalize(x, epsilon)[0]
-
-
-def _normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
-    x = x - x.mean(-1, keepdims=True)
-    factor = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
-    return x * factor, factor
-
-
-@normalize.defjvp
-def _normalize_jvp(epsilon: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # What JAX derives step by step has XLA on CPUs compute the same reductions again and again.
-    x, factor = _normalize(*primals, epsilon)
-    tangent = tangents[0] * factor
-    return x, tangent - tangent.mean(-1, keepdims=True) - x * (x * tangent).mean(-1, keepdims=True)
 
 
 class ViTLayer(nnx.Module):
@@ -287,8 +290,7 @@ class ViTPooler(nnx.Module):
     """A dense layer over the CLS token."""
 
     def __init__(self, config: ViTConfig, **options: Any) -> None:
-        size_in, size_out = config.hidden_size, config.pooler_output_size
-        self.dense = nnx.Linear(size_in, size_out, kernel_init=initializer(config), **options)
+        self.dense = dense(config, config.hidden_size, config.pooler_output_size, **options)
         self.activation = config.pooler_act
 
     def __call__(self, hidden_states: Array) -> Array:

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..inputs import check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .eager import call
-from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, initializer, layer_norm
+from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, dense, layer_norm
 from .loss import classification_loss, reconstruction_loss
 from .pretrained import FlaxViTPreTrainedModel
 
@@ -122,11 +122,7 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(config, param_dtype if dtype is None else dtype)
         self.vit = FlaxViTModel(config, add_pooling_layer=False, **options)
-        self.classifier = (
-            nnx.Linear(config.hidden_size, config.num_labels, kernel_init=initializer(config), **options)
-            if config.num_labels
-            else None
-        )
+        self.classifier = dense(config, config.hidden_size, config.num_labels, **options) if config.num_labels else None
 
     def __call__(
         self,
@@ -195,7 +191,7 @@ class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
         height, width = to_pair(config.encoder_stride)
         size_out = height * width * config.num_channels
         # A list of one, because the published name of the layer is "decoder.0".
-        self.decoder = nnx.List([nnx.Linear(config.hidden_size, size_out, kernel_init=initializer(config), **options)])
+        self.decoder = nnx.List([dense(config, config.hidden_size, size_out, **options)])
 
     def __call__(
         self,

@@ -376,8 +376,11 @@ def number_of_threads(given: int | None, default: Callable[[], int]) -> int:
 
 def _cpus() -> int:
     # A child process is a worker of somebody's data loader, which has one for each CPU already.
-    if multiprocessing.parent_process() is not None:
-        return 1
+    return available_cpus() if multiprocessing.parent_process() is None else 1
+
+
+def available_cpus() -> int:
+    """How many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,11 +1,13 @@
 """Attention without its weights: PyTorch's fused kernel, or on CPUs in bfloat16 two products of oneDNN and a softmax.
 
-The fused kernel computes bfloat16 on CPUs no faster than float32. Matrix products of all heads at once do, and bring
-attention to about 0.6 of its time (ViT-B/16, two cores with AVX-512 BF16). Scores are rounded to bfloat16, as those of
-the eager implementation are. They are computed for a few images at a time, so that they stay in cache.
+On CPUs with AVX-512 BF16 and without AMX the fused kernel computes bfloat16 no faster than float32. Products of all
+heads at once do, and bring attention to about 0.6 of its time (ViT-B/16, two cores). Scores are rounded to bfloat16, as
+those of the eager implementation are. They are computed for a few images at a time, so that they stay in cache.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ MOST_TOKENS = 2048
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Multi-head attention (Vaswani et al. 2017, Section 3.2.1).
+    """Scaled dot-product attention (Vaswani et al. 2017, Section 3.2.1).
 
     Args:
         query, key, value: (B, H, T, D / H).
@@ -29,15 +31,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) ->
     Returns:
         (B, H, T, D / H).
     """
-    batch, heads, tokens, size = query.shape
-    if (
-        query.dtype != torch.bfloat16
-        or dropout_p
-        or tokens > MOST_TOKENS
-        or torch.is_grad_enabled()
-        or not takes_kernels(query)
-    ):
+    # First whether somebody compiles, who may leave the number of tokens open.
+    if not takes_kernels(query) or not suits(query) or dropout_p or torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+    batch, heads, tokens, size = query.shape
     images = max(1, MOST_SCORES // (heads * tokens * tokens))
     context = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
     parts = (tensor.split(images) for tensor in (query * size**-0.5, key, value, context))
@@ -45,3 +42,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) ->
         scores = torch.matmul(query, key.transpose(-1, -2))  # (images, H, T, T)
         out.copy_(torch.softmax(scores, -1, out=scores) @ value)
     return context
+
+
+def suits(query: Tensor) -> bool:
+    """Whether the products are the faster way, and the scores of an image not too many."""
+    return query.dtype == torch.bfloat16 and query.shape[2] <= MOST_TOKENS and has_slow_kernel()
+
+
+@cache
+def has_slow_kernel() -> bool:
+    """Whether this CPU multiplies bfloat16 in a way that the fused kernel makes no use of."""
+    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()

@@ -44,17 +44,19 @@ class ViTEmbeddings(nn.Module):
     def forward(self, pixel_values: Tensor, grid: tuple[int, int], bool_masked_pos: Tensor | None = None) -> Tensor:
         hidden_states = self.patch_embeddings(pixel_values)  # (B, N, D)
         if bool_masked_pos is not None:
-            hidden_states = torch.where(bool_masked_pos.bool()[:, :, None], self.mask_token, hidden_states)
+            mask = bool_masked_pos.bool()[:, :, None]
+            hidden_states = torch.where(mask, self.mask_token, hidden_states)
         cls_token = self.cls_token.expand(hidden_states.shape[0], -1, -1)  # len would fix the size in an export
         hidden_states = torch.cat([cls_token, hidden_states], dim=1)  # (B, T, D)
         return self.dropout(hidden_states + self.interpolated_position_embeddings(grid))
 
     def interpolated_position_embeddings(self, grid: tuple[int, int]) -> Tensor:
         """Position embeddings for a grid of (rows, columns) patches: (1, 1 + rows * columns, D)."""
+        position_embeddings = self.position_embeddings
         if grid == self.config.grid_size:
-            return self.position_embeddings
-        dtype = torch.promote_types(self.position_embeddings.dtype, torch.float32)
-        cls_token, patches = self.position_embeddings[:, :1], self.position_embeddings[0, 1:].to(dtype)
+            return position_embeddings
+        dtype = torch.promote_types(position_embeddings.dtype, torch.float32)
+        cls_token, patches = position_embeddings[:, :1], position_embeddings[0, 1:].to(dtype)
         patches = patches.unflatten(0, self.config.grid_size)  # (rows, columns, D)
         rows, columns = (
             bicubic_matrix(old, new, like=patches) for old, new in zip(self.config.grid_size, grid, strict=True)
@@ -93,7 +95,7 @@ class ViTSelfAttention(nn.Module):
             for projected in linears((self.query, self.key, self.value), hidden_states)
         )
         if output_attentions or self.config.attn_implementation == "eager":
-            scores = query @ key.transpose(-1, -2) * self.config.head_dim**-0.5  # (B, H, T, T)
+            scores = (query * self.config.head_dim**-0.5) @ key.transpose(-1, -2)  # (B, H, T, T)
             at_least_float32 = torch.promote_types(scores.dtype, torch.float32)
             attentions = scores.softmax(dim=-1, dtype=at_least_float32).to(scores.dtype)
             context = self.dropout(attentions) @ value

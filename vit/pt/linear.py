@@ -66,9 +66,8 @@ def linear(layer: nn.Module, x: Tensor, activation: str | None = None) -> Tensor
 def linears(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """`linear` of each layer for one input, which layers of int8 round only once."""
     first = layers[0]
-    if isinstance(first, InferenceLinear) and all(type(layer) is type(first) for layer in layers):
-        prepared = first.prepare(x)
-        return [layer(prepared) for layer in layers]
+    if isinstance(first, InferenceLinear) and all(type(each) is type(first) and not has_hooks(each) for each in layers):
+        x = first.prepare(x)
     return [linear(layer, x) for layer in layers]
 
 
@@ -151,13 +150,20 @@ def is_plain(layer: nn.Module, x: Tensor) -> bool:
     return (
         takes_kernels(x)
         and type(layer) is nn.Linear
-        and not (layer._forward_hooks or layer._forward_pre_hooks or nn.modules.module._has_any_global_hook())
+        and "forward" not in layer.__dict__
+        and not has_hooks(layer)
         and type(layer.weight) is nn.Parameter
         and layer.weight.device.type == "cpu"
         and x.dtype == layer.weight.dtype
         and x.is_contiguous()
         and x.numel() > 0
     )
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    """Whether anything is to be called before or after a layer."""
+    own = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return bool(own) or nn.modules.module._has_any_global_hook()
 
 
 def takes_kernels(x: Tensor) -> bool:

@@ -104,13 +104,13 @@ class ViTPatchEmbeddings(ViTKerasLayer):
         self.projection.build((None, None, self.config.num_channels * self.patch_size[0] * self.patch_size[1]))
 
     def call(self, pixel_values: tf.Tensor, grid: tuple[int, int]) -> tf.Tensor:
-        (rows, columns), (height, width) = grid, self.patch_size
-        channels = self.config.num_channels
+        (rows, columns), (height, width), channels = grid, self.patch_size, self.config.num_channels
         # Patches do not overlap, so the convolution is a reshape and one matmul.
         patches = pixel_values[:, :, : rows * height, : columns * width]
         patches = ops.reshape(patches, (-1, channels, rows, height, columns, width))
         patches = ops.transpose(patches, (0, 2, 4, 1, 3, 5))
-        return linear(self.projection, ops.reshape(patches, (-1, rows * columns, channels * height * width)))
+        patches = ops.reshape(patches, (-1, rows * columns, channels * height * width))
+        return linear(self.projection, patches)  # (B, N, D)
 
 
 class ViTEmbeddings(ViTKerasLayer):
@@ -324,8 +324,8 @@ class ViTEncoder(ViTKerasLayer):
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
         all_hidden_states, all_attentions = [hidden_states], []
         for layer in self.layer:
-            call = recomputed(layer) if self.gradient_checkpointing and training else layer
-            hidden_states, attentions = call(hidden_states, output_attentions=output_attentions)
+            run = recomputed(layer) if self.gradient_checkpointing and training else layer
+            hidden_states, attentions = run(hidden_states, output_attentions=output_attentions)
             all_hidden_states.append(hidden_states)
             all_attentions.append(attentions)
         return (

@@ -146,7 +146,7 @@ class TFViTPreTrainedModel(keras.Model):
             name_or_folder: a checkpoint folder, or the name of a model on the hub.
             dtype: of the parameters and the computation, or a policy such as "mixed_bfloat16"; None for the
                 checkpoint's, computed as Keras's global policy says where that has the same parameters.
-            attn_implementation: "sdpa" or "eager"; None for the configuration's.
+            attn_implementation: "sdpa" or "eager", which TensorFlow computes alike; None for the configuration's.
             device: such as "CPU:0" or "GPU:0"; None for TensorFlow's default device.
             ignore_mismatched_sizes: let mis-shaped parameters start fresh, with a warning.
             **config_overrides: any key of `ViTConfig` (another number of labels gives a fresh head, another
