@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -467,6 +469,7 @@ def test_a_failing_disk_leaves_the_old_checkpoint_and_is_named(tmp_path, monkeyp
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
+from typing import Any
 import numpy as np
 from vit import ViTConfig, checkpoint
 
@@ -747,3 +750,27 @@ def test_the_array_read_is_the_callers_own(tmp_path):
     opened = Checkpoint(write(tmp_path, some_tensors()))
     opened.read("a.bias")[:] = 0
     np.testing.assert_array_equal(opened.read("a.bias"), some_tensors()["a.bias"])
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("name", ["ViTModel", "TFViTModel", "FlaxViTModel"])
+def test_loading_pauses_the_garbage_collector_and_leaves_it_as_it_was_even_if_it_fails(
+    name: str, enabled: bool, tiny_config: Any, random_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_checkpoint(tmp_path, tiny_config())
+    cls, during = getattr(vit, name), []
+
+    def fail(self: Any, config: Any, **options: Any) -> None:
+        during.append(gc.isenabled())
+        raise MemoryError
+
+    try:
+        (gc.enable if enabled else gc.disable)()
+        cls.from_pretrained(tmp_path)
+        assert gc.isenabled() is enabled
+        monkeypatch.setattr(cls, "__init__", fail)
+        with pytest.raises(MemoryError):
+            cls.from_pretrained(tmp_path)
+        assert (during, gc.isenabled()) == ([False], enabled)
+    finally:
+        gc.enable()

@@ -6,6 +6,7 @@ Writing goes beside the old files, which are replaced only when the new ones are
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -279,6 +280,18 @@ class Fit:
             f"{self.checkpoint.folder} holds no fitting {_list(sorted(self.fresh))}: freshly initialised. "
             "Train the model before relying on what depends on them."
         )
+
+
+@contextmanager
+def garbage_uncollected() -> Iterator[None]:
+    """Pause the garbage collector, which would go through all that a framework's import left, for nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def plan(

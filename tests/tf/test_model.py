@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -276,28 +275,6 @@ def test_each_dtype_computes_saves_and_loads(
     again = TFViTForImageClassification.from_pretrained(tmp_path)
     assert again.config.dtype == dtype
     assert_close(values_of(again), values_of(other), atol=0)
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_loading_pauses_the_garbage_collector_even_if_it_fails(
-    load: Load, monkeypatch: pytest.MonkeyPatch, enabled: bool
-) -> None:
-    during = []
-
-    def build(self: Any, input_shape: Any) -> None:
-        during.append(gc.isenabled())
-        raise MemoryError
-
-    try:
-        (gc.enable if enabled else gc.disable)()
-        load()
-        assert gc.isenabled() is enabled
-        monkeypatch.setattr(TFViTForImageClassification, "build", build)
-        with pytest.raises(MemoryError):
-            load()
-        assert (during, gc.isenabled()) == ([False], enabled)
-    finally:
-        gc.enable()
 
 
 def test_constructor_takes_a_dtype(load: Load) -> None:

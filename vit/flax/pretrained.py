@@ -84,16 +84,18 @@ class FlaxViTPreTrainedModel(nnx.Module):
         device = _device(device)
         arrays = fit.start_reading("flax")
         build: Any = cls
-        # No array is made, and, what would take longer, no random one traced.
-        model = nnx.eval_shape(lambda: build(fit.config, **fit.model_options, param_dtype=fit.dtype, rngs=_NoKeys()))
-        rngs = nnx.Rngs(0) if fit.fresh else None
-        for name in (*fit.stored, *fit.fresh):
-            variable = model._parameter(name)
-            if name in fit.stored:
-                array = arrays.pop(name).result()
-            else:
-                array = _initialise(name, variable.get_value().shape, fit.dtype, rngs, fit.config)
-            variable.set_value(jax.device_put(array, device))
+        options = {**fit.model_options, "param_dtype": fit.dtype, "rngs": _NoKeys()}
+        with checkpoint.garbage_uncollected():
+            # No array is made, and, what would take longer, no random one traced.
+            model = nnx.eval_shape(lambda: build(fit.config, **options))
+            rngs = nnx.Rngs(0) if fit.fresh else None
+            for name in (*fit.stored, *fit.fresh):
+                variable = model._parameter(name)
+                if name in fit.stored:
+                    array = arrays.pop(name).result()
+                else:
+                    array = _initialise(name, variable.get_value().shape, fit.dtype, rngs, fit.config)
+                variable.set_value(jax.device_put(array, device))
         if message := fit.warning():
             warnings.warn(message, stacklevel=2)
         model.eval()

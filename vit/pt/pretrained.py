@@ -101,14 +101,15 @@ class ViTPreTrainedModel(nn.Module):
         fit = checkpoint.plan(
             name_or_folder, cls.head, dtype, attn_implementation, ignore_mismatched_sizes, **config_overrides
         )
-        with torch.device("meta"):
-            model = cls(fit.config, **fit.model_options)
         target = {"dtype": getattr(torch, fit.dtype.name), "device": device}
         files: dict[Path, Any] = {}
-        state = {weights.model_name(name, cls.head): _read(fit, name, files).to(**target) for name in fit.stored}
-        for name, shape in fit.fresh.items():
-            state[weights.model_name(name, cls.head)] = _initialise(name, torch.empty(shape, **target), fit.config)
-        model.load_state_dict(state, assign=True)
+        with checkpoint.garbage_uncollected():
+            with torch.device("meta"):
+                model = cls(fit.config, **fit.model_options)
+            state = {weights.model_name(name, cls.head): _read(fit, name, files).to(**target) for name in fit.stored}
+            for name, shape in fit.fresh.items():
+                state[weights.model_name(name, cls.head)] = _initialise(name, torch.empty(shape, **target), fit.config)
+            model.load_state_dict(state, assign=True)
         if message := fit.warning():
             warnings.warn(message, stacklevel=2)
         return model.eval()

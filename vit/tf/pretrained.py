@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, ClassVar, Self
 
 import keras
@@ -172,7 +170,7 @@ class TFViTPreTrainedModel(keras.Model):
             if policy.variable_dtype != fit.dtype.name:
                 policy = keras.dtype_policies.get(fit.dtype.name)
         # A caller's own device stands.
-        with nullcontext() if device is None else tf.device(_device(device)), _garbage_uncollected():
+        with nullcontext() if device is None else tf.device(_device(device)), checkpoint.garbage_uncollected():
             arrays = fit.start_reading("tf")
             model = cls(fit.config, **fit.model_options, dtype=policy, build=False)
             # Each weight is created with the checkpoint's value: no random one is made first, nor a second copy.
@@ -220,18 +218,6 @@ class TFViTPreTrainedModel(keras.Model):
         for part in path:
             node = node[int(part)] if part.isdigit() else getattr(node, part)
         return node, leaf
-
-
-@contextmanager
-def _garbage_uncollected() -> Iterator[None]:
-    """Pause the garbage collector, which would go through what TensorFlow's import left, for nothing."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Stored(keras.initializers.Initializer):
