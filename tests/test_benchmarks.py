@@ -195,6 +195,17 @@ def test_every_framework_of_trivit_computes_the_same_logits_in_the_harness(peer:
         assert inference._difference(inference._expected(str(folder)), logits) <= inference.TOLERANCE[dtype]
 
 
+def test_weights_are_prepacked_for_every_batch_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vit.pt
+
+    prepack, sizes = vit.pt.prepack, []
+    monkeypatch.setattr(vit.pt, "prepack", lambda model, size: sizes.append(size) or prepack(model, size))
+    for size in (1, 3):
+        logits = peers.forward("trivit", "pt", str(folder), "float32", size, "cpu", prepacked=True)()
+        assert len(logits) == size
+    assert sizes == [1, 3]
+
+
 def test_transformers_imports_no_other_framework_than_its_own() -> None:
     assert peers.PEERS[1].environment == {"USE_TORCH": "1", "USE_TF": "0", "USE_FLAX": "0"}
     assert OURS[0].environment == {}
