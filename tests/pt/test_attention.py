@@ -125,6 +125,8 @@ def test_an_export_has_the_fused_kernel_alone_and_leaves_the_number_of_tokens_op
             model, (torch.zeros(2, 3, 24, 20, dtype=torch.bfloat16),), {"interpolate_pos_encoding": True},
             dynamic_shapes={"pixel_values": shapes, "interpolate_pos_encoding": None},
         )  # fmt: skip
+        large = program.module()(torch.zeros(2, 3, 200, 204, dtype=torch.bfloat16), interpolate_pos_encoding=True)
+    assert large.last_hidden_state.shape == (2, 1 + 50 * 51, 32)  # more than MOST_TOKENS
     graph = str(program.graph)
     assert graph.count("scaled_dot_product_attention") >= model.config.num_hidden_layers
     assert "softmax" not in graph
