@@ -18,8 +18,6 @@ import pytest
 from vit import weights
 from vit.config import ACTIVATIONS, ViTConfig
 
-FRAMEWORKS = ("pt", "tf", "flax")
-
 
 class Case(NamedTuple):
     """One row of the table: a model, and how it is called."""

@@ -10,7 +10,7 @@ import pytest
 
 from vit import FlaxViTForImageClassification
 
-from .common import Load
+from ..common import Load
 
 
 @pytest.fixture(scope="module")

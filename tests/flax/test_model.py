@@ -23,7 +23,8 @@ from vit import (
     weights,
 )
 
-from .common import LABELS, MODELS, Load, assert_close, call, images, inputs_of, loss_and_gradients, masks
+from ..common import LABELS, Load, images, inputs_of, masks
+from .common import MODELS, assert_close, call, loss_and_gradients
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -13,7 +13,8 @@ from flax import nnx
 
 from vit import InputError
 
-from .common import LABELS, MODELS, Load, assert_close, call, images, inputs_of, loss_and_gradients
+from ..common import LABELS, Load, images, inputs_of
+from .common import MODELS, assert_close, call, loss_and_gradients
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -8,7 +8,7 @@ import pytest
 
 from vit import TFViTForImageClassification
 
-from .common import Load
+from ..common import Load
 
 
 @pytest.fixture(scope="module")

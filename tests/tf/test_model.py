@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ import tensorflow as tf
 
 from vit import InputError, ModelOutput, TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel, weights
 
-from .common import LABELS, MODELS, Load, assert_close, gradients, images, inputs_of, masks, values_of
+from ..common import LABELS, Load, images, inputs_of, masks
+from .common import MODELS, assert_close, gradients, values_of
 
 
 @pytest.fixture
@@ -64,14 +63,6 @@ def test_gradients_in_a_graph_are_those_of_eager(load: Load) -> None:
     for name, gradient in zip(names, expected[1], strict=True):
         if "key/bias" not in name:  # softmax does not see what all keys share
             assert float(np.abs(gradient).max()) > 1e-7, name
-
-
-def test_label_out_of_range_is_named_and_gives_nan_in_a_graph(model: Any) -> None:
-    for label in (5, -1):
-        labels = np.array([0, label, 1, 2])
-        with pytest.raises(InputError, match=rf"labels holds {label}; expected 0 to 4 \(num_labels is 5\)"):
-            model(images(), labels=labels)
-        assert np.isnan(tf.function(lambda y: model(images(), labels=y).loss)(tf.constant(labels)))
 
 
 def test_wrong_input_is_the_same_error_in_a_graph_as_in_eager(model: Any) -> None:
@@ -125,92 +116,6 @@ def test_part_of_a_larger_functional_model_trains_and_survives_saving(load: Load
     larger.save(tmp_path / "larger.keras")
     again = keras.models.load_model(tmp_path / "larger.keras")
     assert_close(again(images().transpose(0, 2, 3, 1)), larger(images().transpose(0, 2, 3, 1)), atol=1e-6)
-
-
-# === Saving and exporting ===
-
-
-@pytest.mark.parametrize("cls", MODELS)
-def test_keras_file_gives_the_same_model(load: Load, tmp_path: Path, cls: type) -> None:
-    model = load(cls, hidden_act="quick_gelu")
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    assert type(again) is cls
-    assert again.config == model.config
-    assert_close(again(**inputs_of(cls)), model(**inputs_of(cls)), atol=1e-6)
-
-
-def test_keras_file_of_a_compiled_model_goes_on_training(load: Load, tmp_path: Path) -> None:
-    model = load()
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"], run_eagerly=True)
-    model.fit(images(), LABELS, epochs=2, verbose=0)
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    assert int(again.optimizer.iterations.numpy()) == 2
-    for each in (model, again):
-        each.fit(images(), LABELS, verbose=0)
-    assert_close(values_of(again), values_of(model), atol=1e-6)
-    assert_close(again.evaluate(images(), LABELS, verbose=0), model.evaluate(images(), LABELS, verbose=0))
-
-
-def test_keras_file_keeps_the_options_and_the_policy_of_a_model(load: Load, tmp_path: Path) -> None:
-    config = load().config
-    model = TFViTModel(config, add_pooling_layer=False, use_mask_token=True, dtype="mixed_bfloat16", name="backbone")
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    assert (again.name, again.dtype_policy.name, again.pooler) == ("backbone", "mixed_bfloat16", None)
-    assert_close(again(images(), bool_masked_pos=masks()), model(images(), bool_masked_pos=masks()), atol=1e-6)
-
-
-def test_weights_file_fills_a_fresh_model(load: Load, tmp_path: Path) -> None:
-    model = load()
-    model.save_weights(tmp_path / "model.weights.h5")
-    other = TFViTForImageClassification(model.config)
-    other.load_weights(tmp_path / "model.weights.h5")
-    assert_close(values_of(other), values_of(model), atol=0)
-
-
-def test_model_can_be_copied_cloned_and_pickled(load: Load) -> None:
-    model = load(hidden_act="quick_gelu")
-    expected = model(images())
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert_close(other(images()), expected, atol=1e-6)
-        other.classifier.bias.assign_add(np.ones(5))
-        assert_close(other(images()).logits, expected.logits + 1)
-    clone = keras.models.clone_model(model)
-    assert [variable.shape for variable in clone.weights] == [variable.shape for variable in model.weights]
-    assert_close(model(images()), expected, atol=0)
-
-
-@pytest.mark.parametrize("called", [False, True])
-def test_exports_a_saved_model_that_serves_any_batch_size(load: Load, tmp_path: Path, called: bool) -> None:
-    model = load()
-    if called:
-        model.predict(images(2), verbose=0)
-    model.export(tmp_path / "export", verbose=False)
-    served = tf.saved_model.load(tmp_path / "export")
-    for batch in (1, 3):
-        expected = model(images(batch))
-        outputs = served.serve(tf.constant(images(batch)))
-        assert_close(outputs["logits"], expected.logits)
-        outputs = served.signatures["serving_default"](pixel_values=tf.constant(images(batch)))
-        assert_close(outputs["logits"], expected.logits)
-
-
-def test_exports_with_another_signature(load: Load, tmp_path: Path) -> None:
-    model = load(TFViTForMaskedImageModeling)
-    signature = [
-        {
-            "pixel_values": keras.InputSpec(dtype="float32", shape=(None, 3, 12, 8), name="pixel_values"),
-            "bool_masked_pos": keras.InputSpec(dtype="bool", shape=(None, 12), name="bool_masked_pos"),
-        }
-    ]
-    model.export(tmp_path / "export", verbose=False, input_signature=signature)
-    inputs = {name: tf.constant(value) for name, value in inputs_of(type(model)).items()}
-    served = tf.saved_model.load(tmp_path / "export")
-    outputs = served.serve(inputs)
-    expected = model(**inputs)
-    assert_close((outputs["loss"], outputs["reconstruction"]), (expected.loss, expected.reconstruction))
 
 
 # === Parameters and dtypes ===
@@ -353,8 +258,3 @@ def test_output_is_a_structure_of_keras_and_of_tensorflow(model: Any) -> None:
         assert isinstance(doubled, ModelOutput)
         assert list(doubled) == ["logits", "hidden_states"]
         assert_close(doubled.hidden_states[1], 2 * outputs.hidden_states[1], atol=0)
-
-
-def test_label_of_minus_100_is_left_out_of_the_loss(model: Any) -> None:
-    expected = model(images()[:3], labels=LABELS[:3]).loss
-    assert_close(model(images(), labels=np.array([*LABELS[:3], -100])).loss, expected)

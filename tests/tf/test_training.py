@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from vit import InputError, ModelOutput, TFViTForMaskedImageModeling, TFViTModel
 
-from .common import LABELS, Load, assert_close, gradients, images, inputs_of, values_of
+from ..common import LABELS, Load, images, inputs_of
+from .common import assert_close, gradients, values_of
 
 
 @pytest.mark.parametrize(
@@ -220,3 +221,16 @@ def test_distribution_strategy_trains_as_one_device(load: Load, tmp_path: Path) 
     history = model.fit(images(), LABELS, epochs=2, shuffle=False, verbose=0).history
     assert_close(list(result["loss"]), history["loss"])
     assert_close(result["logits"], model(images()).logits.numpy())
+
+
+def test_label_out_of_range_is_named_and_gives_nan_in_a_graph(model: Any) -> None:
+    for label in (5, -1):
+        labels = np.array([0, label, 1, 2])
+        with pytest.raises(InputError, match=rf"labels holds {label}; expected 0 to 4 \(num_labels is 5\)"):
+            model(images(), labels=labels)
+        assert np.isnan(tf.function(lambda y: model(images(), labels=y).loss)(tf.constant(labels)))
+
+
+def test_label_of_minus_100_is_left_out_of_the_loss(model: Any) -> None:
+    expected = model(images()[:3], labels=LABELS[:3]).loss
+    assert_close(model(images(), labels=np.array([*LABELS[:3], -100])).loss, expected)
