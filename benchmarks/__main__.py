@@ -4,7 +4,8 @@ What was measured is printed, and replaces those suites' sections in benchmarks/
 installed are named with the line that installs them, and left out: see benchmarks/peers.py.
 
 On two cores with every peer, all suites take about twelve minutes with --quick, and about four hours without, most of
-them for `inference` at L/16. Each suite's section is written as it ends, and it is said how long it took.
+them for `inference` at L/16. Each suite has a section for each size of the model, which is written when it has been
+measured; it is said how long that took.
 """
 
 from __future__ import annotations
@@ -26,12 +27,17 @@ SUITES = ("inference", "training", "cold-start", "load", "compile", "preprocess"
 
 PROGRAMS = {
     "preprocess": ("Image processors beside transformers'", ["--seconds", "0.2", "--size", "640x480"], ["seconds"]),
-    "pipeline": ("Whole folders of images", ["--quick"], ["frameworks", "variants", "batch_sizes"]),
-    "convert": ("Converting a checkpoint beside copying it", ["--rounds", "2", "--variant", "B/16"], ["variants"]),
+    "pipeline": ("Whole folders of images", ["--quick"], ["variant", "frameworks", "batch_sizes"]),
+    "convert": ("Converting a checkpoint beside copying it", ["--rounds", "2"], ["variant"]),
 }
 """Suites that are programs of their own, on CPUs: what they measure, what makes them quick, which options they take."""
 
-FLAGS = {"seconds": "--seconds", "frameworks": "--framework", "variants": "--variant", "batch_sizes": "--batch-size"}
+FLAGS = {"seconds": "--seconds", "frameworks": "--framework", "variant": "--variant", "batch_sizes": "--batch-size"}
+
+VARIANTS = {
+    "inference": ("Ti/16", "S/16", "B/16", "L/16"), "load": ("B/16", "L/16"), "preprocess": ("",),
+    "pipeline": ("Ti/16",), "convert": ("L/16",)}  # fmt: skip
+"""The sizes that are measured unless the command line says otherwise; B/16 of the others, and Ti/16 to be quick."""
 
 FOLDER = Path(__file__).parent
 
@@ -42,7 +48,7 @@ def command_line(suite: str, options: Options) -> list[str]:
     command = ["-m", f"benchmarks.{suite}", *(quick if options.quick else [])]
     for name in takes:
         given = getattr(options, name)
-        for value in given if isinstance(given, Sequence) else [] if given is None else [given]:
+        for value in given if isinstance(given, list) else [] if given is None else [given]:
             command += [FLAGS[name], str(value)]
     return command
 
@@ -56,6 +62,15 @@ def run_program(suite: str, options: Options) -> str:
     printed = done.stdout.strip()
     is_table = printed.startswith(("|", "#"))
     return f"## {title}\n\n" + (printed if is_table else f"```\n{printed}\n```")
+
+
+def plan(suites: Sequence[str], variants: Sequence[str] | None, quick: bool) -> list[tuple[str, str]]:
+    """What is measured one after the other: suites, each with a size of the model, or "" where it takes none."""
+    found = []
+    for suite in suites:
+        usual = VARIANTS.get(suite, ("B/16",))
+        found += [(suite, size) for size in (usual if usual == ("",) else variants or (("Ti/16",) if quick else usual))]
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,15 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unknown suite {unknown[0]!r}; expected some of {', '.join(SUITES)}")
     failed = []
     with tempfile.TemporaryDirectory(prefix="trivit-benchmarks-") as folder:
-        for suite in options.suites or SUITES:
+        for suite, variant in plan(options.suites or SUITES, options.variant, options.quick):
+            name = f"{suite} {variant}".strip()
             settings = Options(
-                Path(folder), options.output.parent / "plots", options.device, options.quick, options.framework,
-                options.variant, options.dtype, options.batch_size, options.peer, options.seconds,
+                Path(folder), options.output.parent / "plots", variant, options.device, options.quick,
+                options.framework, options.dtype, options.batch_size, options.peer, options.seconds,
             )  # fmt: skip
             if suite in PROGRAMS and options.device == "gpu":
                 say(f"{suite} runs on CPUs: left out")
                 continue
-            say(suite)
+            say(name)
             command = command_line(suite, settings) if suite in PROGRAMS else ["-m", "benchmarks", *given]
             start = time.perf_counter()
             try:
@@ -96,15 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     else importlib.import_module(f".{suite.replace('-', '_')}", __package__).run(settings)
                 )
             except Exception as error:  # one suite's failure is no reason to lose the others
-                say(f"{suite} failed: {type(error).__name__}: {error}")
-                failed.append(suite)
+                say(f"{name} failed: {type(error).__name__}: {error}")
+                failed.append(name)
                 continue
-            say(f"{suite} took {(time.perf_counter() - start) / 60:.1f} minutes")
+            say(f"{name} took {(time.perf_counter() - start) / 60:.1f} minutes")
             title, _, body = section.partition("\n")
-            where = " on a GPU" if options.device == "gpu" else ""
+            where = f"{f': ViT-{variant}' if variant else ''}{' on a GPU' if options.device == 'gpu' else ''}"
             section = f"{title}{where}\n\n{heading(settings, shlex.join(['python', *command]), versions())}\n{body}"
             print(section + "\n", flush=True)
-            write_results(options.output, {(suite, options.device): section}, SUITES)
+            write_results(options.output, [suite, options.device, *([variant] if variant else [])], section, SUITES)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

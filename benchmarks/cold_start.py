@@ -24,8 +24,8 @@ from .harness import ENVIRONMENT, STAGES, Bar, Options, bars, ratio, say, table,
 from .peers import CLASSES, Peer
 
 SETTINGS: dict[bool, dict[str, Any]] = {
-    True: {"variants": ("Ti/16",), "seconds": 1.0, "least": 1},
-    False: {"variants": ("B/16",), "seconds": 60.0, "least": 5},
+    True: {"seconds": 1.0, "least": 1},
+    False: {"seconds": 60.0, "least": 5},
 }
 """What is measured unless the command line says otherwise, quick or not."""
 
@@ -88,33 +88,32 @@ def run(options: Options) -> str:
     settings = SETTINGS[options.quick]
     blocks: list[str] = []
     panels: dict[str, list[Bar]] = {}
-    for variant in options.variants or settings["variants"]:
-        folder = options.checkpoint(variant)
-        write_image(folder)
-        for framework in IMPORTS:
-            peers = [peer for peer in options.present()
-                     if (peer.library, framework) in TENSORS and peer.framework == framework]  # fmt: skip
-            if not peers:
-                continue
-            say(f"ViT-{variant}: {', '.join(peer.name for peer in peers)}")
-            runs = {peer: partial(start, options, peer, folder) for peer in peers}
-            found = take_turns(runs, options.seconds or settings["seconds"], settings["least"], most=10,
-                               absent=options.absent)  # fmt: skip
-            for peer in list(found)[1:]:  # the first is trivit, where it runs
-                answers = [{sample["answer"] for sample in found[each]} for each in (peers[0], peer) if each in found]
-                if len(set.union(*answers)) > 1:
-                    options.absent[f"{peer.name}: it gives another answer"] = None
-                    del found[peer]
-            seconds = {
-                peer: {stage: [sample["seconds"][stage] for sample in samples] for stage in samples[0]["seconds"]}
-                for peer, samples in found.items()
-            }
-            blocks += [f"### ViT-{variant}, {peers[0].name.split()[-1]}", show(seconds)]
-            panels[f"ViT-{variant}"] = panels.get(f"ViT-{variant}", []) + _bars(seconds)
+    write_image(options.checkpoint)
+    for framework in IMPORTS:
+        peers = [peer for peer in options.present()
+                 if (peer.library, framework) in TENSORS and peer.framework == framework]  # fmt: skip
+        if not peers:
+            continue
+        say(", ".join(peer.name for peer in peers))
+        runs = {peer: partial(start, options, peer, options.checkpoint) for peer in peers}
+        found = take_turns(runs, options.seconds or settings["seconds"], settings["least"], most=10,
+                           absent=options.absent)  # fmt: skip
+        for peer in list(found)[1:]:  # the first is trivit, where it runs
+            answers = [{sample["answer"] for sample in found[each]} for each in (peers[0], peer) if each in found]
+            if len(set.union(*answers)) > 1:
+                options.absent[f"{peer.name}: it gives another answer"] = None
+                del found[peer]
+        seconds = {
+            peer: {stage: [sample["seconds"][stage] for sample in samples] for stage in samples[0]["seconds"]}
+            for peer, samples in found.items()
+        }
+        name = peers[0].name.split()[-1]
+        blocks += [f"### {name}", show(seconds)]
+        panels[name] = _bars(seconds)
     legend = dict(zip(list(STAGE_NAMES.values())[:-1], STAGES, strict=False))
-    title = "Seconds from process start to the first answer"
-    picture = bars(options.plots / f"cold-start-{options.device}.png", title, panels, legend)
-    return "\n\n".join(["## Cold start", EXPLANATION, *blocks, *([picture] if picture else [])])
+    title = f"ViT-{options.variant}: seconds from process start to the first answer"
+    picture = bars(options.plot("cold-start"), title, panels, legend)
+    return "\n\n".join(["## Cold start", EXPLANATION, *blocks, picture]).strip()
 
 
 def write_image(folder: str) -> None:

@@ -13,8 +13,8 @@ from .harness import Bar, Options, bars, color, process, ratio, say, table, take
 from .peers import Peer, forward
 
 SETTINGS: dict[bool, dict[str, Any]] = {
-    True: {"variants": ("Ti/16",), "seconds": 1.0, "least": 1},
-    False: {"variants": ("B/16",), "seconds": 60.0, "least": 3},
+    True: {"seconds": 1.0, "least": 1},
+    False: {"seconds": 60.0, "least": 3},
 }
 """What is measured unless the command line says otherwise, quick or not."""
 
@@ -29,37 +29,34 @@ EXPLANATION = """Seconds of the first call with a batch of one, less those of a 
 def run(options: Options) -> str:
     """Measure, and give the section of the results."""
     settings = SETTINGS[options.quick]
-    blocks: list[str] = []
+    rows: list[list[object]] = []
     panels: dict[str, list[Bar]] = {}
-    for variant in options.variants or settings["variants"]:
-        rows: list[list[object]] = []
-        panels[f"ViT-{variant}"] = []
-        for framework, compiler in COMPILERS.items():
-            peers = [peer for peer in options.present()
-                     if peer.framework == framework and peer.library in ("trivit", "transformers", "timm")]  # fmt: skip
-            if not peers:
-                continue
-            say(f"ViT-{variant}: {compiler} of {', '.join(peer.name for peer in peers)}")
-            runs = {peer: partial(compile_in_processes, options, peer, variant) for peer in peers}
-            found = take_turns(runs, options.seconds or settings["seconds"], settings["least"], most=10, warm=False,
-                               absent=options.absent)  # fmt: skip
-            ours = next((samples for peer, samples in found.items() if peer.library == "trivit"), None)
-            for peer, samples in found.items():
-                middle = {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
-                beside: object = ""
-                if ours and samples is not ours:
-                    beside = ratio([sample["first"] for sample in ours], [sample["first"] for sample in samples])
-                again = f"{middle['again']:.2f}" if "again" in middle else ""
-                rows.append([peer.name, compiler, f"{middle['first']:.2f}", beside, again, f"{middle['steady']:.3f}"])
-                bar = Bar(peer.name, [(middle["first"], color(peer.library))], f"{middle['first']:.2f} s")
-                panels[f"ViT-{variant}"].append(bar)
-        header = ["", "by", "seconds", "trivit's time over it", "again", "a steady call"]
-        blocks += [f"### ViT-{variant}", table(header, rows)]
-    picture = bars(options.plots / f"compile-{options.device}.png", "Seconds to compile a forward pass", panels)
-    return "\n\n".join(["## Compiling", EXPLANATION, *blocks, *([picture] if picture else [])])
+    for framework, compiler in COMPILERS.items():
+        peers = [peer for peer in options.present()
+                 if peer.framework == framework and peer.library in ("trivit", "transformers", "timm")]  # fmt: skip
+        if not peers:
+            continue
+        say(f"{compiler} of {', '.join(peer.name for peer in peers)}")
+        runs = {peer: partial(compile_in_processes, options, peer) for peer in peers}
+        found = take_turns(runs, options.seconds or settings["seconds"], settings["least"], most=10, warm=False,
+                           absent=options.absent)  # fmt: skip
+        ours = next((samples for peer, samples in found.items() if peer.library == "trivit"), None)
+        panels[compiler] = []
+        for peer, samples in found.items():
+            middle = {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
+            beside: object = ""
+            if ours and samples is not ours:
+                beside = ratio([sample["first"] for sample in ours], [sample["first"] for sample in samples])
+            again = f"{middle['again']:.2f}" if "again" in middle else ""
+            rows.append([peer.name, compiler, f"{middle['first']:.2f}", beside, again, f"{middle['steady']:.3f}"])
+            bar = Bar(peer.name, [(middle["first"], color(peer.library))], f"{middle['first']:.2f} s")
+            panels[compiler].append(bar)
+    header = ["", "by", "seconds", "trivit's time over it", "again", "a steady call"]
+    picture = bars(options.plot("compile"), f"ViT-{options.variant}: seconds to compile a forward pass", panels)
+    return "\n\n".join(["## Compiling", EXPLANATION, table(header, rows), picture]).strip()
 
 
-def compile_in_processes(options: Options, peer: Peer, variant: str) -> dict[str, float]:
+def compile_in_processes(options: Options, peer: Peer) -> dict[str, float]:
     """Seconds of compiling with an empty cache, and again in a new process, and of a steady call."""
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         variable = CACHES.get(peer.framework)
@@ -71,7 +68,7 @@ def compile_in_processes(options: Options, peer: Peer, variant: str) -> dict[str
                 try:
                     first, steady = worker.prepare(
                         "benchmarks.compile:first_and_steady", library=peer.library, framework=peer.framework,
-                        checkpoint=options.checkpoint(variant), device=options.device,
+                        checkpoint=options.checkpoint, device=options.device,
                     )  # fmt: skip
                 except (ValueError, ImportError, OSError) as error:
                     raise WorkerError(str(error)) from error

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit import ViTConfig, checkpoint, weights
+from vit.config import VARIANTS
 from vit.measure import Worker, WorkerError, machine
 
 from .peers import PEERS, Peer
@@ -42,7 +43,8 @@ class Options:
         plots: where pictures go.
         device: "cpu" or "gpu".
         quick: whether smaller and fewer measurements are enough.
-        frameworks, variants, dtypes, batch_sizes, peers: those asked for; None for the suite's own.
+        variant: the size that is measured, such as "B/16".
+        frameworks, dtypes, batch_sizes, peers: those asked for; None for the suite's own.
         seconds: how long each peer is measured at each setting; None for the suite's own.
         rates: dtype -> (operations/s of a large matrix product, the framework that reached it).
         absent: peers that are not there, and why, in the order they were noticed.
@@ -50,10 +52,10 @@ class Options:
 
     folder: Path
     plots: Path
+    variant: str = "B/16"
     device: str = "cpu"
     quick: bool = False
     frameworks: Sequence[str] | None = None
-    variants: Sequence[str] | None = None
     dtypes: Sequence[str] | None = None
     batch_sizes: Sequence[int] | None = None
     peers: Sequence[str] | None = None
@@ -78,17 +80,30 @@ class Options:
                 self.absent[peer.missing] = None
         return [peer for peer in wanted if peer.found() is not None]
 
-    def checkpoint(self, variant: str) -> str:
-        """The folder of random weights in the shape of a published size, written when it is first asked for."""
-        folder = self.folder / variant.replace("/", "-")
+    @property
+    def config(self) -> ViTConfig:
+        """Of the variant."""
+        return ViTConfig.variant(self.variant, num_labels=1000)
+
+    @property
+    def checkpoint(self) -> str:
+        """The folder of random weights in the shape of the variant, written when it is first asked for."""
+        folder = self.folder / self.variant.replace("/", "-")
         if not (folder / "config.json").exists():
-            random_checkpoint(folder, ViTConfig.variant(variant, num_labels=1000))
+            random_checkpoint(folder, self.config)
         return str(folder)
 
+    def plot(self, suite: str) -> Path:
+        """Where the picture of a suite goes."""
+        return self.plots / f"{suite}-{self.device}-{self.variant.replace('/', '-')}.png"
+
     def measure_rates(self, dtypes: Iterable[str]) -> None:
-        """Fill `rates` of the dtypes it lacks: each one's best over the frameworks that are there."""
+        """Measure `rates`: each dtype's best over the frameworks that are there, and over the times it is asked for.
+
+        Suites ask before and after what they measure: a machine that was slowed the first time gives too low a floor.
+        """
         ours = [peer.framework for peer in PEERS if peer.library == "trivit" and peer.found() is not None]
-        for dtype in [dtype for dtype in dtypes if dtype not in self.rates]:
+        for dtype in dtypes:
             for framework in ours:
                 if dtype == "int8" and framework != "pt":  # of the three, it alone has such a product
                     continue
@@ -352,21 +367,27 @@ def versions() -> list[str]:
     return list(found)
 
 
-def write_results(path: Path, sections: Mapping[tuple[str, str], str], order: Sequence[str]) -> None:
-    """Put sections into the file of results, in the place of those of the same suite and device.
+def write_results(path: Path, key: Sequence[str], section: str, order: Sequence[str]) -> None:
+    """Put a section into the file of results, in the place of the one with the same key.
 
     Args:
         path: the file; made if it is not there.
-        sections: (suite, device) -> Markdown.
+        key: suite and device, and the size of the model where the suite takes one.
+        section: Markdown.
         order: of suites.
     """
-    found = dict(sections)
+    found = {tuple(key): section}
     if path.exists():
         for part in path.read_text().split("<!-- section: ")[1:]:
-            key, _, text = part.partition(" -->\n")
-            suite, device = key.split()
-            found.setdefault((suite, device), text.partition("<!-- end -->")[0].strip())
-    keys = sorted(found, key=lambda key: (key[1] != "cpu", order.index(key[0]) if key[0] in order else len(order)))
+            name, _, text = part.partition(" -->\n")
+            found.setdefault(tuple(name.split()), text.partition("<!-- end -->")[0].strip())
+
+    def place(key: tuple[str, ...]) -> tuple[bool, int, list[int]]:
+        suite, device, *variants = key
+        sizes = [list(VARIANTS).index(variant.partition("/")[0]) for variant in variants]
+        return device != "cpu", order.index(suite) if suite in order else len(order), sizes
+
+    keys = sorted(found, key=place)
     parts = [f"<!-- section: {' '.join(key)} -->\n{found[key]}\n<!-- end -->\n" for key in keys]
-    waiting = [] if any(device == "gpu" for _, device in keys) else [WAITING]
+    waiting = [] if any(device == "gpu" for _, device, *_ in keys) else [WAITING]
     path.write_text("\n".join([INTRODUCTION, *parts, *waiting]))

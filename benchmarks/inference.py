@@ -1,4 +1,4 @@
-"""Forward passes of every peer, in every size, dtype and batch size: `python -m benchmarks inference`."""
+"""Forward passes of every peer, in every dtype and batch size: `python -m benchmarks inference`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit import ViTConfig
 from vit.flops import forward_flops
 from vit.measure import Worker, WorkerError
 
@@ -24,12 +23,10 @@ TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1, "int8": 0.2}
 """How far a peer's logits may be from trivit's float32 ones, as a share of the largest: more is another function."""
 
 SETTINGS = {
-    "quick": {"variants": ("Ti/16",), "dtypes": ("float32",), "batch_sizes": (1, 8)},
-    "cpu": {"variants": ("Ti/16", "S/16", "B/16", "L/16"), "dtypes": ("float32", "bfloat16", "int8"),
-            "batch_sizes": (1, 8, 32)},
-    "gpu": {"variants": ("Ti/16", "S/16", "B/16", "L/16"), "dtypes": ("float32", "bfloat16"),
-            "batch_sizes": (1, 2, 4, 8, 16, 32, 64, 128, 256)},
-}  # fmt: skip
+    "quick": {"dtypes": ("float32",), "batch_sizes": (1, 8)},
+    "cpu": {"dtypes": ("float32", "bfloat16", "int8"), "batch_sizes": (1, 8, 32)},
+    "gpu": {"dtypes": ("float32", "bfloat16"), "batch_sizes": (1, 2, 4, 8, 16, 32, 64, 128, 256)},
+}
 """What is measured unless the command line says otherwise."""
 
 EXPLANATION = """Behind the images a second, the share of the floor. The column beside says how many times as fast
@@ -81,27 +78,28 @@ Cells = dict[Subject, dict[int, Cell]]  # by batch size
 def run(options: Options) -> str:
     """Measure, and give the section of the results."""
     settings: dict[str, Any] = SETTINGS["quick" if options.quick else options.device]
-    variants = options.variants or settings["variants"]
     dtypes = options.dtypes or settings["dtypes"]
     batch_sizes = sorted(options.batch_sizes or settings["batch_sizes"])
     seconds = options.seconds or (1.0 if options.quick else 10.0)
     options.measure_rates(dtypes)
+    beside_peers = {dtype: compare_peers(options, dtype, batch_sizes, seconds) for dtype in dtypes}
+    beside_dtypes = compare_dtypes(options, dtypes, batch_sizes, seconds) if len(dtypes) > 1 else {}
+    options.measure_rates(dtypes)
+    flops = forward_flops(options.config)
+    floors = {dtype: rate / flops for dtype, (rate, _) in options.rates.items()}
     blocks, panels = [], {}
-    for variant in variants:
-        flops = forward_flops(ViTConfig.variant(variant, num_labels=1000))
-        for dtype in dtypes:
-            if cells := compare_peers(options, variant, dtype, batch_sizes, seconds):
-                floor = options.rates[dtype][0] / flops if dtype in options.rates else None
-                blocks += [f"### ViT-{variant}, {dtype}: images a second",
-                           show(cells, batch_sizes, {dtype: floor}, "trivit's speed over it")]  # fmt: skip
-                for batch_size in batch_sizes:
-                    panels[f"ViT-{variant}, {dtype}, batch {batch_size}"] = _bars(cells, batch_size, floor)
-        if len(dtypes) > 1 and (cells := compare_dtypes(options, variant, dtypes, batch_sizes, seconds)):
-            floors = {dtype: rate / flops for dtype, (rate, _) in options.rates.items()}
-            blocks += [f"### ViT-{variant}: what other dtypes bring trivit, and cost",
-                       show(cells, batch_sizes, floors, f"its speed over {dtypes[0]}", options, variant)]  # fmt: skip
-    picture = bars(options.plots / f"inference-{options.device}.png", "Images a second, and the floor's share", panels)
-    return "\n\n".join(["## Inference", EXPLANATION, *blocks, *([picture] if picture else [])])
+    for dtype, cells in beside_peers.items():
+        if cells:
+            floor = floors.get(dtype)
+            blocks += [f"### {dtype}: images a second",
+                       show(cells, batch_sizes, {dtype: floor}, "trivit's speed over it")]  # fmt: skip
+            for batch_size in batch_sizes:
+                panels[f"{dtype}, batch {batch_size}"] = _bars(cells, batch_size, floor)
+    if beside_dtypes:
+        blocks += ["### What other dtypes bring trivit, and cost",
+                   show(beside_dtypes, batch_sizes, floors, f"its speed over {dtypes[0]}", options)]  # fmt: skip
+    title = f"ViT-{options.variant}: images a second, and the floor's share"
+    return "\n\n".join(["## Inference", EXPLANATION, *blocks, bars(options.plot("inference"), title, panels)]).strip()
 
 
 def subjects(options: Options, dtype: str) -> list[Subject]:
@@ -120,13 +118,13 @@ def subjects(options: Options, dtype: str) -> list[Subject]:
     return found
 
 
-def compare_peers(options: Options, variant: str, dtype: str, batch_sizes: list[int], seconds: float) -> Cells:
+def compare_peers(options: Options, dtype: str, batch_sizes: list[int], seconds: float) -> Cells:
     """Every subject's cells in a dtype, each beside trivit at its best in the same framework.
 
     Prepacked weights, which only inference can have, are set against the runtimes alone, which pack theirs too.
 
-    A framework's subjects take turns among themselves, then the runtimes with the fastest of trivit's frameworks: more
-    at once would not fit the memory, and no ratio asks for it.
+    A framework's subjects take turns among themselves, then the runtimes with the two fastest of trivit's, so that no
+    slow moment of the first turns chooses: more at once would not fit the memory, and no ratio asks for it.
     """
     everyone, found = subjects(options, dtype), Cells()
     for frameworks in (("pt",), ("tf",), ("flax",), RUNTIMES):
@@ -134,7 +132,7 @@ def compare_peers(options: Options, variant: str, dtype: str, batch_sizes: list[
         if not group:
             continue
         best = {size: _best(found, size) if frameworks == RUNTIMES else [] for size in batch_sizes}
-        races = race(options, variant, {size: best[size] + group for size in batch_sizes}, seconds)
+        races = race(options, {size: best[size] + group for size in batch_sizes}, seconds)
         for batch_size, times in races.items():
             fair = [
                 subject for subject in times if subject.is_ours and (frameworks == RUNTIMES or not subject.prepacked)
@@ -147,16 +145,15 @@ def compare_peers(options: Options, variant: str, dtype: str, batch_sizes: list[
     return found
 
 
-def compare_dtypes(
-    options: Options, variant: str, dtypes: Sequence[str], batch_sizes: list[int], seconds: float
-) -> Cells:
+def compare_dtypes(options: Options, dtypes: Sequence[str], batch_sizes: list[int], seconds: float) -> Cells:
     """trivit's cells in each dtype, beside the first one in the same framework."""
     found = Cells()
-    for peer in options.present():
-        group = [Subject(peer, dtype) for dtype in dtypes if dtype in peer.dtypes]
-        if peer.library != "trivit" or len(group) < 2:
+    for peer in [peer for peer in options.present() if peer.library == "trivit"]:
+        everyone = [subject for dtype in dtypes for subject in subjects(options, dtype) if subject.peer == peer]
+        group = [subject for subject in everyone if subject.attention is None and not subject.compiled]
+        if len({subject.dtype for subject in group}) < 2:
             continue
-        for batch_size, times in race(options, variant, dict.fromkeys(batch_sizes, group), seconds).items():
+        for batch_size, times in race(options, dict.fromkeys(batch_sizes, group), seconds).items():
             for subject, own in times.items():
                 beside = ratio(times[group[0]], own) if group[0] in times and subject != group[0] else None
                 found.setdefault(subject, {})[batch_size] = Cell(batch_size, own, beside)
@@ -164,24 +161,24 @@ def compare_dtypes(
 
 
 def _best(found: Cells, batch_size: int) -> list[Subject]:
-    """The fastest of trivit's subjects, if there is one."""
+    """The two fastest of trivit's subjects, if they are there."""
     ours = {s: cells[batch_size] for s, cells in found.items() if s.is_ours and batch_size in cells}
-    return sorted(ours, key=lambda subject: -ours[subject].throughput)[:1]
+    return sorted(ours, key=lambda subject: -ours[subject].throughput)[:2]
 
 
 def race(
-    options: Options, variant: str, groups: Mapping[int, list[Subject]], seconds: float
+    options: Options, groups: Mapping[int, list[Subject]], seconds: float
 ) -> dict[int, dict[Subject, list[float]]]:
     """Seconds of the subjects that can be measured, in turns: {batch size: {subject: seconds of each round}}."""
     workers: dict[Subject, Worker] = {}
     found = {}
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:  # importing and compiling are no measurements
         for batch_size, group in groups.items():
-            say(f"ViT-{variant}, batch {batch_size}: {', '.join(f'{each.name} {each.dtype}' for each in group)}")
+            say(f"batch {batch_size}: {', '.join(f'{each.name} {each.dtype}' for each in group)}")
             for subject in group:
                 if subject not in workers:
                     workers[subject] = stack.enter_context(process(subject.peer))
-            possible = pool.map(lambda each: prepare(options, each, variant, batch_size, workers[each]), group)  # noqa: B023
+            possible = pool.map(lambda each: prepare(options, each, batch_size, workers[each]), group)  # noqa: B023
             ready = [subject for subject, is_possible in zip(group, possible, strict=True) if is_possible]
             if ready:
                 runs = {subject: partial(turn, workers[subject]) for subject in ready}
@@ -189,9 +186,9 @@ def race(
     return found
 
 
-def prepare(options: Options, subject: Subject, variant: str, batch_size: int, worker: Worker) -> bool:
+def prepare(options: Options, subject: Subject, batch_size: int, worker: Worker) -> bool:
     """Make a subject's process ready for a batch size; where that is not possible, note why."""
-    checkpoint, framework = options.checkpoint(variant), subject.peer.framework
+    checkpoint, framework = options.checkpoint, subject.peer.framework
     reason = f"{subject.name} {subject.dtype}"
     try:
         if framework in RUNTIMES:
@@ -205,13 +202,13 @@ def prepare(options: Options, subject: Subject, variant: str, batch_size: int, w
         options.absent[f"{reason}: {error}"] = None
         return False
     except (WorkerError, ValueError, OSError) as error:
-        options.absent[f"{reason}, ViT-{variant} batch {batch_size}: {error}"] = None
+        options.absent[f"{reason}, batch {batch_size}: {error}"] = None
         return False
     if subject.peer.library in SAME_WEIGHTS:
         difference = _difference(_expected(checkpoint), logits)
         _DIFFERENCES[checkpoint, subject] = difference
         if not difference <= TOLERANCE[subject.dtype]:
-            options.absent[f"{reason}, ViT-{variant}: its logits are off by {difference:.1e} of the largest"] = None
+            options.absent[f"{reason}: its logits are off by {difference:.1e} of the largest"] = None
             return False
     return True
 
@@ -252,7 +249,6 @@ def show(
     floors: Mapping[str, float | None],
     beside: str,
     options: Options | None = None,
-    variant: str = "",
 ) -> str:
     """The table of cells; with `options`, the dtypes and what they cost stand in it."""
     header = ["", *(["dtype", "logits off by"] if options else [])]
@@ -261,7 +257,7 @@ def show(
     for subject, by_batch in cells.items():
         rows.append([subject.name])
         if options:
-            difference = _DIFFERENCES[options.checkpoint(variant), subject]
+            difference = _DIFFERENCES[options.checkpoint, subject]
             rows[-1] += [subject.dtype, f"{difference:.1e}" if subject.dtype != "float32" else ""]
         for batch_size in batch_sizes:
             cell = by_batch.get(batch_size)

@@ -20,8 +20,8 @@ from .harness import Bar, Options, bars, color, process, ratio, say, table, take
 from .peers import CLASSES, Peer
 
 SETTINGS: dict[bool, dict[str, Any]] = {
-    True: {"variants": ("Ti/16",), "dtypes": ("float32",), "seconds": 1.0, "least": 1},
-    False: {"variants": ("B/16", "L/16"), "dtypes": ("float32", "bfloat16"), "seconds": 40.0, "least": 5},
+    True: {"dtypes": ("float32",), "seconds": 1.0, "least": 1},
+    False: {"dtypes": ("float32", "bfloat16"), "seconds": 40.0, "least": 5},
 }
 """What is measured unless the command line says otherwise, quick or not."""
 
@@ -34,40 +34,39 @@ def run(options: Options) -> str:
     """Measure, and give the section of the results."""
     settings = SETTINGS[options.quick]
     blocks, panels = [], {}
-    for variant in options.variants or settings["variants"]:
-        file = Path(options.checkpoint(variant), "model.safetensors")
-        for dtype in options.dtypes or settings["dtypes"]:
-            found: dict[Peer, list[dict[str, float]]] = {}
-            for framework in CLASSES:
-                peers = [peer for peer in options.present() if peer.framework == framework and dtype in peer.dtypes
-                         and (peer.library, dtype) != ("transformers", "bfloat16" if framework == "tf" else "")
-                         and peer.library in ("trivit", "transformers")]  # fmt: skip
-                if not peers:
-                    continue
-                say(f"ViT-{variant} {dtype}: {', '.join(peer.name for peer in peers)}")
-                runs = {peer: partial(load_in_a_process, options, peer, variant, dtype) for peer in peers}
-                found |= take_turns(runs, options.seconds or settings["seconds"], settings["least"], most=10,
-                                    warm=not options.quick, absent=options.absent)  # fmt: skip
-            size = file.stat().st_size * {"float32": 4, "bfloat16": 2, "float16": 2}[dtype] // 4
-            read = statistics.median(read_seconds(file) for _ in range(5))
-            title = f"ViT-{variant}, {file.stat().st_size / 1e6:,.0f} MB of float32, as {dtype}"
-            blocks += [f"### {title}", show(found, read, size)]
-            panels[f"{title}: seconds to touched weights"] = [
-                Bar(peer.name, [(median, color(peer.library))], f"{median:.2f}") for peer, samples in found.items()
-                for median in [statistics.median(sample["touched"] for sample in samples)]]  # fmt: skip
-            panels[f"{title}: peak memory in multiples of the weights"] = [
-                Bar(peer.name, [(median, color(peer.library))], f"{median:.2f}") for peer, samples in found.items()
-                for median in [statistics.median(sample["memory"] for sample in samples) / size]]  # fmt: skip
-    picture = bars(options.plots / f"load-{options.device}.png", "Loading a checkpoint", panels)
-    return "\n\n".join(["## Loading", EXPLANATION, *blocks, *([picture] if picture else [])])
+    file = Path(options.checkpoint, "model.safetensors")
+    for dtype in options.dtypes or settings["dtypes"]:
+        found: dict[Peer, list[dict[str, float]]] = {}
+        for framework in CLASSES:
+            peers = [peer for peer in options.present() if peer.framework == framework and dtype in peer.dtypes
+                     and (peer.library, dtype) != ("transformers", "bfloat16" if framework == "tf" else "")
+                     and peer.library in ("trivit", "transformers")]  # fmt: skip
+            if not peers:
+                continue
+            say(f"{dtype}: {', '.join(peer.name for peer in peers)}")
+            runs = {peer: partial(load_in_a_process, options, peer, dtype) for peer in peers}
+            found |= take_turns(runs, options.seconds or settings["seconds"], settings["least"], most=10,
+                                warm=not options.quick, absent=options.absent)  # fmt: skip
+        size = file.stat().st_size * {"float32": 4, "bfloat16": 2, "float16": 2}[dtype] // 4
+        read = statistics.median(read_seconds(file) for _ in range(5))
+        title = f"{file.stat().st_size / 1e6:,.0f} MB of float32, as {dtype}"
+        blocks += [f"### {title}", show(found, read, size)]
+        panels[f"{title}: seconds to touched weights"] = [
+            Bar(peer.name, [(median, color(peer.library))], f"{median:.2f}") for peer, samples in found.items()
+            for median in [statistics.median(sample["touched"] for sample in samples)]]  # fmt: skip
+        panels[f"{title}: peak memory in multiples of the weights"] = [
+            Bar(peer.name, [(median, color(peer.library))], f"{median:.2f}") for peer, samples in found.items()
+            for median in [statistics.median(sample["memory"] for sample in samples) / size]]  # fmt: skip
+    picture = bars(options.plot("load"), f"ViT-{options.variant}: loading a checkpoint", panels)
+    return "\n\n".join(["## Loading", EXPLANATION, *blocks, picture]).strip()
 
 
-def load_in_a_process(options: Options, peer: Peer, variant: str, dtype: str) -> dict[str, float]:
+def load_in_a_process(options: Options, peer: Peer, dtype: str) -> dict[str, float]:
     """Seconds to a model and to its touched weights, and bytes of peak memory, of a process of its own."""
     with process(peer) as worker:
         try:
             return worker.prepare("benchmarks.load:load", library=peer.library, framework=peer.framework,
-                                  checkpoint=options.checkpoint(variant), dtype=dtype)  # fmt: skip
+                                  checkpoint=options.checkpoint, dtype=dtype)  # fmt: skip
         except (ValueError, ImportError, OSError) as error:
             raise WorkerError(str(error)) from error
 

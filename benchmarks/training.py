@@ -5,6 +5,7 @@ A step is a forward pass with the loss, a backward pass and an update by AdamW, 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit import ViTConfig
 from vit.flops import training_flops
 from vit.measure import Worker, WorkerError
 from vit.weights import parameter_shapes
@@ -23,8 +23,8 @@ from .harness import Bar, Options, Ratio, bars, color, process, ratio, say, tabl
 from .peers import SAME_WEIGHTS, Peer, Runner, images, model_flax, model_pt, model_tf, read_config, torch_device
 
 SETTINGS: dict[bool, dict[str, Any]] = {
-    True: {"variants": ("Ti/16",), "batch_sizes": (8,), "seconds": 1.0},
-    False: {"variants": ("B/16",), "batch_sizes": (8,), "seconds": 30.0},
+    True: {"batch_sizes": (8,), "seconds": 1.0},
+    False: {"batch_sizes": (8,), "seconds": 30.0},
 }
 """What is measured unless the command line says otherwise, quick or not."""
 
@@ -51,37 +51,34 @@ def run(options: Options) -> str:
     """Measure, and give the section of the results."""
     settings = SETTINGS[options.quick]
     dtypes = options.dtypes or ("float32",)
+    batch_sizes = options.batch_sizes or settings["batch_sizes"]
     options.measure_rates(dtypes)
+    found = {
+        each: measure(options, *each, options.seconds or settings["seconds"])
+        for each in itertools.product(dtypes, batch_sizes, (False,) if options.quick else (False, True))
+    }
+    options.measure_rates(dtypes)
+    weights = 4 * sum(int(np.prod(shape)) for shape in parameter_shapes(options.config, head="classifier").values())
     blocks, panels = [], {}
-    for variant in options.variants or settings["variants"]:
-        config = ViTConfig.variant(variant, num_labels=1000)
-        size = 4 * sum(int(np.prod(shape)) for shape in parameter_shapes(config, head="classifier").values())
-        for dtype in dtypes:
-            for batch_size in options.batch_sizes or settings["batch_sizes"]:
-                rate = options.rates[dtype][0] if dtype in options.rates else float("nan")
-                floor = training_flops(config) * batch_size / rate
-                for recompute in (False,) if options.quick else (False, True):
-                    seconds = options.seconds or settings["seconds"]
-                    cells = measure(options, variant, dtype, batch_size, recompute, seconds)
-                    how = ", activations recomputed (gradient checkpointing)" if recompute else ""
-                    title = f"ViT-{variant}, {dtype}, batch {batch_size}{how}"
-                    floors = (floor * (4 / 3 if recompute else 1), 4 * size)
-                    blocks += [f"### {title}", show(cells, *floors)]
-                    panels[f"{title}: seconds"] = [
-                        Bar(peer.name, [(statistics.median(cell.seconds), color(peer.library))], _seconds(cell.seconds))
-                        for peer, cell in cells.items()
-                    ]
-                    panels[f"{title}: GB"] = [
-                        Bar(peer.name, [(cell.memory / 1e9, color(peer.library))], f"{cell.memory / 1e9:.2f}")
-                        for peer, cell in cells.items()
-                    ]
-    picture = bars(options.plots / f"training-{options.device}.png", "A training step: seconds and memory", panels)
-    return "\n\n".join(["## Training", EXPLANATION, *blocks, *([picture] if picture else [])])
+    for (dtype, batch_size, recompute), cells in found.items():
+        rate = options.rates[dtype][0] if dtype in options.rates else float("nan")
+        floor = training_flops(options.config) * batch_size / rate * (4 / 3 if recompute else 1)
+        how = ", activations recomputed (gradient checkpointing)" if recompute else ""
+        title = f"{dtype}, batch {batch_size}{how}"
+        blocks += [f"### {title}", show(cells, floor, 4 * weights)]
+        panels[f"{title}: seconds"] = [
+            Bar(peer.name, [(statistics.median(cell.seconds), color(peer.library))], _seconds(cell.seconds))
+            for peer, cell in cells.items()
+        ]
+        panels[f"{title}: GB"] = [
+            Bar(peer.name, [(cell.memory / 1e9, color(peer.library))], f"{cell.memory / 1e9:.2f}")
+            for peer, cell in cells.items()
+        ]
+    title = f"ViT-{options.variant}: a training step, seconds and memory"
+    return "\n\n".join(["## Training", EXPLANATION, *blocks, bars(options.plot("training"), title, panels)]).strip()
 
 
-def measure(
-    options: Options, variant: str, dtype: str, batch_size: int, recompute: bool, seconds: float
-) -> dict[Peer, Cell]:
+def measure(options: Options, dtype: str, batch_size: int, recompute: bool, seconds: float) -> dict[Peer, Cell]:
     """The peers' cells; those of a framework take turns."""
     found: dict[Peer, Cell] = {}
     everyone = [peer for peer in options.present() if dtype in peer.dtypes]
@@ -91,12 +88,12 @@ def measure(
             group = [peer for peer in group if (peer.library, framework) in CHECKPOINTING]
         if not group:
             continue
-        say(f"ViT-{variant} {dtype}, {'recomputing, ' * recompute}batch {batch_size}: "
+        say(f"{dtype}, {'recomputing, ' * recompute}batch {batch_size}: "
             f"{', '.join(peer.name for peer in group)}")  # fmt: skip
         with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
             workers = {peer: stack.enter_context(process(peer)) for peer in group}
             arguments = {
-                "checkpoint": options.checkpoint(variant), "dtype": dtype, "batch_size": batch_size,
+                "checkpoint": options.checkpoint, "dtype": dtype, "batch_size": batch_size,
                 "device": options.device, "recompute": recompute}  # fmt: skip
             losses = dict(zip(group, pool.map(
                 lambda peer: _prepare(options, peer, workers[peer], arguments), group), strict=True))  # noqa: B023  # fmt: skip

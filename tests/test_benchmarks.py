@@ -37,10 +37,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def options(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
     """Of a run in which every size is the small model."""
-    monkeypatch.setattr(Options, "checkpoint", lambda self, variant: str(folder))
+    monkeypatch.setattr(Options, "checkpoint", str(folder))
     monkeypatch.setattr(harness, "TURN", 0.01)
     rates = {"float32": (1e11, "pt"), "bfloat16": (2e11, "tf")}
-    return Options(folder.parent, tmp_path / "plots", quick=True, seconds=0.01, rates=rates)
+    monkeypatch.setattr(Options, "measure_rates", lambda self, dtypes: self.rates.update(rates))
+    return Options(folder.parent, tmp_path / "plots", "Ti/16", quick=True, seconds=0.01)
 
 
 class Here:
@@ -237,8 +238,8 @@ def test_inference_is_measured_beside_transformers_and_the_floor(options: Option
     floor = float(rows["the floor"][0].replace(",", ""))
     rate = options.rates["float32"][0]
     assert floor == pytest.approx(rate / inference.forward_flops(ViTConfig.variant("Ti/16", num_labels=1000)), rel=0.01)
-    assert (options.plots / "inference-cpu.png").exists()
-    assert "(plots/inference-cpu.png)" in section
+    assert (options.plots / "inference-cpu-Ti-16.png").exists()
+    assert "(plots/inference-cpu-Ti-16.png)" in section
 
 
 def test_other_dtypes_stand_beside_the_first_with_what_they_cost(options: Options, here: None) -> None:
@@ -266,7 +267,7 @@ def test_a_peer_that_cannot_be_imported_is_left_out_with_the_reason(
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     subject = inference.Subject(Peer("transformers", "pt", ("transformers",)), "float32")
-    assert not inference.prepare(options, subject, "Ti/16", 1, Here())  # type: ignore[arg-type]
+    assert not inference.prepare(options, subject, 1, Here())  # type: ignore[arg-type]
     (line,) = options.absent
     assert re.fullmatch(r"transformers 4.* PyTorch float32: import of transformers halted.*", line)
 
@@ -277,7 +278,7 @@ def test_training_steps_of_trivit_and_transformers_lose_the_same(
 ) -> None:
     monkeypatch.setattr(Here, "peak_memory", lambda self, reset=False: int(1e9))
     options.frameworks = [framework]
-    cells = training.measure(options, "Ti/16", "float32", 2, False, 0)
+    cells = training.measure(options, "float32", 2, False, 0)
     assert [peer.library for peer in cells] == ["trivit", "transformers"], options.absent
     ours, theirs = cells.values()
     assert min(ours.seconds) > 0
@@ -334,8 +335,8 @@ def test_loading_counts_the_memory_of_the_weights(tmp_path: Path, monkeypatch: p
     config = ViTConfig(hidden_size=256, num_hidden_layers=8, num_attention_heads=4, intermediate_size=1024)
     harness.random_checkpoint(tmp_path / "model", config)
     size = (tmp_path / "model/model.safetensors").stat().st_size
-    monkeypatch.setattr(Options, "checkpoint", lambda self, variant: str(tmp_path / "model"))
-    found = load.load_in_a_process(Options(tmp_path, tmp_path), OURS[0], "any", "float32")
+    monkeypatch.setattr(Options, "checkpoint", str(tmp_path / "model"))
+    found = load.load_in_a_process(Options(tmp_path, tmp_path), OURS[0], "float32")
     assert 0 < found["loaded"] <= found["touched"]
     assert size < found["memory"] < size + 150e6
     assert load.read_seconds(tmp_path / "model/model.safetensors") > 0
@@ -347,18 +348,20 @@ def test_loading_counts_the_memory_of_the_weights(tmp_path: Path, monkeypatch: p
 def test_a_section_replaces_its_own_and_keeps_the_others(tmp_path: Path) -> None:
     path = tmp_path / "RESULTS.md"
     order = ("inference", "load")
-    harness.write_results(path, {("load", "cpu"): "## Loading\n\nold"}, order)
-    harness.write_results(path, {("inference", "cpu"): "## Inference\n\nfirst"}, order)
-    harness.write_results(path, {("load", "cpu"): "## Loading\n\nnew"}, order)
+    harness.write_results(path, ["load", "cpu"], "## Loading\n\nold", order)
+    harness.write_results(path, ["inference", "cpu", "L/16"], "## Inference: large", order)
+    harness.write_results(path, ["inference", "cpu", "S/16"], "## Inference: small", order)
+    harness.write_results(path, ["load", "cpu"], "## Loading\n\nnew", order)
     text = path.read_text()
-    assert text.index("## Inference") < text.index("## Loading\n\nnew") < text.index("## On a GPU")
+    titles = ["## Inference: small", "## Inference: large", "## Loading\n\nnew", "## On a GPU"]
+    assert sorted(titles, key=text.index) == titles
     assert "\nold" not in text
     assert "Not measured: no GPU was there." in text
-    harness.write_results(path, {("inference", "gpu"): "## Inference on a GPU\n\nfast"}, order)
+    harness.write_results(path, ["inference", "gpu", "S/16"], "## Inference on a GPU\n\nfast", order)
     text = path.read_text()
     assert text.index("## Loading") < text.index("## Inference on a GPU")
     assert "Not measured" not in text
-    assert text.count("<!-- section: ") == text.count("<!-- end -->") == 3
+    assert text.count("<!-- section: ") == text.count("<!-- end -->") == 4
 
 
 def test_the_table_is_markdown() -> None:
@@ -387,6 +390,8 @@ def test_bars_are_as_long_as_their_figures(tmp_path: Path) -> None:
 
 
 def test_rates_are_the_best_of_the_frameworks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"pt": iter([1e9, 1e9, 3e9]), "tf": iter([2e9, 1e9])}
+
     class Told:
         def __init__(self, **options: Any) -> None:
             assert options["environment"] == harness.ENVIRONMENT
@@ -401,12 +406,14 @@ def test_rates_are_the_best_of_the_frameworks(tmp_path: Path, monkeypatch: pytes
             assert function == "vit.measure:matrix_rate"
             if framework == "flax":
                 raise WorkerError("no such product")
-            return {"pt": 1e9, "tf": 2e9}[framework]
+            return next(rates[framework])
 
     monkeypatch.setattr(harness, "Worker", Told)
     options = Options(tmp_path, tmp_path, rates={"float16": (7e9, "pt")})
-    options.measure_rates(["float32", "int8", "float16"])
+    options.measure_rates(["float32", "int8"])
     assert options.rates == {"float32": (2e9, "tf"), "int8": (1e9, "pt"), "float16": (7e9, "pt")}
+    options.measure_rates(["float32"])  # again, when the machine may be less slowed
+    assert options.rates == {"float32": (3e9, "pt"), "int8": (1e9, "pt"), "float16": (7e9, "pt")}
     assert any("no such product" in line for line in options.absent)
 
 
@@ -416,18 +423,24 @@ def test_rates_are_the_best_of_the_frameworks(tmp_path: Path, monkeypatch: pytes
 def test_the_command_writes_sections_and_goes_on_after_a_suite_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(inference, "run", lambda options: "## Inference\n\nfigures")
+    monkeypatch.setattr(inference, "run", lambda options: f"## Inference\n\nfigures of {options.variant}")
     monkeypatch.setattr(load, "run", lambda options: 1 / 0)
     monkeypatch.setattr(training, "run", lambda options: "## Training\n\nmore figures")
     output = tmp_path / "RESULTS.md"
     arguments = ["--quick", "inference", "load", "training", "--output", str(output)]
-    with pytest.raises(SystemExit, match="failed: load"):
+    with pytest.raises(SystemExit, match="failed: load Ti/16"):
         program.main(arguments)
     out, err = capsys.readouterr()
-    assert "load failed: ZeroDivisionError" in err
+    assert "load Ti/16 failed: ZeroDivisionError" in err
     text = output.read_text()
     assert "## Inference" in out
-    for line in ("## Inference", "figures", "## Training", "more figures", "python -m benchmarks --quick inference"):
+    for line in (
+        "## Inference: ViT-Ti/16",
+        "figures of Ti/16",
+        "## Training",
+        "more figures",
+        "python -m benchmarks --quick inference",
+    ):
         assert line in text
     assert f"Python {sys.version_info[0]}.{sys.version_info[1]}" in text
     assert "transformers 4.57.6" in text
@@ -453,10 +466,19 @@ def test_an_unknown_suite_is_refused_with_the_known_ones(capsys: pytest.CaptureF
 
 
 def test_a_program_gets_the_options_that_it_takes_and_no_other(tmp_path: Path) -> None:
-    options = Options(tmp_path, tmp_path, frameworks=["pt"], variants=["B/16"], dtypes=["int8"], seconds=2.0)
+    options = Options(tmp_path, tmp_path, "B/16", frameworks=["pt"], dtypes=["int8"], seconds=2.0)
     assert program.command_line("preprocess", options) == ["-m", "benchmarks.preprocess", "--seconds", "2.0"]
     assert program.command_line("convert", options) == ["-m", "benchmarks.convert", "--variant", "B/16"]
-    assert program.command_line("pipeline", options)[2:] == ["--framework", "pt", "--variant", "B/16"]
+    assert program.command_line("pipeline", options)[2:] == ["--variant", "B/16", "--framework", "pt"]
+
+
+def test_every_suite_has_its_sizes() -> None:
+    assert program.plan(["inference", "preprocess", "training"], None, False) == [
+        *(("inference", size) for size in ("Ti/16", "S/16", "B/16", "L/16")), ("preprocess", ""), ("training", "B/16"),
+    ]  # fmt: skip
+    assert program.plan(["inference", "preprocess"], None, True) == [("inference", "Ti/16"), ("preprocess", "")]
+    assert program.plan(["load", "preprocess"], ["S/16", "L/16"], False) == [
+        ("load", "S/16"), ("load", "L/16"), ("preprocess", "")]  # fmt: skip
 
 
 def test_a_program_of_cpus_is_left_out_on_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

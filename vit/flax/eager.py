@@ -36,6 +36,12 @@ def _compiled(
     return nnx.merge(graphdef, state)(*arguments)
 
 
+@jax.jit
+def first_token(hidden_states: jax.Array) -> jax.Array:
+    """The CLS token: (B, T, D) -> (B, D)."""
+    return hidden_states[:, 0]
+
+
 def is_plain(module: Any) -> bool:
     """Whether it is one of ours or Flax's own layers, which keep nothing of a call, as a subclass might (`sow`)."""
     return type(module) in (nnx.Linear, nnx.Dropout, nnx.List) or type(module).__module__ == f"{__package__}.layers"

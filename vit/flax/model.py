@@ -17,7 +17,7 @@ from ..config import ViTConfig, to_pair
 from ..errors import ConfigError
 from ..inputs import check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
-from .eager import call
+from .eager import call, first_token
 from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, dense, layer_norm
 from .loss import classification_loss, reconstruction_loss
 from .pretrained import FlaxViTPreTrainedModel
@@ -156,8 +156,8 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
             return_dict=True,
             rngs=rngs,
         )
-        cls_token = outputs["last_hidden_state"][:, 0]
-        logits = cls_token if self.classifier is None else self.classifier(cls_token)
+        cls_token = first_token(outputs["last_hidden_state"])
+        logits = cls_token if self.classifier is None else call(self.classifier, cls_token)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,
             loss=None if labels is None else classification_loss(self.config, logits, labels),
@@ -224,7 +224,7 @@ class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
         )
         grid = check_pixel_values(self.config, np.shape(pixel_values), interpolate_pos_encoding)
         patches = outputs["last_hidden_state"][:, 1:]  # (B, N, D)
-        reconstruction = self.unpatchify(self.decoder[0](patches), grid)
+        reconstruction = self.unpatchify(call(self.decoder[0], patches), grid)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,
             loss=None if bool_masked_pos is None else reconstruction_loss(
