@@ -81,7 +81,9 @@ class Peer(NamedTuple):
     @property
     def missing(self) -> str:
         """What to say where it is not installed."""
-        target = f"--no-deps --target {SITES[0]}/{self.site} " if self.site else ""
+        site = SITES[0] / (self.site or "")
+        site = site.relative_to(Path.cwd()) if site.is_relative_to(Path.cwd()) else site
+        target = f"--no-deps --target {site} " if self.site else ""
         return (
             f"{self.library} ({self.framework}) is not installed: pip install {target}{self.install or self.needs[0]}"
         )
