@@ -4,8 +4,8 @@ What was measured is printed, and replaces those suites' sections in benchmarks/
 installed are named with the line that installs them, and left out: see benchmarks/peers.py.
 
 On two cores with every peer, all suites take about twelve minutes with --quick, and about four hours without, most of
-them for `inference` at L/16. Each suite has a section for each size of the model, which is written when it has been
-measured; it is said how long that took.
+them for `inference` at L/16. Each size of the model has a section of its own in each suite, written as it ends, and it
+is said how long it took.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ PROGRAMS = {
 
 FLAGS = {"seconds": "--seconds", "frameworks": "--framework", "variant": "--variant", "batch_sizes": "--batch-size"}
 
-VARIANTS = {
-    "inference": ("Ti/16", "S/16", "B/16", "L/16"), "load": ("B/16", "L/16"), "preprocess": ("",),
-    "pipeline": ("Ti/16",), "convert": ("L/16",)}  # fmt: skip
+SIZES = {
+    "inference": ("Ti/16", "S/16", "B/16", "L/16"), "load": ("B/16", "L/16"), "pipeline": ("Ti/16",),
+    "convert": ("L/16",)}  # fmt: skip
 """The sizes that are measured unless the command line says otherwise; B/16 of the others, and Ti/16 to be quick."""
 
 FOLDER = Path(__file__).parent
 
 
 def command_line(suite: str, options: Options) -> list[str]:
-    """The arguments of Python that run a program with what it takes of the options, of several values the last one."""
+    """The arguments of Python that run a program with what it takes of the options; of several batch sizes the last."""
     _, quick, takes = PROGRAMS[suite]
     command = ["-m", f"benchmarks.{suite}", *(quick if options.quick else [])]
     for name in takes:
         given = getattr(options, name)
-        for value in given if isinstance(given, list) else [] if given is None else [given]:
+        for value in [] if given is None else [given] if isinstance(given, str | float) else given:
             command += [FLAGS[name], str(value)]
     return command
 
@@ -68,8 +68,8 @@ def plan(suites: Sequence[str], variants: Sequence[str] | None, quick: bool) -> 
     """What is measured one after the other: suites, each with a size of the model, or "" where it takes none."""
     found = []
     for suite in suites:
-        usual = VARIANTS.get(suite, ("B/16",))
-        found += [(suite, size) for size in (usual if usual == ("",) else variants or (("Ti/16",) if quick else usual))]
+        usual = ("Ti/16",) if quick else SIZES.get(suite, ("B/16",))
+        found += [(suite, "")] if suite == "preprocess" else [(suite, size) for size in variants or usual]
     return found
 
 
@@ -111,14 +111,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     if suite in PROGRAMS
                     else importlib.import_module(f".{suite.replace('-', '_')}", __package__).run(settings)
                 )
+                where = heading(settings, shlex.join(["python", *command]), versions())
             except Exception as error:  # one suite's failure is no reason to lose the others
                 say(f"{name} failed: {type(error).__name__}: {error}")
                 failed.append(name)
                 continue
             say(f"{name} took {(time.perf_counter() - start) / 60:.1f} minutes")
             title, _, body = section.partition("\n")
-            where = f"{f': ViT-{variant}' if variant else ''}{' on a GPU' if options.device == 'gpu' else ''}"
-            section = f"{title}{where}\n\n{heading(settings, shlex.join(['python', *command]), versions())}\n{body}"
+            title += (f": ViT-{variant}" if variant else "") + (" on a GPU" if options.device == "gpu" else "")
+            section = f"{title}\n\n{where}\n{body}"
             print(section + "\n", flush=True)
             write_results(options.output, [suite, options.device, *([variant] if variant else [])], section, SUITES)
     if failed:

@@ -27,7 +27,7 @@ SETTINGS: dict[bool, dict[str, Any]] = {
     True: {"seconds": 1.0, "least": 1},
     False: {"seconds": 60.0, "least": 5},
 }
-"""What is measured unless the command line says otherwise, quick or not."""
+"""How long and how often, unless the command line says otherwise, quick or not."""
 
 EXPLANATION = """A process starts, imports, loads, reads a picture of 640 x 480 and classifies it, eagerly; files are in
 the page cache. The floor is the start up to the framework's import, and one steady classification, which nothing gets

@@ -16,7 +16,7 @@ SETTINGS: dict[bool, dict[str, Any]] = {
     True: {"seconds": 1.0, "least": 1},
     False: {"seconds": 60.0, "least": 3},
 }
-"""What is measured unless the command line says otherwise, quick or not."""
+"""How long and how often, unless the command line says otherwise, quick or not."""
 
 COMPILERS = {"pt": "torch.compile", "tf": "tf.function", "flax": "jax.jit"}
 CACHES = {"pt": "TORCHINDUCTOR_CACHE_DIR", "flax": "JAX_COMPILATION_CACHE_DIR"}

@@ -112,7 +112,7 @@ class Options:
                     arguments = {"framework": framework, "dtype": dtype, "device": device}
                     try:
                         rate = worker.prepare("vit.measure:matrix_rate", **arguments)
-                    except (WorkerError, ImportError) as error:
+                    except (WorkerError, ImportError, ValueError, OSError) as error:
                         self.absent[f"matrix products of {framework} in {dtype}: {error}"] = None
                         continue
                     self.rates[dtype] = max(self.rates.get(dtype, (0.0, "")), (rate, framework))
@@ -382,9 +382,10 @@ def write_results(path: Path, key: Sequence[str], section: str, order: Sequence[
             name, _, text = part.partition(" -->\n")
             found.setdefault(tuple(name.split()), text.partition("<!-- end -->")[0].strip())
 
-    def place(key: tuple[str, ...]) -> tuple[bool, int, list[int]]:
+    def place(key: tuple[str, ...]) -> tuple[bool, int, list[tuple[int, int]]]:
         suite, device, *variants = key
-        sizes = [list(VARIANTS).index(variant.partition("/")[0]) for variant in variants]
+        split = [variant.split("/") for variant in variants]
+        sizes = [(list(VARIANTS).index(size), int(patch)) for size, patch in split]
         return device != "cpu", order.index(suite) if suite in order else len(order), sizes
 
     keys = sorted(found, key=place)

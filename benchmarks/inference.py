@@ -30,11 +30,12 @@ SETTINGS = {
 """What is measured unless the command line says otherwise."""
 
 EXPLANATION = """Behind the images a second, the share of the floor. The column beside says how many times as fast
-trivit is in the same framework; for a runtime, the fastest of trivit's frameworks. PyTorch runs eagerly under
+trivit is in the same framework; for a runtime, trivit's fastest line above. PyTorch runs eagerly under
 `inference_mode` (prepacked: after `vit.pt.prepack`; int8: after `vit.pt.quantize`, and in bfloat16 between the integer
 products where the CPU multiplies that), TensorFlow under `tf.function`, Flax under `jax.jit`, the runtimes what
 trivit's PyTorch model exports; images lie on the device. transformers' TensorFlow computes bfloat16 from float32
-weights; keras-hub's ViT has weights of its own."""
+weights; keras-hub's ViT has weights of its own. "Its products alone" are the linear layers of trivit's encoder, one
+after the other and nothing between; the column beside is then their share of trivit's time."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,19 @@ class Subject:
     attention: str | None = None
     compiled: bool = False
     prepacked: bool = False
+    products: bool = False  # its linear layers and nothing else
 
     @property
     def name(self) -> str:
         """As tables have it."""
-        ways = {self.attention: self.attention, "compiled": self.compiled, "prepacked": self.prepacked}
+        ways = {self.attention: self.attention, "compiled": self.compiled, "prepacked": self.prepacked,
+                "its products alone": self.products}  # fmt: skip
         return ", ".join([self.peer.name, *(str(way) for way, is_so in ways.items() if is_so)])
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is trivit."""
-        return self.peer.library == "trivit"
+        """Whether it is trivit, and all of it."""
+        return self.peer.library == "trivit" and not self.products
 
 
 class Cell(NamedTuple):
@@ -96,14 +99,17 @@ def run(options: Options) -> str:
             for batch_size in batch_sizes:
                 panels[f"{dtype}, batch {batch_size}"] = _bars(cells, batch_size, floor)
     if beside_dtypes:
-        blocks += ["### What other dtypes bring trivit, and cost",
-                   show(beside_dtypes, batch_sizes, floors, f"its speed over {dtypes[0]}", options)]  # fmt: skip
+        blocks += ["### What other dtypes and prepacked weights bring trivit, and cost",
+                   show(beside_dtypes, batch_sizes, floors, f"its speed over plain {dtypes[0]}", options)]  # fmt: skip
     title = f"ViT-{options.variant}: images a second, and the floor's share"
     return "\n\n".join(["## Inference", EXPLANATION, *blocks, bars(options.plot("inference"), title, panels)]).strip()
 
 
 def subjects(options: Options, dtype: str) -> list[Subject]:
-    """Who is measured in a dtype: on a GPU, also eager attention and compiled PyTorch; on a CPU, prepacked weights."""
+    """Who is measured in a dtype: on a GPU, also eager attention and compiled PyTorch; on a CPU, prepacked weights.
+
+    Of trivit also its linear layers alone.
+    """
     found = []
     for peer in options.present():
         if dtype not in peer.dtypes:
@@ -115,6 +121,8 @@ def subjects(options: Options, dtype: str) -> list[Subject]:
             found.append(Subject(peer, dtype, compiled=True))
         if options.device == "cpu" and (peer.library, peer.framework) == ("trivit", "pt") and dtype != "int8":
             found.append(Subject(peer, dtype, prepacked=True))
+        if peer.library == "trivit":
+            found.append(Subject(peer, dtype, products=True))
     return found
 
 
@@ -123,8 +131,8 @@ def compare_peers(options: Options, dtype: str, batch_sizes: list[int], seconds:
 
     Prepacked weights, which only inference can have, are set against the runtimes alone, which pack theirs too.
 
-    A framework's subjects take turns among themselves, then the runtimes with the two fastest of trivit's, so that no
-    slow moment of the first turns chooses: more at once would not fit the memory, and no ratio asks for it.
+    A framework's subjects take turns among themselves, then the runtimes with the one of trivit's that was the fastest
+    until then: more at once would not fit the memory, and no ratio asks for it.
     """
     everyone, found = subjects(options, dtype), Cells()
     for frameworks in (("pt",), ("tf",), ("flax",), RUNTIMES):
@@ -150,8 +158,8 @@ def compare_dtypes(options: Options, dtypes: Sequence[str], batch_sizes: list[in
     found = Cells()
     for peer in [peer for peer in options.present() if peer.library == "trivit"]:
         everyone = [subject for dtype in dtypes for subject in subjects(options, dtype) if subject.peer == peer]
-        group = [subject for subject in everyone if subject.attention is None and not subject.compiled]
-        if len({subject.dtype for subject in group}) < 2:
+        group = [each for each in everyone if not (each.attention or each.compiled or each.products)]
+        if len({subject.dtype for subject in group}) < 2 or group[0].dtype != dtypes[0]:
             continue
         for batch_size, times in race(options, dict.fromkeys(batch_sizes, group), seconds).items():
             for subject, own in times.items():
@@ -161,9 +169,9 @@ def compare_dtypes(options: Options, dtypes: Sequence[str], batch_sizes: list[in
 
 
 def _best(found: Cells, batch_size: int) -> list[Subject]:
-    """The two fastest of trivit's subjects, if they are there."""
+    """The fastest of trivit's subjects, if there is one."""
     ours = {s: cells[batch_size] for s, cells in found.items() if s.is_ours and batch_size in cells}
-    return sorted(ours, key=lambda subject: -ours[subject].throughput)[:2]
+    return sorted(ours, key=lambda subject: -ours[subject].throughput)[:1]
 
 
 def race(
@@ -196,7 +204,7 @@ def prepare(options: Options, subject: Subject, batch_size: int, worker: Worker)
         logits = worker.prepare(
             "benchmarks.peers:inference", library=subject.peer.library, framework=framework, checkpoint=checkpoint,
             dtype=subject.dtype, batch_size=batch_size, device=options.device, attention=subject.attention,
-            compiled=subject.compiled, prepacked=subject.prepacked,
+            compiled=subject.compiled, prepacked=subject.prepacked, products=subject.products,
         )  # fmt: skip
     except ImportError as error:
         options.absent[f"{reason}: {error}"] = None
@@ -204,7 +212,7 @@ def prepare(options: Options, subject: Subject, batch_size: int, worker: Worker)
     except (WorkerError, ValueError, OSError) as error:
         options.absent[f"{reason}, batch {batch_size}: {error}"] = None
         return False
-    if subject.peer.library in SAME_WEIGHTS:
+    if subject.peer.library in SAME_WEIGHTS and not subject.products:
         difference = _difference(_expected(checkpoint), logits)
         _DIFFERENCES[checkpoint, subject] = difference
         if not difference <= TOLERANCE[subject.dtype]:
@@ -258,7 +266,7 @@ def show(
         rows.append([subject.name])
         if options:
             difference = _DIFFERENCES[options.checkpoint, subject]
-            rows[-1] += [subject.dtype, f"{difference:.1e}" if subject.dtype != "float32" else ""]
+            rows[-1] += [subject.dtype, f"{difference:.0e}" if subject.dtype != "float32" else ""]
         for batch_size in batch_sizes:
             cell = by_batch.get(batch_size)
             rows[-1] += [_figure(cell, floors.get(subject.dtype)), cell.beside or ""] if cell else ["", ""]

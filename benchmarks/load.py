@@ -17,7 +17,7 @@ import numpy as np
 from vit.measure import WorkerError, peak_memory
 
 from .harness import Bar, Options, bars, color, process, ratio, say, table, take_turns
-from .peers import CLASSES, Peer
+from .peers import CLASSES, FLOATS, Peer
 
 SETTINGS: dict[bool, dict[str, Any]] = {
     True: {"dtypes": ("float32",), "seconds": 1.0, "least": 1},
@@ -35,7 +35,7 @@ def run(options: Options) -> str:
     settings = SETTINGS[options.quick]
     blocks, panels = [], {}
     file = Path(options.checkpoint, "model.safetensors")
-    for dtype in options.dtypes or settings["dtypes"]:
+    for dtype in [each for each in options.dtypes or settings["dtypes"] if each in FLOATS]:
         found: dict[Peer, list[dict[str, float]]] = {}
         for framework in CLASSES:
             peers = [peer for peer in options.present() if peer.framework == framework and dtype in peer.dtypes
@@ -79,7 +79,7 @@ def read_seconds(file: Path) -> float:
 
 
 def show(found: dict[Peer, list[dict[str, float]]], read: float, size: int) -> str:
-    """The table of a size and dtype."""
+    """The table of a dtype."""
     header = ["", "seconds to a model", "to touched weights", "trivit's time over it", "peak memory / weights",
               "trivit's memory over it"]  # fmt: skip
     rows: list[list[object]] = []

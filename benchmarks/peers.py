@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .products import products_flax, products_pt, products_tf
+
 Runner = tuple[Callable[[], Any], Any]  # what is timed, and what is known of it
 
 SITES = (Path(os.environ.get("TRIVIT_PEERS", Path(sys.prefix) / "peers")), Path(sys.prefix))
@@ -79,7 +81,9 @@ class Peer(NamedTuple):
     @property
     def missing(self) -> str:
         """What to say where it is not installed."""
-        target = f"--no-deps --target {SITES[0]}/{self.site} " if self.site else ""
+        site = SITES[0] / (self.site or "")
+        site = site.relative_to(Path.cwd()) if site.is_relative_to(Path.cwd()) else site
+        target = f"--no-deps --target {site} " if self.site else ""
         return (
             f"{self.library} ({self.framework}) is not installed: pip install {target}{self.install or self.needs[0]}"
         )
@@ -241,6 +245,7 @@ def forward(
     attention: str | None = None,
     compiled: bool = False,
     prepacked: bool = False,
+    products: bool = False,
 ) -> Callable[[], Any]:
     """A forward pass of a batch that lies on the device; returns when the logits are there.
 
@@ -253,14 +258,16 @@ def forward(
         attention: "sdpa" or "eager", where a library has both; None for its default.
         compiled: whether PyTorch compiles the model, with CUDA graphs on a GPU.
         prepacked: whether the weights of trivit's PyTorch model are prepacked for the batch size.
+        products: whether only the linear layers of trivit's encoder run, and what the last one gives is returned.
     """
     arguments: dict[str, Any] = {
         "checkpoint": checkpoint, "dtype": dtype, "batch_size": batch_size, "device": device}  # fmt: skip
     if framework in RUNTIMES:
         return {"openvino": _infer_openvino, "onnxruntime": _infer_onnxruntime}[framework](**arguments)
     if framework == "pt":
-        return _infer_pt(library, **arguments, attention=attention, compiled=compiled, prepacked=prepacked)
-    return {"tf": _infer_tf, "flax": _infer_flax}[framework](library, **arguments)
+        return _infer_pt(library, **arguments, products=products, attention=attention, compiled=compiled,
+                         prepacked=prepacked)  # fmt: skip
+    return {"tf": _infer_tf, "flax": _infer_flax}[framework](library, **arguments, products=products)
 
 
 @lru_cache(maxsize=1)
@@ -270,8 +277,8 @@ def _loaded(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _infer_pt(
-    library: str, checkpoint: str, dtype: str, batch_size: int, device: str, attention: str | None, compiled: bool,
-    prepacked: bool,
+    library: str, checkpoint: str, dtype: str, batch_size: int, device: str, products: bool, attention: str | None,
+    compiled: bool, prepacked: bool,
 ) -> Callable[[], Any]:  # fmt: skip
     import torch
 
@@ -289,6 +296,8 @@ def _infer_pt(
         outputs = model(x)
         return getattr(outputs, "logits", outputs)
 
+    if products:
+        inputs, logits = products_pt(model, batch_size)
     if compiled:
         torch._dynamo.reset()  # an earlier batch size would make it compile for any
         logits = torch.compile(logits, mode="reduce-overhead" if device == "gpu" else "default", dynamic=False)
@@ -300,30 +309,39 @@ def _infer_pt(
     return run
 
 
-def _infer_tf(library: str, checkpoint: str, dtype: str, batch_size: int, device: str) -> Callable[[], Any]:
+def _infer_tf(
+    library: str, checkpoint: str, dtype: str, batch_size: int, device: str, products: bool
+) -> Callable[[], Any]:
     import tensorflow as tf
 
     model = _loaded(model_tf, library, checkpoint, dtype, device)
     pixel_values = images(read_config(checkpoint), batch_size)
     if library == "keras-hub":
         pixel_values = pixel_values.transpose(0, 2, 3, 1)  # its layout
-    with tf.device(f"{device.upper()}:0"):
-        inputs = tf.constant(pixel_values)
 
-    @tf.function
     def logits(x: Any) -> Any:
         outputs = model(x, training=False)
-        return tf.cast(getattr(outputs, "logits", outputs), tf.float32)
+        return getattr(outputs, "logits", outputs)
 
-    return lambda: logits(inputs).numpy()
+    with tf.device(f"{device.upper()}:0"):
+        inputs = tf.constant(pixel_values)
+        if products:
+            inputs, logits = products_tf(model, batch_size)
+    run = tf.function(lambda x: tf.cast(logits(x), tf.float32))
+    return lambda: run(inputs).numpy()
 
 
-def _infer_flax(library: str, checkpoint: str, dtype: str, batch_size: int, device: str) -> Callable[[], Any]:
+def _infer_flax(
+    library: str, checkpoint: str, dtype: str, batch_size: int, device: str, products: bool
+) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
-    weights, function = _loaded(model_flax, library, checkpoint, dtype)
-    inputs = jax.device_put(images(read_config(checkpoint), batch_size), jax.devices(device)[0])
+    if products:
+        weights, inputs, function = products_flax(checkpoint, dtype, batch_size)
+    else:
+        weights, function = _loaded(model_flax, library, checkpoint, dtype)
+        inputs = jax.device_put(images(read_config(checkpoint), batch_size), jax.devices(device)[0])
     logits = jax.jit(lambda weights, x: function(weights, x).astype(jnp.float32))
     return lambda: np.asarray(logits(weights, inputs))
 
@@ -352,6 +370,8 @@ def _infer_onnxruntime(checkpoint: str, dtype: str, batch_size: int, device: str
     providers = ["CUDAExecutionProvider"] if device == "gpu" else ["CPUExecutionProvider"]
     file = {"float32": "model.onnx", "int8": "model.int8.onnx"}[dtype]
     session = onnxruntime.InferenceSession(f"{checkpoint}/{file}", providers=providers)
+    if providers[0] not in session.get_providers():  # it would go on with the CPU
+        raise ValueError(f"this ONNX Runtime has no {providers[0]}: install onnxruntime-gpu")
     inputs = {session.get_inputs()[0].name: images(read_config(checkpoint), batch_size)}
     return lambda: session.run(None, inputs)[0]
 

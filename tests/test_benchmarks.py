@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as program
-from benchmarks import cold_start, harness, inference, load, peers, training
+from benchmarks import cold_start, harness, inference, load, peers, products, training
 from benchmarks.harness import Bar, Options, Ratio
 from benchmarks.peers import PEERS, Peer
-from vit import ViTConfig, measure
+from vit import FlaxViTForImageClassification, ViTConfig, measure
 from vit.measure import Worker, WorkerError
 
 OURS = [peer for peer in PEERS if peer.library == "trivit"]
@@ -40,8 +40,15 @@ def options(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Op
     monkeypatch.setattr(Options, "checkpoint", str(folder))
     monkeypatch.setattr(harness, "TURN", 0.01)
     rates = {"float32": (1e11, "pt"), "bfloat16": (2e11, "tf")}
-    monkeypatch.setattr(Options, "measure_rates", lambda self, dtypes: self.rates.update(rates))
-    return Options(folder.parent, tmp_path / "plots", "Ti/16", quick=True, seconds=0.01)
+    options = Options(folder.parent, tmp_path / "plots", "Ti/16", quick=True, seconds=0.01)
+    options.times_rated = 0
+
+    def measure_rates(self: Options, dtypes: Iterable[str]) -> None:
+        self.rates.update(rates)
+        self.times_rated += 1
+
+    monkeypatch.setattr(Options, "measure_rates", measure_rates)
+    return options
 
 
 class Here:
@@ -233,13 +240,58 @@ def test_inference_is_measured_beside_transformers_and_the_floor(options: Option
         for cell in rows[name][::2]:
             assert re.fullmatch(r"[\d.,]+ · \d+%", cell)
     assert rows["trivit PyTorch"][1] == ""
-    for cell in (rows[theirs][1], rows[theirs][3]):
+    share = rows["trivit PyTorch, its products alone"]
+    for cell in (rows[theirs][1], rows[theirs][3], share[1], share[3]):
         assert re.fullmatch(r"\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)", cell)
     floor = float(rows["the floor"][0].replace(",", ""))
     rate = options.rates["float32"][0]
     assert floor == pytest.approx(rate / inference.forward_flops(ViTConfig.variant("Ti/16", num_labels=1000)), rel=0.01)
+    assert options.times_rated == 2  # before and after
     assert (options.plots / "inference-cpu-Ti-16.png").exists()
     assert "(plots/inference-cpu-Ti-16.png)" in section
+
+
+def test_a_runtime_is_raced_by_the_fastest_of_all_lines(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    present = [*OURS[:2], Peer("OpenVINO", "openvino", ("numpy",))]
+    monkeypatch.setattr(Options, "present", lambda self: present)
+    plain, prepacked, alone = inference.subjects(options, "float32")[:3]
+    tensorflow, its_products, runtime = inference.subjects(options, "float32")[3:]
+    assert [each.name for each in (prepacked, alone)] == [
+        "trivit PyTorch, prepacked",
+        "trivit PyTorch, its products alone",
+    ]
+    seconds = {plain: 2.0, prepacked: 1.0, alone: 0.5, tensorflow: 1.5, its_products: 0.1, runtime: 3.0}
+    raced = []
+
+    def race(options: Options, groups: dict[int, list[Any]], seconds_each: float) -> dict[int, dict[Any, list[float]]]:
+        raced.append(groups)
+        return {size: {each: [seconds[each]] * 3 for each in group} for size, group in groups.items()}
+
+    monkeypatch.setattr(inference, "race", race)
+    cells = inference.compare_peers(options, "float32", [1], 0)
+    assert raced == [{1: [plain, prepacked, alone]}, {1: [tensorflow, its_products]}, {1: [prepacked, runtime]}]
+    found = {each: by_batch[1].beside and by_batch[1].beside.median for each, by_batch in cells.items()}
+    shares = {alone: 0.25, its_products: 0.1 / 1.5}  # of the plain model's time
+    assert found == pytest.approx({plain: None, prepacked: None, tensorflow: None, **shares, runtime: 3.0})
+
+
+@pytest.mark.parametrize(
+    ("framework", "dtype"), [("pt", "float32"), ("pt", "int8"), ("tf", "bfloat16"), ("flax", "float32")]
+)
+def test_products_are_all_linear_layers_of_the_encoder(folder: Path, framework: str, dtype: str) -> None:
+    if framework == "pt":
+        model = peers.model_pt("trivit", str(folder), dtype, "cpu", None)
+    elif framework == "tf":
+        model = peers.model_tf("trivit", str(folder), dtype, "cpu")
+    else:
+        model = FlaxViTForImageClassification.from_pretrained(str(folder), dtype=dtype)
+    output = "dense_output" if framework == "tf" else "output"
+    layers = products.layers_of(model, output)
+    assert len(set(map(id, layers))) == len(layers) == 6 * model.config.num_hidden_layers
+    run = peers.forward("trivit", framework, str(folder), dtype, 2, "cpu", products=True)
+    assert run().shape == (2 * (model.config.num_patches + 1), model.config.hidden_size)
+    assert np.isfinite(run()).all()
+    assert run().std() > 0
 
 
 def test_other_dtypes_stand_beside_the_first_with_what_they_cost(options: Options, here: None) -> None:
@@ -258,7 +310,7 @@ def test_a_peer_that_computes_something_else_is_left_out(
     options.frameworks, options.batch_sizes, options.peers = ["pt"], [1], []
     monkeypatch.setattr(inference, "_difference", lambda expected, logits: 0.5)
     section = inference.run(options)
-    assert "trivit PyTorch" not in section
+    assert "trivit PyTorch" not in numbers(section)
     assert any("its logits are off by 5.0e-01 of the largest" in line for line in options.absent)
 
 
@@ -476,6 +528,8 @@ def test_every_suite_has_its_sizes() -> None:
     assert program.plan(["inference", "preprocess", "training"], None, False) == [
         *(("inference", size) for size in ("Ti/16", "S/16", "B/16", "L/16")), ("preprocess", ""), ("training", "B/16"),
     ]  # fmt: skip
+    assert program.plan(["pipeline", "convert", "compile"], None, False) == [
+        ("pipeline", "Ti/16"), ("convert", "L/16"), ("compile", "B/16")]  # fmt: skip
     assert program.plan(["inference", "preprocess"], None, True) == [("inference", "Ti/16"), ("preprocess", "")]
     assert program.plan(["load", "preprocess"], ["S/16", "L/16"], False) == [
         ("load", "S/16"), ("load", "L/16"), ("preprocess", "")]  # fmt: skip

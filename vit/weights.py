@@ -141,8 +141,10 @@ def aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     memory = np.empty(num_bytes + 64, np.uint8)
     begin = -memory.ctypes.data % 64
     copy = memory[begin : begin + num_bytes].view(dtype).reshape(array.shape)
-    # A transposed matrix is copied a cache line at a time: else each line would be fetched once for each of its values.
-    columns = array.shape[-1] if array.flags.c_contiguous else 64 // dtype.itemsize
+    if array.flags.c_contiguous:
+        np.copyto(copy, array, casting="unsafe")
+        return copy
+    columns = 64 // dtype.itemsize  # of a transposed matrix fill a cache line, which is then fetched only once
     for i in range(0, array.shape[-1], columns):
         np.copyto(copy[..., i : i + columns], array[..., i : i + columns], casting="unsafe")
     return copy

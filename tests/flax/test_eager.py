@@ -32,9 +32,16 @@ def test_layers_alike_share_one_compilation(model, pixel_values):
     eager._compiled.clear_cache()
     first = model(pixel_values).logits
     assert len(model.vit.encoder.layer) > 1
-    assert eager._compiled._cache_size() == 3  # embeddings, a layer, LayerNorm
+    assert eager._compiled._cache_size() == 4  # embeddings, a layer, LayerNorm, the head
     np.testing.assert_array_equal(model(pixel_values).logits, first)
-    assert eager._compiled._cache_size() == 3
+    assert eager._compiled._cache_size() == 4
+
+
+def test_a_head_may_be_any_function(model, pixel_values):
+    linear = model.classifier
+    expected = model(pixel_values).logits
+    model.classifier = lambda x: 2 * linear(x)
+    np.testing.assert_allclose(model(pixel_values).logits, 2 * expected, rtol=1e-5)
 
 
 def test_it_is_what_the_operations_one_by_one_give(model, pixel_values):

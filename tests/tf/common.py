@@ -1,4 +1,4 @@
-"""Inputs and comparisons of the tests of the TensorFlow models."""
+"""Models and comparisons of the tests of the TensorFlow models."""
 
 from __future__ import annotations
 

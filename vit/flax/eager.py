@@ -18,7 +18,8 @@ from flax import nnx
 def call(module: nnx.Module, *arguments: Any) -> Any:
     """`module(*arguments)`: arrays, what is hashable, and nnx.Rngs, which nothing is compiled with."""
     transformed = any(isinstance(each, jax.core.Tracer | nnx.Rngs) for each in arguments)
-    if transformed or not all(is_plain(each) for _, each in nnx.iter_modules(module)):
+    is_module = isinstance(module, nnx.Module)
+    if transformed or not is_module or not all(is_plain(each) for _, each in nnx.iter_modules(module)):
         return module(*arguments)
     graphdef, state = nnx.split(module)
     is_array = [isinstance(each, jax.Array | np.ndarray) for each in arguments]
@@ -38,7 +39,7 @@ def _compiled(
 
 @jax.jit
 def first_token(hidden_states: jax.Array) -> jax.Array:
-    """The CLS token: (B, T, D) -> (B, D)."""
+    """The CLS token, cut out in one compiled piece: (B, T, D) -> (B, D)."""
     return hidden_states[:, 0]
 
 
