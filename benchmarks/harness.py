@@ -234,7 +234,7 @@ class Bar(NamedTuple):
     text: str
 
 
-COLORS = {"trivit": "#0969da", "peer": "#afb8c1", "floor": "#1a7f37"}
+COLORS = {"trivit": "#0969da", "peer": "#afb8c1", "products": "#8ddb8c", "floor": "#1a7f37"}
 """Of a bar."""
 
 

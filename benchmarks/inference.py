@@ -286,7 +286,8 @@ def _bars(cells: Cells, batch_size: int, floor: float | None) -> list[Bar]:
     found = []
     for subject, by_batch in cells.items():
         if cell := by_batch.get(batch_size):
-            found.append(Bar(subject.name, [(cell.throughput, color(subject.peer.library))], _figure(cell, floor)))
+            fill = COLORS["products"] if subject.products else color(subject.peer.library)
+            found.append(Bar(subject.name, [(cell.throughput, fill)], _figure(cell, floor)))
     if floor and found:
         found.append(Bar("the floor", [(floor, COLORS["floor"])], f"{floor:.3g}"))
     return found
