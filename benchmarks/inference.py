@@ -266,7 +266,7 @@ def show(
         rows.append([subject.name])
         if options:
             difference = _DIFFERENCES[options.checkpoint, subject]
-            rows[-1] += [subject.dtype, f"{difference:.0e}" if subject.dtype != "float32" else ""]
+            rows[-1] += [subject.dtype, f"{difference:.1e}" if subject.dtype != "float32" else ""]
         for batch_size in batch_sizes:
             cell = by_batch.get(batch_size)
             rows[-1] += [_figure(cell, floors.get(subject.dtype)), cell.beside or ""] if cell else ["", ""]
