@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +296,25 @@ def test_fresh_model_starts_as_published(tiny_config: Any) -> None:
     assert isinstance(model.vit.encoder.layer[0], ViTLayer)
     assert model.training
     assert np.isfinite(model(images(2, 16, 16)).logits.detach().numpy()).all()
+
+
+# === Memory ===
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is asked to keep freed memory")
+def test_freed_memory_is_kept_for_the_next_layer() -> None:
+    code = """if True:
+        import resource, torch, vit, vit.pt
+        vit.pt.ViTModel(vit.ViTConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1, intermediate_size=8))
+
+        def run_layer():
+            activations = [torch.ones(4 << 20) for _ in range(3)]  # 48 MiB
+
+        run_layer()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        run_layer()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert int(found.stdout) < 1000  # page faults; 12288 pages are 48 MiB
