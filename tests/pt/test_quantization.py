@@ -67,8 +67,8 @@ def test_every_linear_layer_of_the_encoder_and_no_other_is_quantised(tiny_config
 def test_query_key_and_value_share_their_rounded_input(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = quantize(ViTModel(tiny_config()))
     rounded, seen = [], []
-    round_once = torch.quantize_per_tensor_dynamic
-    monkeypatch.setattr(torch, "quantize_per_tensor_dynamic", lambda *args: rounded.append(1) or round_once(*args))
+    measure = torch.aminmax
+    monkeypatch.setattr(torch, "aminmax", lambda x: rounded.append(1) or measure(x))
     with torch.inference_mode():
         model(torch.randn(2, 3, 16, 16))
         assert len(rounded) == 4 * model.config.num_hidden_layers  # not 6: query, key and value, then three others
@@ -94,6 +94,49 @@ def test_what_it_cannot_quantise_is_refused_and_left_alone(tiny_config: Any) -> 
         quantize(model.double())
     assert model.state_dict().keys() == before.keys()
     assert model.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("offset", [-3.0, 0.0, 3.0])  # all below zero, on both sides, all above
+@pytest.mark.parametrize("rows", [1, 256, 257, 600])  # fewer than are rounded at once, as many, more
+def test_inputs_are_rounded_to_the_nearest_of_256_levels_from_their_lowest_to_their_highest(
+    rows: int, offset: float, dtype: torch.dtype
+) -> None:
+    x = (torch.rand(rows, 24).reshape(-1, rows, 24) * 2 - 1 + offset).to(dtype)
+    rounded = Int8Linear(nn.Linear(24, 4)).prepare(x)
+    assert (rounded.values.shape, rounded.values.dtype, rounded.dtype) == (x.shape, torch.uint8, dtype)
+    lowest, highest = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
+    assert rounded.scale == pytest.approx((highest - lowest) / 255)
+    back = rounded.scale * (rounded.values.double() - rounded.zero_point)
+    # Half a level, and another half at the ends: zero lies on a level, so the levels are moved by as much.
+    assert (back - x).abs().max() <= (0.5 + 0.5 + 1e-3) * rounded.scale
+    assert (back - x).abs().median() <= 0.5 * rounded.scale
+
+
+def test_inputs_that_are_not_finite_give_what_is_not_finite() -> None:
+    dense = Int8Linear(nn.Linear(8, 4))
+    for value in (float("nan"), float("inf"), -float("inf")):
+        x = torch.ones(3, 8)
+        x[1] = value
+        assert not dense(x)[1].isfinite().any()
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-20])
+def test_small_inputs_are_rounded_as_finely(size: float) -> None:
+    dense = nn.Linear(64, 4, bias=False)
+    x = torch.randn(3, 64)
+    expected = dense(x)
+    assert (Int8Linear(dense)(x * size) / size - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("prepare", [quantize, prepack])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_images_are_computed_too(tiny_config: Any, dtype: torch.dtype, prepare: Any) -> None:
+    if not has_kernel(dtype):
+        pytest.skip(f"this CPU does not multiply {dtype}")
+    model = prepare(ViTModel(tiny_config()).to(dtype))
+    with torch.inference_mode():
+        assert model(torch.zeros(0, 3, 16, 16)).last_hidden_state.shape == (0, 17, 32)
 
 
 def test_inputs_without_a_range_are_computed(tiny_config: Any) -> None:
