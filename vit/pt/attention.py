@@ -2,7 +2,7 @@
 
 On CPUs with AVX-512 BF16 and without AMX the fused kernel computes bfloat16 no faster than float32. Products of all
 heads at once do, and bring attention to about 0.6 of its time (ViT-B/16, two cores). Scores are rounded to bfloat16, as
-those of the eager implementation are. They are computed for a few images at a time, so that they stay in cache.
+those of the eager implementation are. They are computed for an image or a few at a time, so that they stay in cache.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) ->
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
     batch, heads, tokens, size = query.shape
     images = max(1, MOST_SCORES // (heads * tokens * tokens))
-    context = query.new_empty(batch, tokens, heads, size).transpose(1, 2)
-    parts = (tensor.split(images) for tensor in (query * size**-0.5, key, value, context))
-    for query, key, value, out in zip(*parts, strict=True):
-        scores = torch.matmul(query, key.transpose(-1, -2))  # (images, H, T, T)
-        out.copy_(torch.softmax(scores, -1, out=scores) @ value)
-    return context
+    query, key, value = (x.contiguous().flatten(0, 1) for x in (query * size**-0.5, key, value))  # (B * H, T, D / H)
+    context = torch.empty_like(query)
+    scores = query.new_empty(min(images, batch) * heads, tokens, tokens)
+    parts = (tensor.split(images * heads) for tensor in (query, key.transpose(1, 2), value, context))
+    for query, key, value, out in zip(*parts, strict=True):  # (images * H, T, D / H), the key transposed
+        weights = torch.bmm(query, key, out=scores[: len(query)])
+        torch.bmm(torch.softmax(weights, -1, out=weights), value, out=out)
+    return context.unflatten(0, (batch, heads))
 
 
 def suits(query: Tensor) -> bool:
