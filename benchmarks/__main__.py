@@ -3,9 +3,9 @@
 What was measured is printed, and replaces those suites' sections in benchmarks/RESULTS.md. Peers that are not
 installed are named with the line that installs them, and left out: see benchmarks/peers.py.
 
-On two cores with every peer, all suites take about twelve minutes with --quick, and about four hours without, most of
-them for `inference` at L/16. Each size of the model has a section of its own in each suite, written as it ends, and it
-is said how long it took.
+On two cores with every peer, `inference` at B/16 takes about half an hour; all suites take some hours, most of them for
+`inference` at L/16, and with --quick minutes. Each size of the model has a section of its own in each suite, written as
+it ends, and it is said how long it took.
 """
 
 from __future__ import annotations
