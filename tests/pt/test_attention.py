@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vit import ViTModel
 from vit.pt import attention as module
+from vit.pt import linear
 from vit.pt.attention import attend
 
 
@@ -18,6 +19,7 @@ from vit.pt.attention import attend
 def products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this CPU is, the way of those that the products were written for."""
     monkeypatch.setattr(module, "has_slow_kernel", lambda: True)
+    monkeypatch.setattr(linear, "has_kernel", lambda dtype: True)
 
 
 def inputs(dtype: torch.dtype = torch.bfloat16, batch: int = 3, tokens: int = 17) -> list[Tensor]:

@@ -102,7 +102,7 @@ def test_what_it_cannot_quantise_is_refused_and_left_alone(tiny_config: Any) -> 
 def test_inputs_are_rounded_to_the_nearest_of_256_levels_from_their_lowest_to_their_highest(
     rows: int, offset: float, dtype: torch.dtype
 ) -> None:
-    x = (torch.rand(rows, 24).reshape(-1, rows, 24) * 2 - 1 + offset).to(dtype)
+    x = (torch.rand(1, rows, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1 + offset).to(dtype)
     rounded = Int8Linear(nn.Linear(24, 4)).prepare(x)
     assert (rounded.values.shape, rounded.values.dtype, rounded.dtype) == (x.shape, torch.uint8, dtype)
     lowest, highest = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
@@ -110,7 +110,7 @@ def test_inputs_are_rounded_to_the_nearest_of_256_levels_from_their_lowest_to_th
     back = rounded.scale * (rounded.values.double() - rounded.zero_point)
     # Half a level, and another half at the ends: zero lies on a level, so the levels are moved by as much.
     assert (back - x).abs().max() <= (0.5 + 0.5 + 1e-3) * rounded.scale
-    assert (back - x).abs().median() <= 0.5 * rounded.scale
+    assert rows == 1 or (back - x).abs().median() <= 0.35 * rounded.scale  # cut off, it would be half a level
 
 
 def test_inputs_that_are_not_finite_give_what_is_not_finite() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config import ViTConfig, to_pair
@@ -14,6 +15,7 @@ from ..errors import ConfigError
 from ..inputs import check_bool_masked_pos, check_pixel_values, check_tensors
 from ..outputs import ModelOutput, collect
 from .layers import ViTEmbeddings, ViTEncoder, ViTPooler
+from .linear import keep_freed_memory, takes_kernels
 from .loss import classification_loss, reconstruction_loss
 from .pretrained import ViTPreTrainedModel
 
@@ -69,6 +71,8 @@ class ViTModel(ViTPreTrainedModel):
             has_mask_token = self.embeddings.mask_token is not None
             check_bool_masked_pos(bool_masked_pos.shape, pixel_values.shape[0], grid[0] * grid[1], has_mask_token)
         pixel_values = pixel_values.to(self.dtype)
+        if takes_kernels(pixel_values) and not torch.is_grad_enabled():
+            keep_freed_memory()
         hidden_states = self.embeddings(pixel_values, grid, bool_masked_pos)
         hidden_states, all_hidden_states, all_attentions = self.encoder(
             hidden_states,

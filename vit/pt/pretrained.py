@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -39,7 +38,6 @@ class ViTPreTrainedModel(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        _keep_freed_memory()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,16 +130,6 @@ class ViTPreTrainedModel(nn.Module):
             lambda name: _to_numpy(state[name]),
             max_shard_size,
         )
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Have glibc keep up to 64 MiB that were freed, rather than give them back and ask for them anew at every layer.
-
-    It keeps twice the largest block ever freed that had at most 32 MiB (mallopt(3), M_MMAP_THRESHOLD); this is such a
-    block. Its pages are never touched. Other C libraries take no notice.
-    """
-    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8, device="cpu")
 
 
 def _initialise(name: str, parameter: Tensor, config: ViTConfig) -> Tensor:

@@ -65,12 +65,15 @@ class Int8Linear(InferenceLinear):
         lowest, highest = min(lowest, 0.0), max(highest, 0.0)  # zero stays zero
         scale = max((highest - lowest) / 255, torch.finfo(torch.float32).tiny)
         zero_point = round(-lowest / scale) if math.isfinite(scale) else 0  # if not, the product is not finite either
-        rounded = torch._empty_affine_quantized(x.shape, scale=scale, zero_point=zero_point, dtype=torch.quint8)
+        rounded = torch._empty_affine_quantized(
+            x.shape, scale=scale, zero_point=zero_point, dtype=torch.quint8, device=x.device
+        )
         parts = (tensor.view(-1, self.in_features).split(ROWS_AT_ONCE) for tensor in (x, rounded))
         for part, out in zip(*parts, strict=True):
             out.copy_(part.float())
         # The quantised tensor's own memory: int_repr would copy it.
-        values = torch.empty(0, dtype=torch.uint8).set_(rounded.untyped_storage(), 0, x.shape, x.stride())
+        values = torch.empty(0, dtype=torch.uint8, device=x.device)
+        values.set_(rounded.untyped_storage(), 0, x.shape, x.stride())
         return Rounded(values, scale, zero_point, x.dtype)
 
     def compute(self, x: Rounded, fused: tuple[str, str | None]) -> Tensor:
@@ -85,6 +88,8 @@ class Int8Linear(InferenceLinear):
 
 def quantize(model: Model, dtype: str = "int8") -> Model:
     """Quantise a model for inference on CPUs; it is changed in place, and can be neither trained nor saved after that.
+
+    Images of a batch share the scales of their activations, so one that is not finite spoils the others.
 
     Args:
         model: a float32 or bfloat16 model on the CPU.
