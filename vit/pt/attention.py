@@ -2,7 +2,7 @@
 
 On CPUs with AVX-512 BF16 and without AMX the fused kernel computes bfloat16 no faster than float32. Products of all
 heads at once do, and bring attention to about 0.6 of its time (ViT-B/16, two cores). Scores are rounded to bfloat16, as
-those of the eager implementation are. They are computed for an image or a few at a time, so that they stay in cache.
+those of the eager implementation are. They are computed for a few images at a time, so that they stay in cache.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) ->
     for query, key, value, out in zip(*parts, strict=True):  # (images * H, T, D / H), the key transposed
         weights = torch.bmm(query, key, out=scores[: len(query)])
         torch.bmm(torch.softmax(weights, -1, out=weights), value, out=out)
-    return context.unflatten(0, (batch, heads))
+    context = context.unflatten(0, (batch, heads)).transpose(1, 2).contiguous()  # (B, T, H, D / H), as heads are joined
+    return context.transpose(1, 2)
 
 
 def suits(query: Tensor) -> bool:

@@ -185,10 +185,11 @@ def keep_freed_memory() -> None:
     """Have glibc use freed blocks below 32 MiB again, and not give them back and ask for them anew at every layer.
 
     Above the largest block that was ever freed it maps memory for each block alone, and it gives back what lies free at
-    the heap's end beyond twice that size (mallopt(3), M_MMAP_THRESHOLD). This is such a block; its pages are never
-    touched. Other C libraries take no notice, nor glibc where the environment has set either threshold.
+    the heap's end beyond twice that size (mallopt(3), M_MMAP_THRESHOLD). These are such blocks, and more than one since
+    a free part of the heap may hold the first; their pages are never touched. Other C libraries take no notice, nor
+    glibc where the environment has set either threshold.
     """
-    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8, device="cpu")
+    [torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8, device="cpu") for _ in range(4)]
 
 
 @cache
