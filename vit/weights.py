@@ -144,7 +144,7 @@ def aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if array.flags.c_contiguous:
         np.copyto(copy, array, casting="unsafe")
         return copy
-    columns = 64 // dtype.itemsize  # of a transposed matrix fill a cache line, which is then fetched only once
+    columns = 256  # of a transposed matrix stay in cache; fewer at a time would wait more often for Python's lock
     for i in range(0, array.shape[-1], columns):
         np.copyto(copy[..., i : i + columns], array[..., i : i + columns], casting="unsafe")
     return copy
