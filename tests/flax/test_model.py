@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from collections import Counter
 from typing import Any
 
 import jax
@@ -22,11 +24,31 @@ from vit import (
     ModelOutput,
     weights,
 )
+from vit.flax.layers import attend, attend_on_cpu
 
 from ..common import LABELS, Load, images, inputs_of, masks
 from .common import MODELS, assert_close, call, loss_and_gradients
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+# === Attention ===
+
+
+def test_attention_is_that_of_the_platform_it_is_compiled_for_wherever_that_happens() -> None:
+    def operations(function: Any, platform: str) -> Counter[str]:
+        x = jnp.zeros((2, 5, 2, 8))
+        module = jax_export.export(jax.jit(function), platforms=[platform])(x, x, x).mlir_module()
+        return Counter(re.findall(r"stablehlo\.(?!constant|case|return)\w+", module))
+
+    for platform, expected in {"cpu": attend_on_cpu, "cuda": jax.nn.dot_product_attention}.items():
+        assert operations(attend, platform) == operations(expected, platform)
+    assert operations(attend, "cpu") != operations(attend, "cuda")
+
+
+def test_attention_on_cpus_equals_that_of_jax() -> None:
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 5, 2, 8))
+    np.testing.assert_allclose(attend(query, key, value), jax.nn.dot_product_attention(query, key, value), atol=1e-6)
 
 
 # === Transformations ===

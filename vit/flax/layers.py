@@ -146,13 +146,17 @@ class ViTEmbeddings(nnx.Module):
 
 
 def attend(query: Array, key: Array, value: Array) -> Array:
-    """Scaled dot-product attention, (B, T, H, D / H) each: JAX's on accelerators, and on CPUs one that suits XLA there.
+    """Scaled dot-product attention, (B, T, H, D / H) each: JAX's own, and on CPUs one that suits XLA there."""
+    if query.dtype == jnp.float64:  # which JAX's own computes in float32
+        return attend_on_cpu(query, key, value)
+    return jax.lax.platform_dependent(query, key, value, cpu=attend_on_cpu, default=jax.nn.dot_product_attention)
 
-    JAX's own computes float64 in float32, has no float16 on CPUs, and is slower there: heads before tokens make the
-    products plain, and to divide after the second one is a pass over (T, D / H) in the place of one over (T, T).
+
+def attend_on_cpu(query: Array, key: Array, value: Array) -> Array:
+    """Attention of plain matrix products, heads before tokens, divided after the second one: a pass over (T, D / H).
+
+    JAX's own is slower on CPUs, has no float16 there, and divides in a pass over (T, T).
     """
-    if jax.default_backend() != "cpu" and query.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(query, key, value)
     query, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, value))  # (B, H, T, D / H)
     key = key.transpose(0, 2, 3, 1)  # (B, H, D / H, T)
     at_least_float32 = jnp.promote_types(query.dtype, jnp.float32)
