@@ -412,6 +412,19 @@ def test_arrays_in_any_order_are_written_and_copied_exactly(shape, dtype, tmp_pa
             assert stored == (expected if name == "first" else array.tobytes())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (3,), (5, 37), (2, 3, 4), (2100, 301)])
+def test_copies_are_contiguous_and_aligned_in_either_order(shape, dtype):
+    array = np.random.default_rng(0).standard_normal(shape, np.float32)
+    for each in (array, array.T):
+        copy = checkpoint.aligned_copy(each, np.dtype(dtype))
+        assert copy.flags.c_contiguous
+        assert copy.dtype == dtype
+        assert copy.ctypes.data % 64 == 0
+        assert not np.shares_memory(copy, each)
+        np.testing.assert_array_equal(copy, each)
+
+
 @pytest.mark.parametrize(
     ("stored", "wanted"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float64", "float16")]
 )

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from vit import ViTConfig
-from vit.weights import LAYOUTS, aligned_copy, from_local, initial_value, local_name, parameter_shapes, to_local
+from vit.weights import LAYOUTS, from_local, initial_value, local_name, parameter_shapes, to_local
 
 CONFIGS = {
     "plain": {},
@@ -116,19 +116,6 @@ def test_matrices_are_stored_in_out_and_tokens_as_they_are(framework):
     assert local[1 * 20 + 2 * 5 + 3, 1] == kernel[1, 1, 2, 3]
     for array in (np.ones((1, 5, 4)), np.ones(4)):
         np.testing.assert_array_equal(to_local(array, framework), array)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [(), (3,), (5, 37), (2, 3, 4)])
-def test_copies_are_contiguous_and_aligned_in_either_order(shape, dtype):
-    array = np.random.default_rng(0).standard_normal(shape, np.float32)
-    for each in (array, array.T):
-        copy = aligned_copy(each, np.dtype(dtype))
-        assert copy.flags.c_contiguous
-        assert copy.dtype == dtype
-        assert copy.ctypes.data % 64 == 0
-        assert not np.shares_memory(copy, each)
-        np.testing.assert_array_equal(copy, each)
 
 
 def test_pytorch_stores_the_canonical_arrays():

@@ -27,7 +27,7 @@ import numpy as np
 from . import hub, posemb
 from .config import ViTConfig
 from .errors import CheckpointError, ConfigError
-from .weights import BASE, OPTIONAL, Shape, aligned_copy, parameter_shapes, to_local
+from .weights import BASE, OPTIONAL, Shape, parameter_shapes, to_local
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -605,6 +605,16 @@ def fill(target: np.ndarray, array: np.ndarray) -> None:
     """Copy into an array of the same shape, cast to its dtype."""
     for part in tiles(array.shape):
         np.copyto(target[part], near(array[part]), casting="unsafe")
+
+
+def aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A contiguous copy that begins at a multiple of 64 bytes: TensorFlow and JAX take such memory over as it is."""
+    num_bytes = array.size * dtype.itemsize
+    memory = np.empty(num_bytes + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    copy = memory[begin : begin + num_bytes].view(dtype).reshape(array.shape)
+    fill(copy, array)
+    return copy
 
 
 def in_order(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -133,18 +133,3 @@ def initial_value(name: str) -> str:
     if name.endswith((".bias", "mask_token")):
         return "zeros"
     return "ones" if "layernorm" in name else "truncated_normal"
-
-
-def aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A contiguous copy that begins at a multiple of 64 bytes: TensorFlow and JAX take such memory over as it is."""
-    num_bytes = array.size * dtype.itemsize
-    memory = np.empty(num_bytes + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
-    copy = memory[begin : begin + num_bytes].view(dtype).reshape(array.shape)
-    if array.flags.c_contiguous:
-        np.copyto(copy, array, casting="unsafe")
-        return copy
-    columns = 256  # of a transposed matrix stay in cache; fewer at a time would wait more often for Python's lock
-    for i in range(0, array.shape[-1], columns):
-        np.copyto(copy[..., i : i + columns], array[..., i : i + columns], casting="unsafe")
-    return copy
