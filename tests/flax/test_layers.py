@@ -1,0 +1,45 @@
+"""What stands in the place of a function of JAX or Flax computes the same, and where it is meant to."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from vit.flax.layers import attend, attend_on_cpu, normalize
+
+
+def test_attention_is_that_of_the_platform_it_is_compiled_for_wherever_that_happens() -> None:
+    def operations(function: Any, platform: str) -> Counter[str]:
+        x = jnp.zeros((2, 5, 2, 8))
+        module = jax_export.export(jax.jit(function), platforms=[platform])(x, x, x).mlir_module()
+        return Counter(re.findall(r"stablehlo\.(?!constant|case|return)\w+", module))
+
+    for platform, expected in {"cpu": attend_on_cpu, "cuda": jax.nn.dot_product_attention}.items():
+        assert operations(attend, platform) == operations(expected, platform)
+    assert operations(attend, "cpu") != operations(attend, "cuda")
+
+
+def test_attention_on_cpus_equals_that_of_jax() -> None:
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 5, 2, 8))
+    np.testing.assert_allclose(attend(query, key, value), jax.nn.dot_product_attention(query, key, value), atol=1e-6)
+
+
+def test_the_rule_of_the_layer_norm_is_what_jax_derives():
+    def plain(x):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, direction, weight = (jnp.asarray(rng.standard_normal((3, 7)) * 2 + 1) for _ in range(3))
+        ours = lambda x: normalize(x, 1e-6)  # noqa: E731
+        for f in (lambda f: jax.jvp(f, (x,), (direction,))[1], lambda f: jax.vjp(f, x)[1](weight)[0],
+                  lambda f: jax.hessian(lambda x: (f(x) * weight).sum())(x),
+                  lambda f: jax.vmap(jax.jacobian(f))(x)):  # fmt: skip
+            np.testing.assert_allclose(f(ours), f(plain), rtol=1e-10, atol=1e-10)
