@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import reprlib
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -38,3 +40,30 @@ def install_line(extra: str) -> str:
 def missing_framework(what: str, extra: str) -> MissingFrameworkError:
     """The error for using `what` without the framework of `extra`, with the line that installs it."""
     return MissingFrameworkError(f"{what} needs {FRAMEWORKS[extra][1]}. Install it with: {install_line(extra)}")
+
+
+# === What a message quotes ===
+
+QUOTED = 200
+"""The most characters of a value that a message quotes."""
+
+
+def shown(text: object, most: int | None = QUOTED) -> str:
+    """A name, path or message from outside as a terminal may get it: on one line, in characters that print.
+
+    Control characters, those that reorder a line, and lone surrogates (the bytes of a file name that are no UTF-8) are
+    escaped; at most `most` characters are left, or all when None.
+    """
+    text = str(text)
+    cut = text if most is None or len(text) <= most else text[:most] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+
+
+def quoted(value: Any, most: int = QUOTED) -> str:
+    """A value from outside as Python writes it, cut to `most` characters; what it holds is not gone through."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 3, most, most, most
+    try:
+        return shown(short.repr(value), most)
+    except Exception:  # an int of more digits than Python writes, an object whose repr fails
+        return f"a value of type {type(value).__name__}"

@@ -1,0 +1,91 @@
+"""What reading may cost: the limits of every reader in one place, and the checks made before anything is allocated.
+
+A file of a few bytes can announce arrays of terabytes. Every reader therefore adds up what it was told before it
+believes it: memory and time are proportional to the bytes on disk, or end at a limit that stands here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import CheckpointError, shown
+
+MB = 2**20
+EXPANSION = 16
+"""Bytes that a byte on disk may become: compressed weights become 1.1, and repeated ones more."""
+SLACK = 256 * MB
+"""Bytes that any file may become, however small it is."""
+JSON = 32 * MB
+"""Bytes of a JSON file: a configuration of 20,000 labels has 2 MB."""
+PICKLE = 4 * MB
+"""Bytes that the pickled part of a PyTorch file may have beyond its share of the file."""
+NAME = 1024
+"""Characters of a tensor's name."""
+TENSORS = 20_000
+"""Tensors and other values of a file; the training state of a ViT-G has 4,000."""
+DEPTH = 64
+"""How deep a file's dicts, lists and groups may lie in each other."""
+AXES = 32
+"""Axes of a tensor."""
+CHUNKS = 100_000
+"""Pieces in which a file's tensors lie."""
+LABELS = 200_000
+"""Labels of a classifier; ImageNet-21k has 21,843."""
+
+
+def allowance(size: int) -> int:
+    """Bytes that the contents of `size` bytes on disk may become."""
+    return SLACK + EXPANSION * size
+
+
+def check_total(path: Path, total: int, size: int) -> None:
+    """Refuse contents that are out of all proportion to their file.
+
+    Args:
+        path: of the file or folder.
+        total: bytes that its contents would become.
+        size: bytes on disk.
+
+    Raises:
+        CheckpointError: more than `allowance`.
+    """
+    if total > allowance(size):
+        raise CheckpointError(
+            f"{shown(path)} has {size:,} bytes and would become {shown(total, 30)}; expected at most "
+            f"{allowance(size):,}. Such a file is damaged, or made to fill the memory."
+        )
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read, which must be one: a pipe would wait for ever, and a device has no end.
+
+    Raises:
+        CheckpointError: a folder, pipe, socket or device.
+        OSError: it is not there, or may not be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kinds = {stat.S_ISDIR: "folder", stat.S_ISFIFO: "pipe", stat.S_ISSOCK: "socket"}
+        kind = next((name for is_kind, name in kinds.items() if is_kind(mode)), "device")
+        raise CheckpointError(f"{shown(path)} is a {kind}; expected a file.")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_whole(path: str | os.PathLike[str], most: int = JSON) -> bytes:
+    """The bytes of a small file, such as a JSON one.
+
+    Raises:
+        CheckpointError: no file (see `open_file`), or one of more than `most` bytes.
+        OSError: it is not there, or may not be read.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > most else file.read(most + 1)
+    if max(size, len(data)) > most:
+        raise CheckpointError(f"{shown(path)} has {max(size, len(data)):,} bytes; expected at most {most:,}.")
+    return data
