@@ -1,0 +1,268 @@
+"""The table of the equivalence suite, and how each framework runs a row of it: on any device, and without pytest.
+
+`test_equivalence.py` runs it on the CPU, `python -m benchmarks gpu` on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit import checkpoint, weights
+from vit.config import ACTIVATIONS, ViTConfig
+
+
+def tiny_config(**overrides: Any) -> ViTConfig:
+    """A small configuration: any key of ViTConfig overrides."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    images = {"image_size": 16, "patch_size": 4, "num_channels": 3}
+    images["encoder_stride"] = overrides.get("patch_size", images["patch_size"])
+    labels = {} if {"id2label", "label2id"} & overrides.keys() else {"num_labels": 5}
+    return ViTConfig(**{**sizes, **images, **labels, **overrides})
+
+
+def random_checkpoint(
+    folder: str | os.PathLike[str],
+    config: ViTConfig,
+    head: str | None = None,
+    add_pooling_layer: bool | None = None,
+    use_mask_token: bool | None = None,
+    seed: int = 0,
+    dtype: Any = "float32",
+    max_shard_size: int | str = "5GB",
+) -> Path:
+    """Write a checkpoint in which every parameter is random, and give its folder; no framework is needed.
+
+    Without a head there is a pooler, and with the decoder a mask token, unless the arguments say otherwise.
+    """
+    parts = {
+        "add_pooling_layer": head is None if add_pooling_layer is None else add_pooling_layer,
+        "use_mask_token": head == "decoder" if use_mask_token is None else use_mask_token,
+    }
+    dtype = checkpoint.dtype_of(dtype)
+    shapes = weights.parameter_shapes(config, head=head, **parts)
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for name, shape in shapes.items():
+        is_matrix = len(shape) in (2, 4)
+        values = rng.standard_normal(shape) * (np.prod(shape[1:]) ** -0.5 if is_matrix else 0.3)
+        if "layernorm" in name and name.endswith(".weight"):
+            values += 1
+        arrays[name if head else name.removeprefix(weights.BASE)] = values.astype(dtype)
+    tensors = {name: (array.shape, dtype) for name, array in arrays.items()}
+    architecture = {None: "ViTModel", "classifier": "ViTForImageClassification",
+                    "decoder": "ViTForMaskedImageModeling"}[head]  # fmt: skip
+    config = config.replace(architectures=(architecture,), dtype=dtype.name)
+    checkpoint.write(folder, config, tensors, arrays.__getitem__, max_shard_size)
+    return Path(folder)
+
+
+# === The table ===
+
+
+class Case(NamedTuple):
+    """One row of the table: a model, and how it is called."""
+
+    head: str | None = None
+    config: Mapping[str, Any] = MappingProxyType({})
+    call: Mapping[str, Any] = MappingProxyType({})  # what is passed besides the tensors
+    image_size: tuple[int, int] | None = None  # another size than the configuration's
+    batch: int = 2
+    masked: bool = False
+    labels: Any = None
+    parts: Mapping[str, bool] = MappingProxyType({})  # add_pooling_layer, use_mask_token
+
+
+EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
+INTERPOLATED = {"interpolate_pos_encoding": True}
+
+CASES = {
+    "base": Case(call=EVERYTHING),
+    "base without pooler": Case(parts={"add_pooling_layer": False}),
+    "base with mask token": Case(masked=True, parts={"use_mask_token": True}),
+    "pooler of another size": Case(config={"pooler_output_size": 24, "pooler_act": "relu"}),
+    "batch of one": Case(batch=1, call=EVERYTHING),
+    "non-square image": Case(config={"image_size": (16, 24)}, call=EVERYTHING),
+    "non-square patch": Case(config={"image_size": (16, 24), "patch_size": (4, 8)}),
+    "image that patches do not cover": Case(config={"image_size": (18, 23)}),
+    "one channel": Case(config={"num_channels": 1}),
+    "four channels": Case(config={"num_channels": 4}),
+    "no query, key and value biases": Case(config={"qkv_bias": False}),
+    "large epsilon": Case(config={"layer_norm_eps": 0.1}),
+    "no encoder layer": Case(config={"num_hidden_layers": 0}, call=EVERYTHING),
+    "interpolated up": Case(call=INTERPOLATED, image_size=(24, 36)),
+    "interpolated down": Case(config={"image_size": 32}, call=INTERPOLATED, image_size=(16, 13)),
+    "interpolated from a non-square grid": Case(
+        config={"image_size": (16, 24), "patch_size": (4, 8)}, call=INTERPOLATED, image_size=(24, 16)
+    ),
+    "interpolated to the same size": Case(call=INTERPOLATED),
+    "classification without labels": Case("classifier", call=EVERYTHING),
+    "single label": Case("classifier", labels=np.array([1, 4])),
+    "single label, one ignored": Case("classifier", labels=np.array([1, -100, 3]), batch=3),
+    "multi label": Case("classifier", labels=np.array([[1, 0, 0, 1, 0], [0, 0, 1, 1, 1.0]])),
+    "regression": Case("classifier", {"num_labels": 1}, labels=np.array([0.3, -1.2])),
+    "regression of several": Case(
+        "classifier", {"num_labels": 3, "problem_type": "regression"}, labels=np.array([[0.3, -1.2, 2], [1, 0, -0.5]])
+    ),
+    "no labels at all": Case("classifier", {"num_labels": 0}),
+    "masked image": Case("decoder", masked=True, call=EVERYTHING),
+    "masked image without a mask": Case("decoder"),
+    "masked image, non-square": Case("decoder", {"image_size": (16, 24), "patch_size": (4, 8)}, masked=True),
+    "masked image, one channel": Case("decoder", {"num_channels": 1}, masked=True),
+    "masked image, interpolated": Case("decoder", call=INTERPOLATED, image_size=(24, 20), masked=True),
+    **{f"activation {name}": Case(config={"hidden_act": name, "pooler_act": name}) for name in ACTIVATIONS},
+}
+
+Results = dict[str, np.ndarray]
+Change = Callable[[Any], Any] | None
+
+
+def inputs_of(case: Case, config: ViTConfig, dtype: str) -> dict[str, np.ndarray]:
+    """The tensors of a call, in NumPy."""
+    rng = np.random.default_rng(7)
+    height, width = case.image_size or (
+        config.image_size if isinstance(config.image_size, tuple) else (config.image_size, config.image_size)
+    )
+    inputs = {"pixel_values": rng.standard_normal((case.batch, config.num_channels, height, width)).astype(dtype)}
+    if case.masked:
+        patch = config.patch_size if isinstance(config.patch_size, tuple) else (config.patch_size, config.patch_size)
+        inputs["bool_masked_pos"] = rng.random((case.batch, (height // patch[0]) * (width // patch[1]))) < 0.4
+    if case.labels is not None:
+        labels = np.asarray(case.labels)
+        inputs["labels"] = labels.astype(dtype) if labels.dtype.kind == "f" else labels
+    return inputs
+
+
+def named(output: Any) -> dict[str, Any]:
+    """The arrays of an output, by name; tuples are spread out."""
+    arrays = {}
+    for name, value in output.items():
+        if isinstance(value, tuple):
+            arrays |= {f"{name}.{i}": part for i, part in enumerate(value)}
+        else:
+            arrays[name] = value
+    return arrays
+
+
+def objective(output: Any, total: Callable[[Any], Any], as_array: Callable[[np.ndarray], Any]) -> Any:
+    """A scalar to differentiate: the loss, or else the main outputs, each weighted by fixed random numbers."""
+    if "loss" in output:
+        return output["loss"]
+    value = 0
+    for name in ("last_hidden_state", "pooler_output", "logits", "reconstruction"):
+        if name in output:
+            shape = tuple(int(size) for size in output[name].shape)
+            direction = np.random.default_rng(len(name)).standard_normal(shape) / np.prod(shape) ** 0.5
+            value = value + total(output[name] * as_array(direction))
+    return value
+
+
+def run_pt(
+    folder: Path, case: Case, inputs: Results, device: str = "cpu", change: Change = None, **options: Any
+) -> tuple[Results, Results]:
+    """Outputs and gradients of a call, under canonical names.
+
+    Args:
+        device: "cpu" or "gpu".
+        change: what is done to the model first; gives what is called in its place, if anything.
+        **options: those of `from_pretrained`.
+    """
+    import torch
+
+    import vit
+
+    cls = {None: vit.ViTModel, "classifier": vit.ViTForImageClassification, "decoder": vit.ViTForMaskedImageModeling}
+    where = "cuda" if device == "gpu" else device
+    model = cls[case.head].from_pretrained(folder, device=where, **case.parts, **options).train()
+    call = (change and change(model)) or model
+    output = call(**{name: torch.from_numpy(value).to(where) for name, value in inputs.items()}, **case.call)
+    dtype = model.dtype
+    objective(output, torch.sum, lambda array: torch.from_numpy(array).to(where, dtype)).backward()
+    gradients = {
+        (name if case.head else weights.BASE + name): value.grad for name, value in model.named_parameters()
+    }  # None where the call does not use the parameter
+
+    def to_numpy(value: Any) -> np.ndarray:
+        value = value.detach().cpu()
+        return value.float().numpy() if value.dtype is torch.bfloat16 else value.numpy()
+
+    return (
+        {name: to_numpy(value) for name, value in named(output).items()},
+        {name: to_numpy(value) for name, value in gradients.items() if value is not None},
+    )
+
+
+def run_tf(
+    folder: Path, case: Case, inputs: Results, device: str = "cpu", change: Change = None, **options: Any
+) -> tuple[Results, Results]:
+    """As `run_pt`."""
+    import tensorflow as tf
+
+    import vit
+
+    cls = {
+        None: vit.TFViTModel,
+        "classifier": vit.TFViTForImageClassification,
+        "decoder": vit.TFViTForMaskedImageModeling,
+    }
+    with tf.device(f"{device.upper()}:0"):
+        model = cls[case.head].from_pretrained(folder, **case.parts, **options)
+        shapes = parameter_shapes(model.config, case)
+        variables = {name: model._parameter(name).value for name in shapes}
+        call = (change and change(model)) or model
+        with tf.GradientTape() as tape:
+            output = call(**{name: tf.constant(value) for name, value in inputs.items()}, **case.call, training=True)
+            value = objective(output, tf.reduce_sum, lambda array: tf.constant(array, model.compute_dtype))
+        gradients = tape.gradient(value, variables)
+    return (
+        {name: value.numpy() for name, value in named(output).items()},
+        {name: weights.from_local(value.numpy(), shapes[name], "tf")
+         for name, value in gradients.items() if value is not None},
+    )  # fmt: skip
+
+
+def run_flax(
+    folder: Path, case: Case, inputs: Results, device: str = "cpu", change: Change = None, **options: Any
+) -> tuple[Results, Results]:
+    """As `run_pt`."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import vit
+
+    cls = {
+        None: vit.FlaxViTModel,
+        "classifier": vit.FlaxViTForImageClassification,
+        "decoder": vit.FlaxViTForMaskedImageModeling,
+    }
+    model = cls[case.head].from_pretrained(folder, device=device, **case.parts, **options)
+    model.train()
+    shapes = parameter_shapes(model.config, case)
+    graphdef, state = nnx.split((change and change(model)) or model)
+
+    def loss(state: Any, inputs: Any) -> Any:
+        output = nnx.merge(graphdef, state)(**inputs, **case.call)
+        return objective(output, jnp.sum, lambda array: jnp.asarray(array, model.dtype)), output
+
+    quick = {"xla_backend_optimization_level": 0} if device == "cpu" else None  # compiling is what takes the time
+    gradients, output = jax.jit(jax.grad(loss, has_aux=True), compiler_options=quick)(state, inputs)
+    gradients = nnx.merge(graphdef, gradients)
+    return (
+        {name: np.asarray(value) for name, value in named(output).items()},
+        {name: weights.from_local(np.asarray(gradients._parameter(name).get_value()), shapes[name], "flax")
+         for name in shapes},
+    )  # fmt: skip
+
+
+RUN: dict[str, Callable[..., tuple[Results, Results]]] = {"pt": run_pt, "tf": run_tf, "flax": run_flax}
+
+
+def parameter_shapes(config: ViTConfig, case: Case) -> dict[str, weights.Shape]:
+    parts = {"add_pooling_layer": case.head is None, "use_mask_token": case.head == "decoder", **case.parts}
+    return weights.parameter_shapes(config, head=case.head, **parts)
