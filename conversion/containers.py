@@ -9,24 +9,25 @@ from __future__ import annotations
 import io
 import json
 import math
-import mmap
 import os
-import pickle
-import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from vit import budgets
 from vit.checkpoint import in_order, read_header, read_json, write_safetensors
-from vit.errors import CheckpointError, MissingFrameworkError
+from vit.errors import CheckpointError, MissingFrameworkError, quoted, shown
+from vit.files import Member, mapped, members
+from vit.torchfile import Special, TorchFile
 from vit.weights import Shape
 
 Specs = Mapping[str, tuple[Shape, np.dtype]]
@@ -36,11 +37,21 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class Stored(NamedTuple):
-    """A tensor of a file: its shape and dtype, and how to get it, or some of its rows."""
+    """A tensor of a file.
+
+    Args:
+        shape: its shape.
+        dtype: its dtype.
+        load: how to get it, or some of its rows.
+        again: how to get it by other means than `load`, for the comparison; None where a library is what reads it.
+        cost: bytes that reading it takes, where it is more than it has.
+    """
 
     shape: Shape
     dtype: np.dtype
     load: Callable[[slice | None], np.ndarray]
+    again: Callable[[], np.ndarray] | None = None
+    cost: int = 0
 
 
 @dataclass
@@ -55,26 +66,67 @@ class Store:
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """A tensor, or the `rows` of it along its first axis."""
-        shape, dtype, load = self.tensors[name]
+        shape, dtype, load, *_ = self.tensors[name]
+        part = shape if rows is None else (rows.stop - rows.start, *shape[1:])
+        return self._loaded(name, part, dtype, partial(load, rows))
+
+    def read_again(self, name: str) -> np.ndarray:
+        """A tensor by other means than `read`, where there are: what a comparison takes for right."""
+        tensor = self.tensors[name]
+        return self._loaded(name, tensor.shape, tensor.dtype, tensor.again or partial(tensor.load, None))
+
+    def _loaded(self, name: str, shape: Shape, dtype: np.dtype, load: Callable[[], np.ndarray]) -> np.ndarray:
+        place = f"{shown(self.path)}: {shown(name)}"
         try:
-            array = load(rows)
+            array = load()
         except Exception as error:  # every container's library has its own
-            raise CheckpointError(f"{self.path}: {name} cannot be read ({error}); download it again.") from None
-        expected = shape if rows is None else (rows.stop - rows.start, *shape[1:])
-        if array.shape != expected or array.dtype != dtype:
-            raise CheckpointError(f"{self.path}: {name} was changed while it was being read.")
+            raise CheckpointError(f"{place} cannot be read ({shown(error)}); download it again.") from None
+        if array.shape != shape or array.dtype != dtype:
+            raise CheckpointError(f"{place} was changed while it was being read.")
         return array
+
+    def check(self, size: int) -> Store:
+        """This store, after comparing what it announces with the `size` of its files (`vit.budgets`)."""
+        where = shown(self.path)
+        if len(self.tensors) + len(self.others) > budgets.TENSORS:
+            raise CheckpointError(f"{where} holds more than {budgets.TENSORS:,} tensors and values.")
+        for name, tensor in self.tensors.items():
+            check_name(self.path, name)
+            if len(tensor.shape) > budgets.AXES:
+                raise CheckpointError(f"{where}: {shown(name)} has {len(tensor.shape)} axes; expected a parameter.")
+            if not tensor.dtype.isnative:
+                self.tensors[name] = _native(tensor)
+        total = sum(max(t.cost, math.prod(t.shape) * t.dtype.itemsize) for t in self.tensors.values())
+        budgets.check_total(self.path, total, size)
+        return self
+
+
+def _native(tensor: Stored) -> Stored:
+    """A tensor whose bytes are swapped, in this machine's order."""
+    dtype, load, again = tensor.dtype.newbyteorder("="), tensor.load, tensor.again
+    return tensor._replace(
+        dtype=dtype,
+        load=lambda rows: load(rows).astype(dtype),
+        again=None if again is None else lambda: again().astype(dtype),
+    )
+
+
+def check_name(path: Path, name: str) -> str:
+    """A tensor's name, if it is of a length that names have."""
+    if len(name) > budgets.NAME:
+        raise CheckpointError(f"{shown(path)} holds a name of more than {budgets.NAME:,} characters: {shown(name)}.")
+    return name
 
 
 def summary(names: Iterable[str], most: int = 8) -> str:
     """The first `most` names, and how many more there are."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(map(shown, names[:most])) + rest
 
 
 def _damaged(path: Path, what: str, error: object) -> CheckpointError:
-    return CheckpointError(f"{path} is no whole {what} file ({error}); download or write it again.")
+    return CheckpointError(f"{shown(path)} is no whole {what} file ({shown(error)}); download or write it again.")
 
 
 @contextmanager
@@ -84,6 +136,8 @@ def parsing(path: Path, what: str) -> Iterator[None]:
         yield
     except (CheckpointError, ImportError):
         raise
+    except FileNotFoundError:
+        raise CheckpointError(f"{shown(path)} does not exist.") from None
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise _damaged(path, what, reason) from None
@@ -93,22 +147,10 @@ def _raw(path: Path, offset: int, dtype: np.dtype, shape: Shape) -> Stored:
     """A tensor whose bytes lie together in a file, at `offset`."""
 
     def load(rows: slice | None) -> np.ndarray:
-        begin, count = 0, math.prod(shape)
-        if rows is not None:
-            row = math.prod(shape[1:])
-            begin, count = rows.start * row, (rows.stop - rows.start) * row
-        part = shape if rows is None else (rows.stop - rows.start, *shape[1:])
-        if not count:
-            return np.empty(part, dtype)
-        first = offset + begin * dtype.itemsize
-        page = first // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        length = first - page + count * dtype.itemsize
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < page + length:
-                raise EOFError("the file ends before it")
-            # Mapped: the pages are the file's, and leave with the array.
-            pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=page)
-        return np.frombuffer(pages, dtype, count, first - page).reshape(part)
+        if rows is None:
+            return mapped(path, offset, dtype, shape)
+        begin = rows.start * math.prod(shape[1:]) * dtype.itemsize
+        return mapped(path, offset + begin, dtype, (rows.stop - rows.start, *shape[1:]))
 
     return Stored(shape, dtype, load)
 
@@ -123,62 +165,93 @@ def _rows(get: Callable[[], Any]) -> Callable[[slice | None], np.ndarray]:
 
 def read_safetensors(path: Path) -> Store:
     """A .safetensors file."""
-    tensors = {name: _raw(path, t.offset, t.dtype, t.shape) for name, t in read_header(path).items()}
-    return Store(path, "safetensors", tensors)
+    budgets.open_file(path).close()
+
+    def again(name: str) -> np.ndarray:
+        from safetensors import safe_open
+
+        with safe_open(path, framework="np") as file:
+            return file.get_tensor(name)
+
+    return Store(path, "safetensors", {
+        name: _raw(path, t.offset, t.dtype, t.shape)._replace(again=partial(again, name))
+        for name, t in read_header(path).items()
+    })  # fmt: skip
 
 
 # === NumPy .npz ===
 
+_NPY_HEADER = 10_000  # what NumPy itself reads of a header, at most
+
 
 def read_npz(path: Path) -> Store:
     """An .npz file; object arrays, which are pickles, are refused."""
-    store, lib = Store(path, "npz"), np.lib.format
-    with parsing(path, ".npz"), zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            with archive.open(info) as member:
-                first = lib.read_magic(member) == (1, 0)
-                shape, fortran, dtype = (lib.read_array_header_1_0 if first else lib.read_array_header_2_0)(member)
-                begin = member.tell()
-            name = info.filename.removesuffix(".npy")
-            if dtype.hasobject:
-                raise CheckpointError(f"{path}: {name} is a pickled object; only arrays of numbers are read.")
-            if dtype.kind == "V" and dtype.itemsize == 2:  # what NumPy makes of bfloat16
-                dtype = BFLOAT16
-            expected = begin + math.prod(shape) * dtype.itemsize
-            if info.file_size != expected:
-                raise CheckpointError(f"{path}: {name} holds {info.file_size} bytes; its header says {expected}.")
-            store.tensors[name] = _npz_member(path, info, begin, dtype, shape, fortran)
+    store = Store(path, "npz")
+    with parsing(path, ".npz"):
+        places = members(path)
+        with budgets.open_file(path) as file, zipfile.ZipFile(file) as archive:
+            for full_name, place in places.items():
+                name = check_name(path, full_name.removesuffix(".npy"))
+                with archive.open(full_name) as member:
+                    header, shape, fortran, dtype = _npy_header(member)
+                if dtype.hasobject:
+                    raise CheckpointError(
+                        f"{shown(path)}: {shown(name)} is a pickled object; only arrays of numbers are read."
+                    )
+                if dtype.kind == "V" and dtype.itemsize == 2:  # what NumPy makes of bfloat16
+                    dtype = BFLOAT16
+                expected = len(header) + math.prod(shape) * dtype.itemsize
+                if place.size != expected:
+                    raise CheckpointError(
+                        f"{shown(path)}: {shown(name)} holds {place.size} bytes; its header says {shown(expected, 30)}."
+                    )
+                if name in store.tensors:
+                    raise CheckpointError(f"{shown(path)}: two arrays have the name {shown(name)}.")
+                store.tensors[name] = _npz_member(path, full_name, place, header, dtype, shape, fortran)
     return store
 
 
-def _npz_member(path: Path, info: zipfile.ZipInfo, begin: int, dtype: np.dtype, shape: Shape, fortran: bool) -> Stored:
-    if info.compress_type != zipfile.ZIP_STORED or fortran or not shape:
+def _npy_header(member: IO[bytes]) -> tuple[bytes, Shape, bool, np.dtype]:
+    """The bytes of an array's header, and the shape, order and dtype that it tells."""
+    lib = np.lib.format
+    magic = member.read(8)
+    version = lib.read_magic(io.BytesIO(magic))
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"an array is of the version {version}")
+    width = 2 if version == (1, 0) else 4
+    length = member.read(width)
+    if int.from_bytes(length, "little") > _NPY_HEADER:
+        raise ValueError(f"the header of an array has {int.from_bytes(length, 'little'):,} bytes")
+    rest = length + member.read(int.from_bytes(length, "little"))
+    read = lib.read_array_header_1_0 if version == (1, 0) else lib.read_array_header_2_0
+    shape, fortran, dtype = read(io.BytesIO(rest))
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError("an array has no shape")
+    return magic + rest, shape, fortran, dtype
 
-        def load() -> np.ndarray:
-            with np.load(path, allow_pickle=False) as arrays:
-                return arrays[info.filename.removesuffix(".npy")].view(dtype)
 
-        return Stored(shape, dtype, _rows(load))
+def _npz_member(
+    path: Path, name: str, place: Member, header: bytes, dtype: np.dtype, shape: Shape, fortran: bool
+) -> Stored:
+    def again() -> np.ndarray:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[name].view(dtype)
+
+    if place.offset is None or fortran or not shape:
+        return Stored(shape, dtype, _rows(again), again)
     # Stored as it is: read where it lies. The checksum is that of the whole member, its header first.
-    with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        name_length, extra_length = struct.unpack("<26xHH", file.read(30))
-        offset = info.header_offset + 30 + name_length + extra_length
-        file.seek(offset)
-        header_crc = zlib.crc32(file.read(begin))
-
-    inner = _raw(path, offset + begin, dtype, shape)
+    inner, crc = _raw(path, place.offset + len(header), dtype, shape), zlib.crc32(header)
     checked: list[bool] = []
 
     def load_raw(rows: slice | None) -> np.ndarray:
         array = inner.load(rows)
         if rows is None and not checked:
-            if zlib.crc32(array.reshape(-1).view(np.uint8).data, header_crc) != info.CRC:
+            if zlib.crc32(array.reshape(-1).view(np.uint8).data, crc) != place.crc:
                 raise EOFError("its checksum is another: the file is damaged")
             checked.append(True)
         return array
 
-    return Stored(shape, dtype, load_raw)
+    return Stored(shape, dtype, load_raw, again)
 
 
 def write_npz(path: Path, tensors: Specs, read: Read) -> None:
@@ -204,76 +277,23 @@ def _checked(name: str, tensors: Specs, read: Read) -> np.ndarray:
 
 
 def read_torch(path: Path) -> Store:
-    """A .pth, .pt or .bin file, unpickled restricted to tensors; nested dicts give names with slashes."""
-    try:
-        import argparse
-
-        import torch
-    except ModuleNotFoundError:
-        raise MissingFrameworkError(
-            f"{path} is a PyTorch pickle, which only PyTorch reads safely. Install it: pip install 'trivit[pt]'"
-        ) from None
-    zipped = zipfile.is_zipfile(path)
-    try:
-        # Training checkpoints hold their command line's Namespace, which holds values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # On the meta device PyTorch reads names and shapes alone, and says where each storage lies.
-            content = torch.load(path, map_location="meta" if zipped else "cpu", weights_only=True)
-            flat = dict(_flatten(content))
-            if zipped and any(_offset(value) is None for value in flat.values() if isinstance(value, torch.Tensor)):
-                flat = dict(_flatten(torch.load(path, map_location="cpu", weights_only=True, mmap=True)))
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"{found[1]}, which is no tensor" if found else "more than tensors, or is damaged"
-        raise CheckpointError(
-            f"{path} holds {what}; nothing but tensors is unpickled. Save its state dict alone, or as safetensors."
-        ) from None
-    except Exception as error:  # zip, pickle and torch each raise their own
-        raise _damaged(path, "PyTorch", str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+    """A .pth, .pt or .bin file, of which nothing is unpickled; nested dicts give names with slashes."""
+    with parsing(path, "PyTorch"):
+        file = TorchFile(path)
     store = Store(path, "torch")
-    for name, value in flat.items():
-        if not isinstance(value, torch.Tensor):
-            store.others[name] = f"a value of the training ({type(value).__name__}), no tensor"
-        elif value.layout is not torch.strided or value.is_quantized:
-            raise CheckpointError(f"{path}: {name} is sparse or quantised; expected a dense tensor.")
-        else:
-            store.tensors[name] = _torch_tensor(path, value.detach())
+    store.others = {name: f"a value of the training ({shown(kind)}), no tensor" for name, kind in file.others.items()}
+    for name, tensor in file.tensors.items():
+        if isinstance(tensor, Special):
+            raise CheckpointError(
+                f"{shown(path)}: {shown(name)} is {tensor.what}; expected a dense tensor (none that is sparse or "
+                "quantised)."
+            )
+        with parsing(path, "PyTorch"):
+            cost = file.check(tensor)
+        store.tensors[name] = Stored(
+            tensor.shape, tensor.dtype, partial(file.read, tensor), partial(file.read_again, tensor), cost
+        )
     return store
-
-
-def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _flatten(value, f"{prefix}{key}/")
-    else:
-        yield prefix.removesuffix("/"), content
-
-
-def _offset(value: Any) -> int | None:
-    """The byte of the file at which a tensor on the meta device begins; None where this PyTorch does not say."""
-    begin = getattr(value.untyped_storage(), "_checkpoint_offset", None)
-    return None if begin is None else begin + value.storage_offset() * value.element_size()
-
-
-def _torch_tensor(path: Path, value: Any) -> Stored:
-    import torch
-
-    name = str(value.dtype).removeprefix("torch.")
-    dtype = BFLOAT16 if name == "bfloat16" else np.dtype(name)
-    shape, offset = tuple(value.shape), _offset(value)
-    if value.device.type == "meta" and offset is not None:
-        if value.is_contiguous():
-            return _raw(path, offset, dtype, shape)
-        # A transposed or sliced view: the span of its storage, seen through its strides.
-        span = 1 + sum((size - 1) * stride for size, stride in zip(shape, value.stride(), strict=True))
-        whole, strides = _raw(path, offset, dtype, (span,)), [stride * dtype.itemsize for stride in value.stride()]
-        return Stored(shape, dtype, _rows(lambda: np.lib.stride_tricks.as_strided(whole.load(None), shape, strides)))
-
-    def load() -> np.ndarray:
-        bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-        return value.contiguous().reshape(-1).view(bits).numpy().view(dtype).reshape(shape)
-
-    return Stored(shape, dtype, _rows(load))
 
 
 def write_torch(path: Path, tensors: Specs, read: Read) -> None:
@@ -308,31 +328,62 @@ def _h5py() -> Any:
 
 
 def read_h5(path: Path, file: Any = None, kind: str = "h5") -> Store:
-    """An HDF5 file (or one inside another, `file`), without links to other files."""
+    """An HDF5 file (or one inside another, `file`): its datasets of numbers, each under one name, none elsewhere."""
     h5py = _h5py()
     store = Store(path, kind)
+    seen: set[int] = set()
+    chunks = 0
     with parsing(path, "HDF5"):
+        budgets.open_file(path).close()
+        size = path.stat().st_size
         root = h5py.File(file or path, "r")
 
-    def visit(group: Any, prefix: str) -> None:
+    def refuse(name: str, why: str) -> CheckpointError:
+        return CheckpointError(f"{shown(path)}: {shown(name)} {why}; only data in the file are read.")
+
+    def visit(group: Any, prefix: str, depth: int) -> None:
+        nonlocal chunks
+        if depth > budgets.DEPTH:
+            raise refuse(prefix, f"lies deeper than {budgets.DEPTH} groups")
         for key in group:
-            name = prefix + key
+            name = check_name(path, prefix + key)
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise CheckpointError(f"{path}: {name} is a link out of its place; only data in the file are read.")
+                raise refuse(name, "is a link out of its place")
             item = group[key]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:  # also how groups come to hold themselves, or grow without end
+                raise refuse(name, "is a second name of the same data")
+            seen.add(address)
+            if len(seen) > budgets.TENSORS:
+                raise CheckpointError(f"{shown(path)} holds more than {budgets.TENSORS:,} groups and datasets.")
             if isinstance(item, h5py.Group):
-                visit(item, name + "/")
+                visit(item, name + "/", depth + 1)
+            elif not isinstance(item, h5py.Dataset) or not _is_numbers(item):
+                store.others[name] = "no array of numbers"
             elif item.external or item.is_virtual:
-                raise CheckpointError(f"{path}: {name} lies in another file; only data in the file are read.")
-            elif item.dtype.kind not in "fVbiu" or item.dtype.hasobject:
-                store.others[name] = f"a value of the training ({item.dtype}), no tensor"
+                raise refuse(name, "lies in another file")
+            elif item.nbytes and not item.id.get_storage_size():
+                raise refuse(name, "has no data")
             else:
-                dtype = BFLOAT16 if item.dtype.kind == "V" and item.dtype.itemsize == 2 else item.dtype
+                if item.chunks:
+                    chunks += math.prod(
+                        -(-length // chunk) for length, chunk in zip(item.shape, item.chunks, strict=True)
+                    )
+                    budgets.check_total(path, math.prod(item.chunks) * item.dtype.itemsize, size)
+                if chunks > budgets.CHUNKS:
+                    raise CheckpointError(f"{shown(path)} holds its data in more than {budgets.CHUNKS:,} pieces.")
+                dtype = BFLOAT16 if item.dtype.kind == "V" else item.dtype
                 store.tensors[name] = Stored(item.shape, dtype, _h5_loader(item, dtype))
 
     with parsing(path, "HDF5"):
-        visit(root, "")
+        visit(root, "", 0)
     return store
+
+
+def _is_numbers(dataset: Any) -> bool:
+    dtype = dataset.dtype
+    plain = dtype.fields is None and dtype.subdtype is None and not dtype.hasobject and dataset.shape is not None
+    return plain and (dtype.kind in "fiubc" or (dtype.kind == "V" and dtype.itemsize == 2))
 
 
 def _h5_loader(dataset: Any, dtype: np.dtype) -> Callable[[slice | None], np.ndarray]:
@@ -422,29 +473,30 @@ _CHUNK = 2**30  # flax splits arrays above
 class _Msgpack:
     """A reader of the parts of msgpack that checkpoints use, which passes over the data of tensors."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size = file, size
+        self.count = self.depth = 0
 
     def take(self, count: int) -> bytes:
-        data = self.file.read(count)
-        if len(data) != count:
+        if count > self.size - self.file.tell():
             raise EOFError("it ends in the middle of a value")
-        return data
+        return self.file.read(count)
 
     def number(self, count: int) -> int:
         return int.from_bytes(self.take(count), "big")
 
     def value(self) -> Any:
-        """The next value; an array of numbers as a `Stored`-like (offset, dtype, shape)."""
+        """The next value; an array of numbers as a `_Leaf`, other extensions as None."""
+        self.count += 1
+        if self.count > 20 * budgets.TENSORS:
+            raise ValueError(f"it holds more than {20 * budgets.TENSORS:,} values")
         tag = self.take(1)[0]
         if tag < 0x80:
             return tag
         if tag < 0x90 or tag in (0xDE, 0xDF):
-            count = tag & 0x0F if tag < 0x90 else self.number(2 if tag == 0xDE else 4)
-            return self.pairs(count)
+            return self.pairs(tag & 0x0F if tag < 0x90 else self.number(2 if tag == 0xDE else 4))
         if tag < 0xA0 or tag in (0xDC, 0xDD):
-            count = tag & 0x0F if tag < 0xA0 else self.number(2 if tag == 0xDC else 4)
-            return [self.value() for _ in range(count)]
+            return self.items(tag & 0x0F if tag < 0xA0 else self.number(2 if tag == 0xDC else 4))
         if tag < 0xC0 or 0xD9 <= tag <= 0xDB:
             return self.take(tag & 0x1F if tag < 0xC0 else self.number(1 << tag - 0xD9)).decode()
         if 0xC4 <= tag <= 0xC6:
@@ -462,30 +514,61 @@ class _Msgpack:
             return tag - 0x100
         return {0xC0: None, 0xC2: False, 0xC3: True}[tag]
 
-    def pairs(self, count: int) -> dict[Any, Any]:
-        values: dict[Any, Any] = {}
-        for _ in range(count):
-            key = self.value()
-            if key in values:
-                raise CheckpointError(f"two values fight for the name {key}")
-            values[key] = self.value()
+    @contextmanager
+    def deeper(self) -> Iterator[None]:
+        self.depth += 1
+        if self.depth > budgets.DEPTH:
+            raise ValueError(f"its values lie deeper than {budgets.DEPTH} in each other")
+        yield
+        self.depth -= 1
+
+    def items(self, count: int) -> list[Any]:
+        with self.deeper():
+            return [self.value() for _ in range(count)]
+
+    def pairs(self, count: int) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        with self.deeper():
+            for _ in range(count):
+                key = self.value()
+                if not isinstance(key, str):
+                    raise ValueError("a map has keys that are no names")
+                if key in values:
+                    raise ValueError(f"two values fight for the name {shown(key)}")
+                values[key] = self.value()
         return values
 
     def extension(self, length: int) -> Any:
-        code, end = self.number(1), self.file.tell() + length
+        code, begin = self.number(1), self.file.tell()
+        if length > self.size - begin:
+            raise EOFError(f"it has {self.size} bytes and needs {begin + length}")
         if code != _NDARRAY:
-            self.file.seek(end)
+            self.file.seek(begin + length)
             return None
         if self.take(1)[0] != 0x93:
             raise ValueError("an array has no shape, dtype and data")
-        shape, name, tag = tuple(self.value()), self.value(), self.take(1)[0]
-        size = self.number(1 << tag - 0xC4)
+        shape, name, tag = self.value(), self.value(), self.take(1)[0]
+        size = self.number(1 << tag - 0xC4) if 0xC4 <= tag <= 0xC6 else -1
         offset = self.file.tell()
+        if not _is_shape(shape) or not isinstance(name, str) or name not in _NUMBERS:
+            raise ValueError(f"an array has the shape {quoted(shape, 60)} and dtype {quoted(name, 60)}")
         dtype = BFLOAT16 if name in ("bfloat16", "V2") else np.dtype(name)
-        if offset + size != end or size != math.prod(shape) * dtype.itemsize or dtype.hasobject:
-            raise ValueError(f"an array of {size} bytes says it has the shape {shape} and dtype {name}")
-        self.file.seek(end)
-        return _Leaf(offset, dtype, shape)
+        if offset + size != begin + length or size != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"an array of {size} bytes says it has the shape {quoted(shape, 60)} and dtype {name}")
+        self.file.seek(begin + length)
+        return _Leaf(offset, dtype, tuple(shape))
+
+
+_NUMBERS = ("float16", "float32", "float64", "bfloat16", "V2", "int8", "int16", "int32", "int64", "uint8", "uint16",
+            "uint32", "uint64", "bool", "complex64", "complex128")  # fmt: skip
+
+
+def _is_shape(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= budgets.AXES
+        and all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in value)
+    )
 
 
 class _Leaf(NamedTuple):
@@ -496,32 +579,42 @@ class _Leaf(NamedTuple):
 
 def read_msgpack(path: Path) -> Store:
     """A .msgpack file of flax.serialization; nested dicts give names with slashes."""
-    store, size = Store(path, "msgpack"), path.stat().st_size
-    with parsing(path, "Flax msgpack"), open(path, "rb") as file:
-        content = _Msgpack(file).value()
-        if file.tell() != size:  # a skipped last tensor may lie beyond the end
-            raise EOFError(f"it has {size} bytes and needs {file.tell()}")
-        if not isinstance(content, dict):
-            raise ValueError("it holds no dict")
+    store = Store(path, "msgpack")
 
     def visit(values: Mapping[str, Any], prefix: str) -> None:
         for key, value in values.items():
-            name = f"{prefix}{key}"
+            name = check_name(path, f"{prefix}{key}")
+            if name in store.tensors or name in store.others:
+                raise ValueError(f"two values fight for the name {shown(name)}")
             if isinstance(value, _Leaf):
                 store.tensors[name] = _raw(path, *value)
             elif isinstance(value, dict) and "__msgpack_chunked_array__" in value:
-                chunks = [value["chunks"][str(i)] for i in range(len(value["chunks"]))]
-                shape = tuple(value["shape"][str(i)] for i in range(len(value["shape"])))
-                parts = [_raw(path, *chunk) for chunk in chunks]
-                store.tensors[name] = Stored(shape, chunks[0].dtype, _joined(parts, shape))
+                store.tensors[name] = _chunked(path, value)
             elif isinstance(value, dict):
                 visit(value, name + "/")
             else:
                 store.others[name] = f"a value of the training ({type(value).__name__}), no tensor"
 
-    with parsing(path, "Flax msgpack"):
+    with parsing(path, "Flax msgpack"), budgets.open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = _Msgpack(file, size).value()
+        if file.tell() != size:
+            raise EOFError(f"it has {size} bytes and needs {file.tell()}")
+        if not isinstance(content, dict):
+            raise ValueError("it holds no dict")
         visit(content, "")
     return store
+
+
+def _chunked(path: Path, value: Mapping[str, Any]) -> Stored:
+    """An array that flax split: its pieces and its shape, in dicts that count from "0"."""
+    pieces, sizes = ([value[key][str(i)] for i in range(len(value[key]))] for key in ("chunks", "shape"))
+    if not pieces or not all(isinstance(piece, _Leaf) for piece in pieces) or not _is_shape(sizes):
+        raise ValueError("an array in pieces has none, or no shape")
+    dtype, count = pieces[0].dtype, sum(math.prod(piece.shape) for piece in pieces)
+    if any(piece.dtype != dtype for piece in pieces) or count != math.prod(sizes):
+        raise ValueError(f"the pieces of an array, {count} numbers, are not those of the shape {sizes}")
+    return Stored(tuple(sizes), dtype, _joined([_raw(path, *piece) for piece in pieces], tuple(sizes)))
 
 
 def _joined(parts: list[Stored], shape: Shape) -> Callable[[slice | None], np.ndarray]:
@@ -587,7 +680,7 @@ def kind_of(path: Path) -> str:
     Raises:
         CheckpointError: none that checkpoints come in.
     """
-    with open(path, "rb") as file:
+    with budgets.open_file(path) as file:
         head = file.read(16)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "h5"
@@ -607,8 +700,8 @@ def kind_of(path: Path) -> str:
     if key and (0xA0 <= key[0] <= 0xBF or key[0] == 0xD9):  # a map whose first key is a string
         return "msgpack"
     raise CheckpointError(
-        f"{path} is no checkpoint that is known: it is neither safetensors, .npz, a PyTorch file, HDF5, .keras nor "
-        "Flax msgpack. Is it whole?"
+        f"{shown(path)} is no checkpoint that is known: it is neither safetensors, .npz, a PyTorch file, HDF5, "
+        ".keras nor Flax msgpack. Is it whole?"
     )
 
 
@@ -623,13 +716,13 @@ KINDS: dict[str, Callable[[Path], Store]] = {
 
 
 def read_file(path: Path) -> Store:
-    """Open a file of any kind."""
+    """Open a file of any kind, and compare what it announces with its size."""
     try:
-        return KINDS[kind_of(path)](path)
+        return KINDS[kind_of(path)](path).check(path.stat().st_size)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist.") from None
+        raise CheckpointError(f"{shown(path)} does not exist.") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+        raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
 
 
 def read_shards(index: Path) -> Store:
@@ -640,9 +733,11 @@ def read_shards(index: Path) -> Store:
     merged: Store | None = None
     for file in sorted(set(weight_map.values())):
         if file != Path(file).name:
-            raise CheckpointError(f"{index} names the shard {file!r}; expected a file name in the same folder.")
+            raise CheckpointError(f"{index} names the shard {quoted(file)}; expected a file name in the same folder.")
         if not (index.parent / file).is_file():
-            raise CheckpointError(f"{index.parent} lacks the shard {file} that {index.name} names; copy it there.")
+            raise CheckpointError(
+                f"{index.parent} lacks the shard {shown(file)} that {index.name} names; copy it there."
+            )
         shard = read_file(index.parent / file)
         merged = merged or Store(index, shard.kind)
         if twice := sorted(merged.tensors.keys() & shard.tensors.keys()):

@@ -411,20 +411,30 @@ def _verify(
 ) -> None:
     """Read the result back and compare every tensor with the source's, bit by bit, in the source's layout.
 
-    The way back takes the inverse of the rules that wrote it, so a wrong rule does not cancel itself out.
+    The way back takes the inverse of the rules that wrote it, so a wrong rule does not cancel itself out; and the
+    source is read again by other means, so that a wrong reader does not.
     """
     result = Source(_open(staged, format.name), format, config)
     if lost := [name for name in kept if name not in result.places]:
         raise CheckpointError(f"The comparison failed: the result lacks {summary(lost)}. Nothing was written.")
 
-    def compare(name: str) -> None:
-        back, expected = opened.format.to_foreign(result.read(name)), opened.read_stored(name)
-        if back.dtype != kept[name][1] or back.size != expected.size or not _same_bits(expected, back):
-            raise CheckpointError(f"The comparison failed: {name} is not what the source holds. Nothing was written.")
-        meter.add(back)
+    parts: dict[str, list[str]] = {}
+    for name in kept:
+        parts.setdefault(opened.places[name].stored, []).append(name)
+
+    def compare(stored: str) -> None:
+        # By other means than those that it was converted with, which may have read the wrong bytes.
+        whole = opened.store.read_again(stored)
+        for name in parts[stored]:
+            back, expected = opened.format.to_foreign(result.read(name)), opened.part(name, whole)
+            if back.dtype != kept[name][1] or back.size != expected.size or not _same_bits(expected, back):
+                raise CheckpointError(
+                    f"The comparison failed: {name} is not what the source holds. Nothing was written."
+                )
+            meter.add(back)
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        deque(pool.map(compare, kept), 0)  # raises what they raise
+        deque(pool.map(compare, parts), 0)  # raises what they raise
 
 
 def _same_bits(expected: np.ndarray, back: np.ndarray) -> bool:

@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vit import budgets
 from vit.checkpoint import in_order
 from vit.config import ViTConfig, to_pair
-from vit.errors import CheckpointError
+from vit.errors import CheckpointError, shown
+from vit.files import check_crc, members, read_member
 from vit.weights import LAYOUTS
 
 from .containers import KINDS, Read, Specs, Store, Window, parsing, read_h5, write_h5_dataset, writing_h5
@@ -76,19 +78,25 @@ KERAS = Format(
 
 def read_keras(path: Path) -> Store:
     """A .keras file: a zip file of config.json and an HDF5 file."""
-    with parsing(path, ".keras"), zipfile.ZipFile(path) as archive:
-        info = archive.getinfo("model.weights.h5")
-        described = json.loads(archive.read("config.json"))
+    with parsing(path, ".keras"):
+        places = members(path)
+        weights = places["model.weights.h5"]
+        if places["config.json"].size > budgets.JSON:
+            raise ValueError("its config.json has more than a configuration")
+        described = json.loads(read_member(path, "config.json"))
         name = described.get("registered_name") or described.get("class_name")
-        if broken := archive.testzip():
-            raise zipfile.BadZipFile(f"the checksum of {broken} is another")
-        with archive.open(info):
-            offset = archive.fp.tell()  # type: ignore[union-attr]
+        for each in places.values():
+            if each.offset is None:
+                read_member(path, each.name)  # compares its checksum
+            else:
+                check_crc(path, each)
     if not str(name).startswith("trivit>") or not isinstance(described.get("config"), dict):
-        raise CheckpointError(f"{path} is a Keras model of the class {name}; only this project's own models are read.")
-    if info.compress_type != zipfile.ZIP_STORED:
+        raise CheckpointError(
+            f"{path} is a Keras model of the class {shown(name)}; only this project's own models are read."
+        )
+    if weights.offset is None:
         raise CheckpointError(f"{path} compresses its weights; save it again with model.save.")
-    store = read_h5(path, Window(path, offset, info.file_size), "keras")
+    store = read_h5(path, Window(path, weights.offset, weights.size), "keras")
     with parsing(path, ".keras"):
         store.config = dict(described["config"]["config"])
     return store

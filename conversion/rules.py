@@ -12,14 +12,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit import budgets
 from vit.checkpoint import DTYPES, fill
 from vit.config import VARIANTS, ViTConfig, to_pair
-from vit.errors import CheckpointError, ConfigError
+from vit.errors import CheckpointError, ConfigError, quoted, shown
 from vit.weights import Shape, parameter_shapes
 
 from .containers import Store, summary
@@ -125,11 +127,8 @@ class Format:
 
     def canonical_names(self, foreign: str) -> tuple[str, ...]:
         """The canonical parameters that a stored tensor holds, in their order; none, if the table does not know it."""
-        for key, pattern in self.table.items():
-            leaves = {leaf: self.leaf(key, leaf) for leaf in ("weight", "bias")}
-            regex = re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)")
-            regex = regex.replace(r"\{leaf\}", f"(?P<leaf>{'|'.join(map(re.escape, leaves.values()))})")
-            if match := re.fullmatch(regex, foreign):
+        for key, regex, leaves in self._patterns:
+            if match := regex.fullmatch(foreign):
                 found = match.groupdict()
                 name = key.replace("{i}", found.get("i") or "")
                 if "leaf" in found:
@@ -137,6 +136,17 @@ class Format:
                 parts = re.search(r"\{(.*)\}", name)
                 return tuple(name.replace(parts[0], part) for part in parts[1].split(",")) if parts else (name,)
         return ()
+
+    @cached_property
+    def _patterns(self) -> list[tuple[str, re.Pattern[str], dict[str, str]]]:
+        """The table's keys, what a stored name of each looks like, and what its leaves are called."""
+        found = []
+        for key, pattern in self.table.items():
+            leaves = {leaf: self.leaf(key, leaf) for leaf in ("weight", "bias")}
+            regex = re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)")
+            regex = regex.replace(r"\{leaf\}", f"(?P<leaf>{'|'.join(map(re.escape, leaves.values()))})")
+            found.append((key, re.compile(regex), leaves))
+        return found
 
     # === Layouts ===
 
@@ -208,7 +218,7 @@ class Source:
         options: Mapping[str, Any] | None = None,
         published_config: bool = False,
     ) -> None:
-        self.store, self.format = store, format
+        self.store, self.format, self.where = store, format, shown(store.path)
         self.said: list[str] = []
         self.ignored: dict[str, str] = dict(store.others)
         self.places: dict[str, Place] = {}
@@ -256,7 +266,7 @@ class Source:
         if families:
             signs = "; ".join(f"{family} ({summary(names, 3)})" for family, names in families.items())
             raise CheckpointError(
-                f"{self.store.path} is not a plain Vision Transformer: it has {signs}. Leaving these tensors out "
+                f"{self.where} is not a plain Vision Transformer: it has {signs}. Leaving these tensors out "
                 "would change what the model computes, so it is not converted."
             )
         for stored, name in table_names.items():
@@ -272,11 +282,11 @@ class Source:
                 self.places[canonical] = Place(stored, part, len(parts))
         if fights:
             raise CheckpointError(
-                f"{self.store.path}: two tensors fight for one name: {summary(sorted(set(fights)))}. Keep one of each."
+                f"{self.where}: two tensors fight for one name: {summary(sorted(set(fights)))}. Keep one of each."
             )
         if unknown:
             raise CheckpointError(
-                f"{self.store.path} holds tensors that the format {self.format.name} does not know: "
+                f"{self.where} holds tensors that the format {self.format.name} does not know: "
                 f"{summary(unknown)}. Is it another format, or another model than a plain Vision Transformer?"
             )
         if self.format.pooler_feeds_head and "vit.pooler.dense.weight" in self.places:
@@ -292,16 +302,21 @@ class Source:
         """The shape of the stored tensor that holds a canonical parameter, if there is one."""
         return self.store.tensors[self.places[name].stored].shape if name in self.places else None
 
-    def _need(self, name: str) -> Shape:
+    def _need(self, name: str, axes: int = 1) -> Shape:
+        """The shape of a stored tensor that there must be, with at least so many axes."""
         shape = self._shape(name)
         if shape is None and name == TOKENS[0]:
             raise CheckpointError(
-                f"{self.store.path} is not a plain Vision Transformer: it has no class token "
+                f"{self.where} is not a plain Vision Transformer: it has no class token "
                 f"({self.format.foreign_name(name)}), so it pools by averaging, which no published ViT head does."
             )
         if shape is None:
             foreign = self.format.foreign_name(name)
-            raise CheckpointError(f"{self.store.path} lacks {foreign}, which every {self.format.name} checkpoint has.")
+            raise CheckpointError(f"{self.where} lacks {foreign}, which every {self.format.name} checkpoint has.")
+        if len(shape) < axes:
+            raise CheckpointError(
+                f"{self.where}: {shown(self.places[name].stored)} is {shape}; expected {axes} axes or more."
+            )
         return shape
 
     def _configure(self, config: ViTConfig | None, given: dict[str, Any], published: bool) -> ViTConfig:
@@ -311,12 +326,14 @@ class Source:
             elif given:
                 config = config.replace(**given)
             dtypes = {self.store.tensors[place.stored].dtype for place in self.places.values()}
+            if not dtypes:
+                raise CheckpointError(f"{self.where} holds no tensor of a {self.format.name} checkpoint.")
             if wrong := [d for d in dtypes if d not in DTYPES.values()]:
-                raise CheckpointError(f"{self.store.path} stores parameters as {wrong[0]}; expected floats.")
+                raise CheckpointError(f"{self.where} stores parameters as {wrong[0]}; expected floats.")
             widest = max(dtypes, key=lambda dtype: (dtype.itemsize, dtype.str))
             return config.replace(dtype=widest.name, architectures=(self.architecture,))
         except ConfigError as error:
-            raise CheckpointError(f"{self.store.path} fits no Vision Transformer: {error}") from None
+            raise CheckpointError(f"{self.where} fits no Vision Transformer: {error}") from None
 
     def _infer(self, given: dict[str, Any], published: bool) -> ViTConfig:
         """The configuration that the shapes tell, completed by the format's conventions, all of which are said."""
@@ -324,18 +341,20 @@ class Source:
         width = config["hidden_size"] = self._need(TOKENS[0])[-1]
         layers = {int(match[1]) for name in self.places if (match := re.search(r"layer\.(\d+)\.", name))}
         depth = config["num_hidden_layers"] = max(layers, default=-1) + 1
+        if depth > len(self.places):
+            raise CheckpointError(f"{self.where} numbers a layer {depth - 1}, and has {len(self.places)} tensors.")
         if depth:
             config["intermediate_size"] = math.prod(self._need(LAYER.format(i=0) + "intermediate.dense.bias"))
             config["qkv_bias"] = LAYER.format(i=0) + "attention.attention.query.bias" in self.places
             config["num_attention_heads"] = self._heads(given, width, depth, config["intermediate_size"])
         config["num_channels"], config["patch_size"] = self._patch(given)
         config["encoder_stride"] = config["patch_size"]
-        positions = self._need("vit.embeddings.position_embeddings")
+        positions = self._need("vit.embeddings.position_embeddings", 2)
         if "image_size" not in given:
             side = math.isqrt(positions[-2] - 1)
             if side * side != positions[-2] - 1 or side == 0:
                 raise CheckpointError(
-                    f"{self.store.path} has {positions[-2] - 1} position embeddings besides the CLS token's, no square "
+                    f"{self.where} has {positions[-2] - 1} position embeddings besides the CLS token's, no square "
                     "grid. Say the size of the image: --image-size HEIGHTxWIDTH."
                 )
             height, patch_width = (side * length for length in to_pair(config["patch_size"]))
@@ -343,7 +362,11 @@ class Source:
         if bias := self._shape("vit.pooler.dense.bias"):
             config["pooler_output_size"] = bias[0]
         if "id2label" not in config:
-            config["num_labels"] = (self._shape("classifier.bias") or (0,))[0] or None
+            labels = config["num_labels"] = (self._shape("classifier.bias") or (0,))[0] or None
+            if labels and labels > budgets.LABELS:
+                raise CheckpointError(
+                    f"{self.where} has a head for {labels:,} labels; expected at most {budgets.LABELS:,}."
+                )
         for key, value in self.format.config.items():
             if key not in given:
                 if published and key in ("hidden_act", "layer_norm_eps"):
@@ -357,14 +380,14 @@ class Source:
         if "num_attention_heads" in given:
             return given["num_attention_heads"]
         if self.format.heads:
-            return self._need(LAYER.format(i=0) + "attention.attention.query.weight")[1]
+            return self._need(LAYER.format(i=0) + "attention.attention.query.weight", 2)[1]
         for name, (*sizes, heads, mlp) in VARIANTS.items():
             if (*sizes, mlp) == (width, depth, mlp_width):
                 self.said.append(f"num_attention_heads {heads}: that of ViT-{name}, whose other sizes these are")
                 return heads
         if width % 64:
             raise CheckpointError(
-                f"{self.store.path} does not tell its number of attention heads, and its width, {width}, is no "
+                f"{self.where} does not tell its number of attention heads, and its width, {width}, is no "
                 "multiple of 64, the usual width of a head. Say it: --num-attention-heads N."
             )
         self.said.append(f"num_attention_heads {width // 64}: heads are 64 wide by convention")
@@ -374,9 +397,7 @@ class Source:
         shape, channels = self._need(MODULES[0] + ".weight"), given.get("num_channels", 3)
         if self.format.conv != "matrix":
             if len(shape) != 4:
-                raise CheckpointError(
-                    f"{self.store.path}: the patch projection has the shape {shape}; expected 4 axes."
-                )
+                raise CheckpointError(f"{self.where}: the patch projection has the shape {shape}; expected 4 axes.")
             _, channels, *size = shape if self.format.conv == "OIHW" else (shape[3], shape[2], shape[0], shape[1])
         elif "patch_size" in given:
             size = list(to_pair(given["patch_size"]))
@@ -384,7 +405,7 @@ class Source:
             side = math.isqrt(shape[0] // channels)
             if side * side * channels != shape[0]:
                 raise CheckpointError(
-                    f"{self.store.path}: patches have {shape[0]} values, no square of {channels} channels. Say their "
+                    f"{self.where}: patches have {shape[0]} values, no square of {channels} channels. Say their "
                     "size: --patch-size HEIGHTxWIDTH, and --num-channels N."
                 )
             self.said.append(f"patch_size {side}: the square that {channels} channels leave")
@@ -413,7 +434,12 @@ class Source:
         config = self.config
         if self.head == "classifier" and (head := self._shape("classifier.bias")) and head != (config.num_labels,):
             raise CheckpointError(
-                f"{self.store.path} has a head for {head[0]} labels, but {config.num_labels} label names were given."
+                f"{self.where} has a head for {head[0]} labels, but {config.num_labels} label names were given."
+            )
+        if config.num_hidden_layers > len(self.places):
+            raise CheckpointError(
+                f"{self.where} is said to have {quoted(config.num_hidden_layers, 30)} layers, and has "
+                f"{len(self.places)} tensors."
             )
         expected = parameter_shapes(
             config,
@@ -434,7 +460,7 @@ class Source:
         if any(problems.values()):
             listed = "; ".join(f"{what}: {summary(names)}" for what, names in problems.items() if names)
             raise CheckpointError(
-                f"{self.store.path} fits no Vision Transformer of {config.num_hidden_layers} layers, width "
+                f"{self.where} fits no Vision Transformer of {config.num_hidden_layers} layers, width "
                 f"{config.hidden_size}, image {config.image_size} and patch {config.patch_size}. {listed}."
             )
         return expected
@@ -448,6 +474,12 @@ class Source:
         stored, part, parts = self.places[name]
         rows = self.store.tensors[stored].shape[0] // parts if parts > 1 else None
         return self.store.read(stored, None if rows is None else slice(part * rows, (part + 1) * rows))
+
+    def part(self, name: str, whole: np.ndarray) -> np.ndarray:
+        """What `read_stored` gives, of the whole stored tensor."""
+        _, part, parts = self.places[name]
+        rows = len(whole) // parts if parts > 1 else None
+        return whole if rows is None else whole[part * rows : (part + 1) * rows]
 
     def read(self, name: str) -> np.ndarray:
         """A canonical parameter."""

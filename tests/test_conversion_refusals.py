@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import conversion
-from conversion import rules
+from conversion import containers, rules
 from vit import checkpoint
 from vit.config import ViTConfig
 from vit.errors import CheckpointError
@@ -404,21 +404,19 @@ def test_the_comparison_finds_one_flipped_bit_anywhere_in_a_matrix(name, at, dty
 def test_an_error_in_a_thread_ends_the_conversion_and_leaves_the_target_as_it_was(
     stage, target, wide, tmp_path, monkeypatch
 ):
-    # The first tensor that is read again belongs to the comparison.
-    whole, seen, threads = rules.Source.read_stored, set(), set()
+    cls, method = (rules.Source, "read_stored") if stage == "writing" else (containers.Store, "read_again")
+    whole, failed_at, threads = getattr(cls, method), "vit.encoder.layer.0.output.dense.weight", set()
 
     def failing(self, name):
-        again = (str(self.store.path), name) in seen
-        seen.add((str(self.store.path), name))
         threads.add(threading.current_thread())
-        if name == "vit.encoder.layer.0.output.dense.weight" and again == (stage == "comparing"):
+        if name in (failed_at, "Transformer/encoderblock_0/MlpBlock_3/Dense_1/kernel"):
             raise OSError(errno.EIO, "the disk is broken")
         return whole(self, name)
 
     format_ = "timm" if target.endswith(".safetensors") else "hf"
     conversion.convert(FIXTURES / "google_vit.npz", tmp_path / target, target_format=format_)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(rules.Source, "read_stored", failing)
+    monkeypatch.setattr(cls, method, failing)
     with pytest.raises(CheckpointError, match="the disk is broken"):
         conversion.convert(wide, tmp_path / target, target_format=format_, force=True)
     assert threading.main_thread() not in threads

@@ -20,7 +20,7 @@ SLACK = 256 * MB
 """Bytes that any file may become, however small it is."""
 JSON = 32 * MB
 """Bytes of a JSON file: a configuration of 20,000 labels has 2 MB."""
-PICKLE = 4 * MB
+PICKLE = MB
 """Bytes that the pickled part of a PyTorch file may have beyond its share of the file."""
 NAME = 1024
 """Characters of a tensor's name."""

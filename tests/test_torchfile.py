@@ -1,0 +1,289 @@
+"""PyTorch's files read without PyTorch, beside what torch.load makes of them; and the zip archives that they are."""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import conversion
+from vit import files
+from vit.errors import CheckpointError
+from vit.torchfile import Special, TorchFile
+
+FIXTURES = Path(__file__).parent / "fixtures" / "conversion"
+
+
+def tensors_of(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor that the file holds, read both ways."""
+    file, found = TorchFile(path), {}
+    for name, tensor in file.tensors.items():
+        assert not isinstance(tensor, Special), name
+        file.check(tensor)
+        found[name] = file.read(tensor)
+        assert found[name].tobytes() == file.read_again(tensor).tobytes()
+    return found
+
+
+def flat(content: Any, prefix: str = "") -> dict[str, torch.Tensor]:
+    result = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}/")
+        elif isinstance(value, torch.Tensor):
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def assert_as_torch_reads(path: Path) -> None:
+    expected, found = flat(torch.load(path, weights_only=True)), tensors_of(path)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        bits = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        assert found[name].shape == tuple(tensor.shape), name
+        assert found[name].tobytes() == bits, name
+
+
+def rezip(source: Path, target: Path, mode: str) -> Path:
+    """The file as a zip program packs it again: tensors no longer lie where PyTorch would have put them."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for info in old.infolist():
+            deflate = mode == "deflated" or (mode == "mixed" and info.filename.endswith(("/data/0", "/data/7")))
+            kind = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+            if mode == "streamed":  # sizes after the data, and in 64 bits
+                with new.open(zipfile.ZipInfo(info.filename), "w", force_zip64=True) as member:
+                    member.write(old.read(info))
+            elif mode == "commented":
+                entry = zipfile.ZipInfo(info.filename)
+                entry.extra, entry.comment = struct.pack("<HH5s", 0x9999, 5, b"extra"), b"a comment"
+                new.writestr(entry, old.read(info), kind)
+            else:
+                new.writestr(info.filename, old.read(info), kind)
+    if mode == "prefixed":
+        target.write_bytes(b"PK\x03\x04" + bytes(100) + target.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize("mode", ["stored", "mixed", "deflated", "streamed", "commented"])
+def test_a_file_that_was_zipped_again_gives_the_same_tensors(mode, tmp_path):
+    path = rezip(FIXTURES / "dino_backbone.pth", tmp_path / "again.pth", mode)
+    assert_as_torch_reads(path)
+    conversion.convert(FIXTURES / "dino_backbone.pth", tmp_path / "first", num_attention_heads=4)
+    conversion.convert(path, tmp_path / "second", num_attention_heads=4)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+KINDS: dict[str, Any] = {
+    "transposed": lambda: {"x": torch.arange(12.0).reshape(3, 4).T},
+    "sliced": lambda: {"x": torch.arange(60.0).reshape(3, 4, 5)[1:, ::2, 1:4], "y": torch.arange(9)[4:]},
+    "expanded": lambda: {"x": torch.arange(3.0).expand(4, 3), "y": torch.tensor(2.0).expand(2, 3)},
+    "strided with a span that ends with the storage": lambda: {"x": torch.arange(10.0)[1::3]},
+    "shared": lambda: (lambda x: {"x": x, "y": x, "z": x[2:]})(torch.arange(5.0)),
+    "empty": lambda: {"x": torch.empty(0, 3), "y": torch.empty(3, 0).T, "scalar": torch.tensor(1.5)},
+    "dtypes": lambda: {name: torch.arange(4).to(getattr(torch, name)) for name in (
+        "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64",
+        "complex128", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")},
+    "parameters": lambda: torch.nn.Linear(3, 2).state_dict(keep_vars=True),
+    "parameter": lambda: {"x": torch.nn.Parameter(torch.ones(2))},
+    "values": lambda: {"x": torch.ones(2), "lr": 0.1, "n": [1, -2, 2**70, None, True], "s": "\ud800 é",
+                       3: {4: torch.ones(1)}, "b": b"bytes", "a": bytearray(3), "d": torch.float32,
+                       "z": torch.Size([2]), "c": 1 + 2j,
+                       "o": collections.OrderedDict(a=1), "set": {1, 2}, "t": (1, (2, 3, 4, 5)),
+                       "dev": torch.device("cpu")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older format"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tensor_is_what_torch_reads(kind, zipped, tmp_path):
+    content = KINDS[kind]()
+    if not zipped and kind == "dtypes":  # PyTorch writes the last five so, and does not read them
+        content = dict(list(content.items())[:-5])
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    assert_as_torch_reads(tmp_path / "x.pth")
+
+
+def test_what_is_no_tensor_is_named(tmp_path):
+    torch.save(KINDS["values"](), tmp_path / "x.pth")
+    others = TorchFile(tmp_path / "x.pth").others
+    assert others["lr"] == "float"
+    assert others["n"] == "list"
+    assert others["a"] == "bytearray"
+    assert others["d"] == "dtype"
+
+
+def test_a_file_of_a_big_endian_machine_is_swapped(tmp_path):
+    torch.save(
+        {"x": torch.arange(4.0), "y": torch.arange(6, dtype=torch.int16).reshape(2, 3).T}, tmp_path / "little.pth"
+    )
+    with zipfile.ZipFile(tmp_path / "little.pth") as old, zipfile.ZipFile(tmp_path / "big.pth", "w") as new:
+        for info in old.infolist():
+            data = old.read(info)
+            if "/data/" in info.filename:
+                data = np.frombuffer(data, f"i{4 if info.filename.endswith('0') else 2}").byteswap().tobytes()
+            new.writestr(info.filename, b"big" if info.filename.endswith("/byteorder") else data)
+    assert_as_torch_reads(tmp_path / "big.pth")
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [(lambda: torch.eye(3).to_sparse(), "sparse"), (lambda: torch.eye(3).to_sparse_csr(), "sparse"),
+     (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantised"),
+     (lambda: torch.empty(3, device="meta"), "meta"), (lambda: torch.ones(3, dtype=torch.complex64).conj(), "lazily")],
+)  # fmt: skip
+def test_tensors_that_are_no_plain_numbers_are_refused_by_name(make, what, tmp_path):
+    torch.save({"fine": torch.ones(2), "odd.one": make()}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=rf"odd\.one is .*{what}|QInt8Storage"):
+        conversion.open_source(tmp_path / "x.pth")
+
+
+# === Damaged and made ===
+
+
+def members_of(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {info.filename: archive.read(info) for info in archive.infolist()}
+
+
+def write(path: Path, contents: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.save({"x": torch.arange(4.0), "y": torch.arange(6.0)}, tmp_path / "saved.pth")
+    return tmp_path / "saved.pth"
+
+
+def pickled(storage: tuple, first: int, shape: tuple, strides: tuple) -> bytes:
+    """The pickle of {"x": a tensor of these parts}, whether there is such a tensor or not."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", torch.FloatStorage, *storage) if value == "STORAGE" else None
+
+    class Made:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, ("STORAGE", first, shape, strides, False, collections.OrderedDict())
+
+    stream = io.BytesIO()
+    Pickler(stream, 2).dump({"x": Made()})
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("storage", "first", "shape", "strides", "match"),
+    [(("0", "cpu", 4), 1, (4,), (1,), "beyond its storage"), (("0", "cpu", 4), 0, (2, 2), (3, 1), "beyond its storage"),
+     (("0", "cpu", 4), 0, (5,), (0,), None), (("0", "cpu", 4), 3, (2,), (0,), None),
+     (("0", "cpu", 5), 0, (4,), (1,), "holds 16 bytes; expected 20"), (("9", "cpu", 4), 0, (4,), (1,), "holds nothing"),
+     (("0", "cpu", 4), -1, (4,), (1,), "no storage"), (("0", "cpu", 4), 0, (-4,), (1,), "no shape"),
+     (("0", "cpu", 4), 0, (4,), (-1,), "no shape"), (("0", "cpu", 4), 0, (4,), (1, 1), "number of strides"),
+     (("0", "cpu", 4), 0, (True,), (1,), "no shape"), (("0", "cpu", 4), 0, (2**63,), (0,), "no shape"),
+     (("0", "cpu", 4), 0, (2**40,), (0,), "would become"), (("0", "cpu", 4), 0, (1,) * 40, (1,) * 40, "no shape"),
+     (("0", "cpu", -4), 0, (4,), (1,), "no size"), (("../0", "cpu", 4), 0, (4,), (1,), "holds nothing")],
+)  # fmt: skip
+def test_a_tensor_lies_within_its_storage(storage, first, shape, strides, match, saved, tmp_path):
+    contents = {**members_of(saved), "saved/data.pkl": pickled(storage, first, shape, strides)}
+    path = write(tmp_path / "made.pth", contents)
+    if match is None:
+        assert_as_torch_reads(path)
+        return
+    with pytest.raises(CheckpointError, match=match):
+        conversion.open_source(path)
+
+
+def changed_bytes(path: Path, find: bytes, by: bytes, last: bool = False) -> None:
+    data = path.read_bytes()
+    place = data.rindex(find) if last else data.index(find)
+    path.write_bytes(data[:place] + by + data[place + len(by) :])
+
+
+def test_a_flipped_bit_in_a_tensor_is_found(saved):
+    changed_bytes(saved, np.arange(4, dtype="f4").tobytes(), b"\x01")
+    file = TorchFile(saved)
+    with pytest.raises(EOFError, match="checksum"):
+        file.read(file.tensors["x"])
+    assert file.read(file.tensors["y"]).tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("kind", ["twice", "overlapping", "renamed", "encrypted", "sizes", "no header"])
+def test_an_archive_that_contradicts_itself_is_refused(kind, saved, tmp_path):
+    path = write(tmp_path / "made.pth", members_of(saved))
+    match = {"twice": "two members", "overlapping": "lies where|overlap", "encrypted": "encrypted",
+             "no header": "no header"}.get(kind, "disagree|two sizes")  # fmt: skip
+    if kind == "twice":
+        with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("saved/data/0", bytes(16))
+    elif kind == "renamed":
+        changed_bytes(path, b"saved/data/0", b"saved/data/9")  # in the header alone
+    else:
+        with zipfile.ZipFile(path) as archive:
+            offsets = {info.filename: info.header_offset for info in archive.infolist()}
+            directory = archive.start_dir
+        data = bytearray(path.read_bytes())
+        entry = data.index(b"saved/data/1", directory) - 46
+        if kind == "overlapping":
+            data[entry + 42 : entry + 46] = struct.pack("<I", offsets["saved/data/0"])
+            data[entry + 46 : entry + 58] = b"saved/data/7"
+        elif kind == "encrypted":
+            data[entry + 8] |= 1
+        elif kind == "sizes":
+            data[entry + 20 : entry + 28] = struct.pack("<II", 20, 20)
+        else:
+            data[offsets["saved/data/1"]] = 0
+        path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=match):
+        conversion.open_source(path)
+
+
+def test_nothing_is_called_and_no_byte_is_allocated_for_what_a_pickle_asks(tmp_path):
+    class Huge:
+        def __reduce__(self):
+            return bytearray, (10**13,)
+
+    torch.save({"x": torch.ones(2), "huge": Huge()}, tmp_path / "huge.pth")
+    assert TorchFile(tmp_path / "huge.pth").others == {"huge": "bytearray"}
+
+
+def test_dicts_that_hold_each_other_many_times_end(tmp_path):
+    level: dict = {"x": torch.ones(1)}
+    for _ in range(40):
+        level = {"a": level, "b": level}
+    torch.save(level, tmp_path / "lol.pth")
+    with pytest.raises(CheckpointError, match="more than 20,000"):
+        conversion.open_source(tmp_path / "lol.pth")
+    deep: dict = {}
+    for _ in range(100):
+        deep = {"a": deep}
+    torch.save(deep, tmp_path / "deep.pth")
+    with pytest.raises(CheckpointError, match="deeper than"):
+        conversion.open_source(tmp_path / "deep.pth")
+    torch.save({"k" * 1000: {"k" * 1000: torch.ones(1)}}, tmp_path / "long.pth")
+    with pytest.raises(CheckpointError, match="a name of more than"):
+        conversion.open_source(tmp_path / "long.pth")
+
+
+def test_two_values_of_one_name_are_refused(tmp_path):
+    torch.save({"a/b": torch.ones(1), "a": {"b": torch.zeros(1)}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="fight for the name a/b"):
+        conversion.open_source(tmp_path / "x.pth")
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02}." + bytes(300 * 2**20))
+    assert (tmp_path / "bomb.pth").stat().st_size < 2**20
+    with pytest.raises(CheckpointError, match="would become"):
+        files.members(tmp_path / "bomb.pth")
