@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -28,7 +26,8 @@ from .deit import DEIT
 from .dino import DINO
 from .google import GOOGLE
 from .labels import label_names
-from .rules import MARK, Foreign, Format, Source, foreign_tensors, write_part
+from .rules import MARK, Foreign, Format, Source, foreign_tensors, unwrap, write_part
+from .target import PREPROCESSOR, TARGETS, WEIGHT_FILES, check_target, publish, staging, sync
 from .timm import TIMM, read_hub_config
 from .torchvision import TORCHVISION
 from .transformers import HF, TRANSFORMERS_FLAX, TRANSFORMERS_PT, TRANSFORMERS_TF, write_tf_h5
@@ -39,25 +38,6 @@ FORMATS = {
                    keras.KERAS, orbax.ORBAX)
 }  # fmt: skip
 ALIASES = {"nnx": "orbax"}
-
-TARGETS = {
-    "hf": (),
-    "timm": (".safetensors", ".pth", ".bin"),
-    "torchvision": (".pth", ".safetensors"),
-    "google": (".npz",),
-    "transformers-tf": (),
-    "transformers-flax": (),
-    "keras": (".keras", ".weights.h5"),
-    "orbax": (),
-}
-"""Target format -> how its file's name may end; none means a folder."""
-
-PREPROCESSOR = "preprocessor_config.json"
-_FILES = tuple(
-    name
-    for file in ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack")
-    for name in (file, file + ".index.json")
-)
 
 _THREADS = 2
 """Each takes a tensor: two are in memory; in comparing, their sources, too."""
@@ -132,7 +112,7 @@ def open_source(
         raise CheckpointError(f"{path} is a {store.kind} file; {format.name} checkpoints are {kinds}.")
     config, said = None, []
     folder = store.path if store.path.is_dir() else store.path.parent
-    described = path.is_dir() or path.name in _FILES
+    described = path.is_dir() or path.name in WEIGHT_FILES
     if store.config is not None:
         try:
             config = ViTConfig.from_dict(store.config)
@@ -180,7 +160,7 @@ def _open(path: Path, source_format: str) -> Store:
         return read_file(path)
     if found := orbax.find(path):
         return orbax.read_orbax(found)
-    files = [path / name for name in _FILES if (path / name).is_file()]
+    files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
     if source_format != "auto":
         kinds = {"safetensors": "safetensors", "bin": "torch", "h5": "h5", "msgpack": "msgpack"}
         wanted = format_of(source_format).kinds
@@ -197,7 +177,7 @@ def _detect(store: Store) -> Format:
         mark = format.foreign_name(MARK) or ""
         seen = any(name.endswith(mark) for name in names)
         if format.rename is not None:
-            seen = mark in format.rename(names).values()
+            seen = mark in format.rename(unwrap(format, names).values()).values()
         if seen and store.kind in format.kinds:
             break
     else:
@@ -265,7 +245,7 @@ def convert(
     target_format = ALIASES.get(target_format, target_format)
     if target_format not in TARGETS:
         raise CheckpointError(f"Unknown target format {target_format!r}; expected one of {', '.join(TARGETS)}.")
-    _check_target(target, target_format, force)
+    check_target(target, target_format, force)
     opened = open_source(source, source_format, labels=labels, published_config=published_config, **options)
     wanted = None if dtype is None else checkpoint.dtype_of(dtype)
     canonical = {name: (shape, wanted or opened.dtype(name)) for name, shape in opened.shapes.items()}
@@ -277,36 +257,20 @@ def convert(
     size = sum(int(np.prod(shape)) * kind.itemsize for shape, kind in kept.values())
     meter = _Meter(progress, size * (2 if verify else 1))
 
-    with _staging(target) as staging, ThreadPoolExecutor(1) as disk:
-        staged = staging / target.name
+    with staging(target) as folder, ThreadPoolExecutor(1) as disk:
+        staged = folder / target.name
         read = meter.reading(opened.read)
         _write(staged, target_format, config, opened, tensors, read, max_shard_size)
-        on_disk = disk.submit(_sync, staged)
+        on_disk = disk.submit(sync, staged)
         if verify:
             _verify(staged, format, config, opened, kept, meter)
         on_disk.result()
-        _publish(staged, target)
+        publish(staged, target, target_format)
     said = [*opened.said, *_differences(format, config)]
     used = {opened.places[name].stored for name in kept}
     parameters = sum(int(np.prod(shape)) for shape, _ in kept.values())
     return Report(Path(source), opened.format.name, target, target_format, config, len(used), parameters, said, ignored,
                   verify)  # fmt: skip
-
-
-def _check_target(target: Path, target_format: str, force: bool) -> None:
-    endings = TARGETS[target_format]
-    if endings and not target.name.endswith(endings):
-        raise CheckpointError(f"{target} is to be one {target_format} file; end its name in {' or '.join(endings)}.")
-    if not endings and target.suffix in (".safetensors", ".h5", ".msgpack", ".npz", ".pth", ".bin", ".keras"):
-        raise CheckpointError(f"{target} looks like a file; a {target_format} checkpoint is a folder. Name one.")
-    occupied = any(target.iterdir()) if target.is_dir() else target.exists()
-    if occupied and not force:
-        raise CheckpointError(f"{target} exists; name another target, or pass force=True (--force) to replace it.")
-    if target.exists() and target.is_dir() != (not endings):
-        found, wanted = ("folder", "file") if target.is_dir() else ("file", "folder")
-        raise CheckpointError(f"{target} is a {found}; a {target_format} checkpoint is a {wanted}.")
-    if target_format == "orbax" and occupied and not orbax.find(target):
-        raise CheckpointError(f"{target} is a folder of something else than an orbax checkpoint; it is not replaced.")
 
 
 def _differences(format: Format, config: ViTConfig) -> list[str]:
@@ -444,53 +408,3 @@ def _same_bits(expected: np.ndarray, back: np.ndarray) -> bool:
         np.array_equal(expected[part].astype(back.dtype, copy=False).view(bits), checkpoint.near(back[part]).view(bits))
         for part in checkpoint.tiles(back.shape)
     )
-
-
-# === The target ===
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, on the same disk, that vanishes with what is left in it."""
-    made = [path for path in target.absolute().parents if not path.exists()]
-    try:
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=".incomplete-", dir=target.absolute().parent, ignore_cleanup_errors=True
-        ) as staging:
-            yield Path(staging)
-    except (OSError, CheckpointError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if isinstance(cause, OSError):
-            raise CheckpointError(f"{target} cannot be written: {cause.strerror or cause}. It is as it was.") from error
-        raise
-    finally:
-        for path in made:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-
-
-def _sync(staged: Path) -> None:
-    """Wait until what was staged has reached the disk."""
-    files = [staged] if staged.is_file() else [path for path in staged.rglob("*") if path.is_file()]
-    for path in files:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-
-
-def _publish(staged: Path, target: Path) -> None:
-    """Put what was staged in its place."""
-    if staged.is_file() or not target.exists():
-        os.replace(staged, target)
-    elif orbax.find(target) or not any(target.iterdir()):  # a tree of folders: in one piece
-        old = staged.with_name("old")
-        os.replace(target, old)
-        os.replace(staged, target)
-    else:
-        names = {path.name for path in staged.iterdir()}
-        with checkpoint.replace_files(target) as staging:
-            for path in staged.iterdir():
-                os.replace(path, staging / path.name)
-        for path in target.iterdir():  # an older result's other shards would be read before the new ones
-            if path.name not in names and re.fullmatch(r"model(-.*)?\.safetensors(\.index\.json)?", path.name):
-                path.unlink()

@@ -19,8 +19,9 @@ from vit import checkpoint, hub
 from vit.config import ViTConfig, to_pair
 from vit.errors import FRAMEWORKS, CheckpointError, InputError, MissingFrameworkError, installed_frameworks
 
-from .engine import PREPROCESSOR, convert, open_source
+from .engine import convert, open_source
 from .rules import Source
+from .target import PREPROCESSOR
 
 PREFIXES = {"pt": "", "tf": "TF", "flax": "Flax"}
 DTYPES = ("float32", "float64")

@@ -24,7 +24,7 @@ from .rules import Format, patterns
 from .transformers import with_base, without_base
 
 _LAYOUT = LAYOUTS["flax"]
-_MARKS = ("manifest.ocdbt", "_METADATA")
+MARKS = ("manifest.ocdbt", "_METADATA")
 _VALUE = ".value"  # an nnx.State holds Variables, whose array is their value
 _CHUNK_BYTES = 2**31
 
@@ -61,8 +61,8 @@ def _tensorstore() -> Any:
 def find(path: Path) -> Path | None:
     """The folder of an orbax checkpoint at `path`, or the only one just below it, such as "default"."""
     if path.is_dir():
-        below = [child for child in sorted(path.iterdir()) if child.is_dir() and (child / _MARKS[0]).is_file()]
-        if (path / _MARKS[0]).is_file():
+        below = [child for child in sorted(path.iterdir()) if child.is_dir() and (child / MARKS[0]).is_file()]
+        if (path / MARKS[0]).is_file():
             return path
         if len(below) == 1:
             return below[0]
@@ -77,7 +77,7 @@ def read_orbax(folder: Path) -> Store:
     folder = folder.absolute()
     store = Store(folder, "orbax")
     try:
-        kvstore = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/"}).result()
+        kvstore = ts.KvStore.open(_base(folder)).result()
         for key in kvstore.list().result():
             name, _, leaf = key.decode().rpartition("/")
             if leaf in (".zarray", "zarr.json"):
@@ -87,8 +87,13 @@ def read_orbax(folder: Path) -> Store:
     return store
 
 
+def _base(folder: Path) -> dict[str, Any]:
+    # A driver and its path: in a URL, which "base" may also be, %2F in a folder's name would be a slash.
+    return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+
+
 def _spec(folder: Path, name: str, driver: str = "zarr") -> dict[str, Any]:
-    return {"driver": driver, "kvstore": {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}}
+    return {"driver": driver, "kvstore": {**_base(folder), "path": f"{name}/"}}
 
 
 def _array(ts: Any, folder: Path, name: str, driver: str) -> Stored:

@@ -188,6 +188,37 @@ class Format:
         return array.reshape(shape)
 
 
+def unwrap(format: Format, names: Iterable[str], said: list[str] | None = None) -> dict[str, str]:
+    """{stored name: its name in the model} of the tensors of the model that a training checkpoint holds, or is.
+
+    Args:
+        format: what it is.
+        names: all that the file stores.
+        said: told which model was taken, where there are several.
+    """
+    names = list(names)
+    if format.rename is not None and not format.wrappers:
+        return {name: name for name in names}
+    mark = format.foreign_name(MARK) or ""
+    marks = [mark] if format.rename is None else [mark, mark.removeprefix("vit.")]
+    roots = {name.removesuffix(each) for each in marks for name in names if name.endswith(each)}
+    found = sorted(root for root in roots if re.fullmatch(rf"(.*/)?({format.prefixes})*", root, re.DOTALL)) or [""]
+    order = [*format.wrappers, ""]  # every root starts with the last
+    rank, _, root = min((next(i for i, w in enumerate(order) if root.startswith(w)), len(root), root) for root in found)
+    wrapper = order[rank]
+    if wrapper and len(found) > 1 and said is not None:
+        said.append(f"of the models in the file, {wrapper.rstrip('/')}: {format.wrappers[wrapper]}")
+    inner = {}
+    for name in names:
+        if name.startswith(wrapper):
+            short = name.removeprefix(root)  # where it stays: the head of a training, beside its backbone
+            short = re.sub(rf"^({format.prefixes})*", "", short.removeprefix(wrapper))
+            for regex, standard in format.aliases:
+                short = re.sub(regex, standard, short)
+            inner[name] = short
+    return inner
+
+
 class Place(NamedTuple):
     """Where a canonical parameter lies: the stored tensor, and which part of how many along its first axis."""
 
@@ -231,30 +262,15 @@ class Source:
 
     def _table_names(self) -> dict[str, str]:
         """{stored name: the table's name} of the model's tensors; the others are ignored with a reason, or refused."""
-        names, format = list(self.store.tensors), self.format
-        if format.rename is not None:
-            return format.rename(names)
-        mark = format.foreign_name(MARK) or ""
-        roots = sorted({name[: -len(mark)] for name in names if name.endswith(mark)})
-        roots = [root for root in roots if re.fullmatch(rf"(.*/)?({format.prefixes})*", root)] or [""]
-        order = [*format.wrappers, ""]  # every root starts with the last
-        rank, _, root = min(
-            (next(i for i, w in enumerate(order) if root.startswith(w)), len(root), root) for root in roots
-        )
-        wrapper = order[rank]
-        if wrapper and len(roots) > 1:
-            self.said.append(f"of the models in the file, {wrapper.rstrip('/')}: {format.wrappers[wrapper]}")
-        table_names = {}
-        for name in names:
-            if not name.startswith(wrapper):
-                self.ignored[name] = f"belongs to the training, not to the model under {wrapper!r}"
-                continue
-            table_name = name.removeprefix(root)  # where it stays: the head of a training, beside its backbone
-            table_name = re.sub(rf"^({format.prefixes})*", "", table_name.removeprefix(wrapper))
-            for regex, standard in format.aliases:
-                table_name = re.sub(regex, standard, table_name)
-            table_names[name] = table_name
-        return table_names
+        format = self.format
+        inner = unwrap(format, self.store.tensors, self.said)
+        for name in self.store.tensors:
+            if name not in inner:
+                self.ignored[name] = "belongs to the training, not to the model that is converted"
+        if format.rename is None:
+            return inner
+        renamed = format.rename(inner.values())
+        return {stored: renamed[name] for stored, name in inner.items()}
 
     def _match(self, table_names: Mapping[str, str]) -> None:
         unknown, fights = [], []

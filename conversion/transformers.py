@@ -23,6 +23,15 @@ _PUBLISHED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 _IGNORED = ((r"embeddings.position_ids$", "the numbers 0, 1, 2 ..., which older versions stored"),)
 
 
+_PREFIXES = r"module\.|_orig_mod\.|model\.|net\.|backbone\."
+_WRAPPERS = {
+    "state_dict_ema/": "the averaged weights", "model_ema/": "the averaged weights",
+    "state_dict/": "the weights of the training checkpoint",
+    "model_state_dict/": "the weights of the training checkpoint",
+    "model/": "the model of the training checkpoint",
+}  # fmt: skip
+
+
 def with_base(separator: str) -> Callable[[Iterable[str]], dict[str, str]]:
     """Names of a base model get the "vit" that those of a model with a head have."""
     own = tuple(part + separator for part in ("vit", "classifier", "decoder"))
@@ -43,6 +52,8 @@ HF = Format(
     rename=with_base("."),
     stored_name=without_base("."),
     ignored=_IGNORED,
+    prefixes=_PREFIXES,
+    wrappers=_WRAPPERS,
 )
 
 TRANSFORMERS_PT = Format(
@@ -54,6 +65,8 @@ TRANSFORMERS_PT = Format(
     rename=with_base("."),
     stored_name=without_base("."),
     ignored=_IGNORED,
+    prefixes=_PREFIXES,
+    wrappers=_WRAPPERS,
 )
 
 _FLAX = LAYOUTS["flax"]
