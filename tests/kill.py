@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import builtins
 import ctypes
-import errno
 import io
 import json
 import os
@@ -34,6 +33,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,21 +255,14 @@ class _Tracer:
             elif each not in known and number == signal.SIGSTOP:
                 number = 0
             known.add(each)
-            try:
+            with suppress(ProcessLookupError):  # killed meanwhile
                 _ptrace(go, each, 0, int(number))
-            except ProcessLookupError:
-                continue
-            except OSError as error:
-                if error.errno != errno.ESRCH:
-                    raise
         return status
 
     def _kill(self, known: set[int]) -> None:
         for each in known:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
     def _step(self, pid: int, known: set[int]) -> int:
         """Look at a call that is about to happen; how to go on."""
@@ -510,7 +503,12 @@ def _one(namespace: dict[str, Any], run: str, folder: str, trace: bool, at: int 
         if not pid:
             begin = _watch if trace else lambda: _interpose(folder, at, error, torn, report.fileno())
             _child(namespace, run, folder, stderr.fileno(), begin if at else lambda: None)
-        signal.signal(signal.SIGALRM, lambda number, frame: os.kill(pid, signal.SIGKILL))
+
+        def end(number: int, frame: Any) -> None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+        signal.signal(signal.SIGALRM, end)
         signal.setitimer(signal.ITIMER_REAL, SECONDS if after is None else max(after, 1e-4))
         try:
             traced = trace and at > 0

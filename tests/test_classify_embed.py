@@ -21,7 +21,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from vit import ViTConfig, ViTImageProcessor, predict
-from vit.cli import batch, frameworks, images, main, tables
+from vit.cli import batch, frameworks, images, journal, main, tables
 
 ROOT = Path(__file__).parents[1]
 DIGITS = frameworks.DIGITS
@@ -104,7 +104,7 @@ def test_csv_and_parquet_files_hold_the_same_as_jsonl(photos, tmp_path, capsys):
         assert labels == (row["labels"] or [""] * 3)
         assert [float(line[f"probability_{i}"]) for i in (1, 2, 3) if line["label_1"]] == row["probabilities"]
     left = {path.name for path in tmp_path.iterdir()} - {"photos"}
-    assert left == {f"rows.{suffix}{more}" for suffix in ("jsonl", "csv", "parquet") for more in ("", ".run.json")}
+    assert left == {f"rows.{suffix}{more}" for suffix in ("jsonl", "csv", "parquet") for more in ("", ".run")}
 
 
 def test_any_name_of_a_file_is_kept_and_continued(tmp_path, capsys):
@@ -148,7 +148,7 @@ def test_other_frameworks_give_the_same_labels(framework, photos, tmp_path, caps
     for one, other in zip(*rows, strict=True):
         assert (one["path"], one["labels"], one["error"]) == (other["path"], other["labels"], other["error"])
         np.testing.assert_allclose(one["probabilities"], other["probabilities"], atol=1e-5)
-    assert json.loads((tmp_path / f"{framework}.jsonl.run.json").read_text())["framework"] == framework
+    assert journal.Journal(tmp_path / f"{framework}.jsonl").settings([tmp_path])["framework"] == framework
 
 
 # === The terminal and JSON ===
@@ -317,23 +317,16 @@ def test_cut_at_any_byte_and_resumed_a_file_is_the_same_to_the_byte(suffix, phot
         assert f"{lines - (suffix == 'csv')} images" in out
 
 
-def test_a_parquet_file_is_continued_from_its_journal_and_left_alone_when_finished(photos, tmp_path, capsys):
-    output, journal = tmp_path / "rows.parquet", tmp_path / "rows.parquet.part.jsonl"
+def test_a_finished_parquet_file_is_left_alone(photos, tmp_path, capsys):
+    output = tmp_path / "rows.parquet"
     arguments = ("classify", photos, "-o", output, "-b", 4)
     run(capsys, *arguments)
-    whole = parquet.read_table(output)
     before = output.stat().st_mtime_ns
     assert "13 of them from before" in run(capsys, *arguments, "--resume")[1]
     assert output.stat().st_mtime_ns == before
-    lines = [json.dumps(row) + "\n" for row in whole.to_pylist()]
     output.unlink()
-    for kept in (0, 1, 5, 13):
-        journal.write_text("".join(lines[:kept]) + '{"path": "torn')
-        status, out, _ = run(capsys, *arguments, "--resume")
-        assert (status, f"{kept} of them from before" in out) == (1, kept > 0)
-        assert parquet.read_table(output).equals(whole)
-        assert not journal.exists()
-        output.unlink()
+    assert "from before" not in run(capsys, *arguments, "--resume")[1]
+    assert output.exists()
 
 
 def test_images_that_come_after_the_others_are_added_and_before_them_refused(photos, tmp_path, capsys):
@@ -412,11 +405,15 @@ def test_an_output_that_vit_did_not_write_is_not_continued(photos, tmp_path, cap
     assert "does not say how it was begun" in err
     assert output.read_text() == "mine\n"
     run(capsys, "classify", photos, "-o", output, "--force")
-    for text, message in (("other,columns\n", "has other columns"), ("", "row 1 is none that vit wrote")):
-        header = output.read_text().splitlines(keepends=True)[0]
-        output.write_text(text or header + "a,b\n")
-        assert message in run(capsys, "classify", photos, "-o", output, "--resume")[2]
-        output.write_text(header)
+    whole = output.read_bytes()
+    for text, message in ((b"other,columns\n", "does not begin as it was written"),
+                          (whole.replace(b",0.", b",1.", 2), "row 1 has been changed since it was written"),
+                          (whole + b"mine\n", "was finished, and has more after its last row")):  # fmt: skip
+        output.write_bytes(text)
+        status, _, err = run(capsys, "classify", photos, "-o", output, "--resume")
+        assert (status, err.count("\n")) == (2, 1)
+        assert message in err
+        assert output.read_bytes() == text
 
 
 def test_force_begins_again(photos, tmp_path, capsys):
@@ -426,13 +423,53 @@ def test_force_begins_again(photos, tmp_path, capsys):
     assert [json.loads(line) for line in output.read_text().splitlines()] == answers([photos / n for n in NAMES], 5)
 
 
-def test_two_processes_do_not_write_one_file(photos, tmp_path, capsys):
-    output = tmp_path / "rows.csv"
-    settings = tables.Settings(output)
-    status, _, err = run(capsys, "classify", photos, "-o", output)
-    assert (status, err) == (2, f"vit: {output} is being written by another process; wait for it, or stop it.\n")
-    settings.close()
-    assert run(capsys, "classify", photos, "-o", output)[0] == 1
+@pytest.mark.parametrize(
+    ("task", "output", "other"),
+    [
+        ("classify", "rows.csv", "rows.csv"),
+        ("embed", "rows.npy", "rows.jsonl"),  # which is its index
+        ("classify", "rows.jsonl", "rows.npy"),
+        ("embed", "v.parquet", "v.parquet.part.npy"),
+    ],
+)
+def test_two_processes_do_not_write_one_file(task, output, other, photos, tmp_path, capsys):
+    output = tmp_path / output
+    with journal.locked(tables.files(tmp_path / other)):
+        for more in ((), ("--resume",), ("--force",)):
+            status, _, err = run(capsys, task, photos, "-o", output, *more)
+            assert (status, err.count("\n")) == (2, 1)
+            assert " is being written by another process; wait for it, or stop it." in err
+    assert run(capsys, task, photos, "-o", output)[0] == 1
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_what_another_run_wrote_meanwhile_is_not_replaced(photos, tmp_path, capsys, monkeypatch):
+    """Between the check and the lock."""
+    output, locked = tmp_path / "rows.npy", journal.locked
+
+    def late(paths: list[Path]) -> Any:
+        (tmp_path / "rows.jsonl").write_text("of another run")
+        return locked(paths)
+
+    monkeypatch.setattr(batch, "locked", late)
+    status, _, err = run(capsys, "embed", photos, "-o", output)
+    assert (status, err) == (2, f"vit: {tmp_path}/rows.jsonl exists; --resume continues an interrupted run, --force "
+                                "begins again.\n")  # fmt: skip
+    assert (tmp_path / "rows.jsonl").read_text() == "of another run"
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_two_outputs_that_share_a_file_keep_it(more, photos, tmp_path, capsys):
+    run(capsys, "classify", photos, "-o", tmp_path / "r.jsonl")
+    rows = (tmp_path / "r.jsonl").read_bytes()
+    assert run(capsys, "embed", photos, "-o", tmp_path / "r.npy", *more)[0] == 2
+    assert (tmp_path / "r.jsonl").read_bytes() == rows
+    assert not (tmp_path / "r.npy").exists()
+    run(capsys, "embed", photos, "-o", tmp_path / "r.npy", "--force")
+    index = (tmp_path / "r.jsonl").read_bytes()
+    status, _, err = run(capsys, "classify", photos, "-o", tmp_path / "r.jsonl", "--resume")
+    assert (status, err.count("\n")) == (2, 1)
+    assert (tmp_path / "r.jsonl").read_bytes() == index
 
 
 # === Vectors ===
@@ -489,7 +526,7 @@ def test_a_parquet_file_of_vectors_holds_those_of_the_npy_file(pool, kind, photo
     for row, vector in zip(rows, vectors, strict=True):
         if row["error"] is None:
             np.testing.assert_array_equal(np.array(row["vector"], np.float32), vector)
-    assert sorted(path.name for path in tmp_path.glob("v.parquet*")) == ["v.parquet", "v.parquet.run.json"]
+    assert sorted(path.name for path in tmp_path.glob("v.parquet*")) == ["v.parquet", "v.parquet.run"]
 
 
 def test_float64_vectors_stay_so(photos, tmp_path, capsys):
@@ -501,16 +538,17 @@ def test_float64_vectors_stay_so(photos, tmp_path, capsys):
 
 
 def test_a_npy_file_is_whole_while_it_is_written(photos, tmp_path, capsys, monkeypatch):
-    output, sizes, append = tmp_path / "v.npy", [], tables.Vectors.append
+    output, sizes, flush = tmp_path / "v.npy", [], journal.Journal.flush
 
-    def look(self: Any, row: Any, vector: Any = None) -> None:
-        append(self, row, vector)
-        self._file.flush()
-        sizes.append(len(np.load(output)))
+    def look(self: Any) -> None:
+        flush(self)
+        if output.exists():
+            sizes.append(len(np.load(output)))
 
-    monkeypatch.setattr(tables.Vectors, "append", look)
-    run(capsys, "embed", photos, "-o", output)
-    assert sizes == list(range(1, 14))
+    monkeypatch.setattr(journal, "INTERVAL", 0)
+    monkeypatch.setattr(journal.Journal, "flush", look)
+    run(capsys, "embed", photos, "-o", output, "-b", 4)
+    assert sizes[:4] == [4, 8, 12, 13]
 
 
 def test_cut_anywhere_and_resumed_vectors_and_index_are_the_same_to_the_byte(photos, tmp_path, capsys):
@@ -528,10 +566,15 @@ def test_cut_anywhere_and_resumed_vectors_and_index_are_the_same_to_the_byte(pho
         status, out, _ = run(capsys, *arguments, "--resume")
         assert (status, f"{kept} of them from before" in out) == (1, kept > 0)
         assert (output.read_bytes(), index.read_bytes()) == (vectors, lines)
-    for path in (output, index):  # killed before the second was made
-        path.unlink()
-        assert "from before" not in run(capsys, *arguments, "--resume")[1]
-        assert (output.read_bytes(), index.read_bytes()) == (vectors, lines)
+    for path, other in ((output, index), (index, output)):  # elsewhere: not the reason to delete the other
+        path.rename(tmp_path / "elsewhere")
+        kept = other.read_bytes()
+        status, _, err = run(capsys, *arguments, "--resume")
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"{path} is not there, and it has rows of the run that goes on: put it back" in err
+        assert (other.read_bytes(), path.exists()) == (kept, False)
+        (tmp_path / "elsewhere").rename(path)
+        assert "13 of them from before" in run(capsys, *arguments, "--resume")[1]
 
 
 def test_an_index_that_exists_is_not_overwritten(photos, tmp_path, capsys):
@@ -639,23 +682,84 @@ def test_a_signal_ends_it_in_order_with_whole_rows_and_says_how_to_go_on(number,
     assert output.read_bytes().count(b"\n") == 1201
 
 
-def test_an_error_of_the_run_leaves_the_rows_before_it(photos, tmp_path, capsys, monkeypatch):
-    output = tmp_path / "rows.csv"
+@pytest.mark.parametrize(("name", "target"), [("r.csv", "there"), ("v.npy", "gone"), ("v.parquet", "there")])
+def test_no_name_that_is_written_is_followed_if_it_is_a_link(name, target, photos, tmp_path, capsys):
+    victim = tmp_path / "victim"
+    task = "classify" if name[0] == "r" else "embed"
+    output = tmp_path / name
+    names = {each + more for each in (f.name for f in tables.files(output))
+             for more in ("", ".run", ".run-wal", ".lock")}  # fmt: skip
+    for link in sorted(names):
+        for more in ((), ("--force",)):
+            if target == "there":
+                victim.write_text("mine")
+            (tmp_path / link).symlink_to(victim)
+            status, _, err = run(capsys, task, photos / "01.png", "-o", output, *more)
+            assert status in (0, 2)
+            assert err.count("\n") == (status == 2)
+            assert victim.exists() == (target == "there")
+            assert target == "gone" or victim.read_text() == "mine"
+            for path in [*tmp_path.glob(f"{output.stem}.*")]:
+                path.unlink()
 
-    def full(self: Any, row: Any, vector: Any = None) -> None:
-        if len(written) == 4:
-            raise OSError(28, "No space left on device")
-        written.append(row)
-        append(self, row, vector)
 
-    written: list[Any] = []
-    append = tables.Columns.append
-    with monkeypatch.context() as patch:
-        patch.setattr(tables.Columns, "append", full)
-        status, _, err = run(capsys, "classify", photos, "-o", output)
-    assert (status, err) == (2, "vit: [Errno 28] No space left on device\n")
-    assert len(output.read_text().splitlines()) == 5
-    assert "4 of them from before" in run(capsys, "classify", photos, "-o", output, "--resume")[1]
+def test_what_is_no_regular_file_is_not_written(photos, tmp_path, capsys):
+    for name in ("r.csv", "r.csv.run", "r.csv.lock"):
+        os.mkfifo(tmp_path / name)
+        for more in ((), ("--resume",)):
+            status, _, err = run(capsys, "classify", photos / "01.png", "-o", tmp_path / "r.csv", *more)
+            assert (status, err.count("\n")) == ((0, 0) if name == "r.csv.run" else (2, 1))
+        for path in tmp_path.glob("r.csv*"):
+            path.unlink()
+
+
+def test_an_output_that_is_removed_during_the_run_is_not_reported_as_written(photos, tmp_path, capsys, monkeypatch):
+    append = journal.Journal.append
+    for name in ("rows.csv", "rows.jsonl", "rows.parquet", "v.npy", "v.parquet"):
+        files = tables.files(tmp_path / name)
+
+        def remove(self: Any, *arguments: Any, files: list[Path] = files) -> None:
+            append(self, *arguments)
+            for file in files:
+                file.unlink(missing_ok=True)
+
+        task = "classify" if name[0] == "r" else "embed"
+        for when in ("append", "sync"):
+            with monkeypatch.context() as patch:
+                patch.setattr(journal.Journal, when, remove if when == "append" else removed(files))
+                status, out, err = run(capsys, task, photos, "-o", tmp_path / name)
+            assert (status, out, err.count("\n")) == (2, "", 1)
+            assert " was removed or replaced while it was written, so its rows are lost" in err
+            assert run(capsys, task, photos, "-o", tmp_path / name)[0] == 1
+            for file in files:
+                file.unlink(missing_ok=True)
+
+
+def removed(files: list[Path]) -> Any:
+    sync = journal.Journal.sync
+
+    def remove(self: Any) -> None:
+        self.flush()
+        for file in files:
+            file.unlink(missing_ok=True)
+        sync(self)
+
+    return remove
+
+
+def test_a_folder_that_vanishes_during_the_run_is_an_error(photos, tmp_path, capsys, monkeypatch):
+    sync = journal.Journal.sync
+
+    def vanish(self: Any) -> None:
+        shutil.rmtree(tmp_path / "out")
+        sync(self)
+
+    monkeypatch.setattr(journal.Journal, "sync", vanish)
+    for task, name in (("classify", "r.csv"), ("classify", "r.parquet"), ("embed", "v.npy")):
+        (tmp_path / "out").mkdir()
+        status, out, err = run(capsys, task, photos, "-o", tmp_path / "out" / name)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert f"{tmp_path}/out/{name}" in err
 
 
 def test_strict_stops_at_the_first_broken_image_with_the_rows_before_it(photos, tmp_path, capsys):
@@ -734,7 +838,7 @@ def test_an_output_that_cannot_be_is_an_error_before_anything_is_loaded(photos, 
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "rows.csv").write_text("mine")
     assert "expected a file name that ends in .csv, .jsonl, .parquet." in refused(capsys, photos, "-o", "rows.txt")
-    assert "which is a folder" in refused(capsys, photos, "-o", tmp_path / "folder.csv")
+    assert "folder.csv is a folder" in refused(capsys, photos, "-o", tmp_path / "folder.csv")
     assert "is not a folder; make it first" in refused(capsys, photos, "-o", tmp_path / "gone" / "rows.csv")
     assert refused(capsys, photos, "-o", tmp_path / "rows.csv") == (
         f"{tmp_path}/rows.csv exists; --resume continues an interrupted run, --force begins again."

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import FRAMEWORKS, InputError
+from ..errors import FRAMEWORKS, InputError, shown
 from . import images, tables
 from .frameworks import DIGITS, choose, open_model
+from .journal import locked
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -31,6 +32,7 @@ WEIGHTS = ("config.json", "preprocessor_config.json", "*.safetensors", "pytorch_
 """The files of a checkpoint that what a model gives depends on."""
 
 TABLE_ROWS = 100  # images of one table on the terminal
+PATIENCE = 3.0  # seconds that a signal gives the images that are being computed
 
 CHANNELS = "channel(s); expected 1"  # in the error of an image in colour, for the bundled model
 FOR_PHOTOGRAPHS = (
@@ -58,6 +60,7 @@ def run(
     strict: bool,
     as_json: bool,
     quiet: bool,
+    spreadsheet: bool = False,
     show: Callable[[list[Row]], None] | None = None,
 ) -> int:
     """Run a task over images and say how it went.
@@ -67,6 +70,7 @@ def run(
         task: "classify" or "embed".
         setting: top_k, or pool.
         suffixes: that `output` may have.
+        spreadsheet: keep a spreadsheet from taking cells of a .csv file for formulas.
         show: prints rows for a person, where there is no `output`.
 
     Returns:
@@ -88,7 +92,9 @@ def run(
     from .. import hub, pipeline
     from ..image_processing import ViTImageProcessor
 
-    with _progress(quiet) as progress:
+    with locked([] if output is None else tables.files(output)), _progress(quiet) as progress:
+        if output is not None:
+            tables.check(output, suffixes, resume, force)  # again: another process may have been there
         bar = progress.add_task(f"Loading {FRAMEWORKS[extra][1]}", total=total)
         folder = hub.resolve(model or DIGITS)
         pool = setting.get("pool", "cls")
@@ -99,7 +105,8 @@ def run(
                  "dtype": forward.config.dtype}  # fmt: skip
         sink: Any
         if output is not None:
-            sink = _File(output, {"task": task, **facts, **setting}, folder, batch_size, resume, forward)
+            settings = {"task": task, **facts, **setting, "spreadsheet": spreadsheet}
+            sink = _File(output, settings, folder, batch_size, resume, forward)
         else:
             sink = _Document() if as_json else _Terminal(progress, None if quiet else show)
         try:
@@ -109,10 +116,11 @@ def run(
             progress.update(bar, completed=done, description="Classifying" if task == "classify" else "Embedding")
             with _signals(lambda: progress.update(bar, description="Stopping (again: at once)")) as caught:
                 warnings.filterwarnings("ignore", module="PIL")  # odd files: what matters is in their rows
-                for prediction in pipeline.predict(
+                predictions = pipeline.predict(
                     _until(caught, paths), forward, task=task, **setting, batch_size=batch_size, workers=workers,
                     on_error="raise" if strict else "row", processor=processor, start=done,
-                ):  # fmt: skip
+                )  # fmt: skip
+                for prediction in predictions:
                     sink.append(_row(prediction, task), prediction.vector)
                     done, failed = done + 1, failed + (prediction.error is not None)
                     in_colour |= CHANNELS in (prediction.error or "")
@@ -130,7 +138,7 @@ def run(
     rate = (done - before) / seconds if done > before else None
     report = {**facts, "batch_size": batch_size, **setting, "images": done, "failed": failed, "seconds": seconds,
               "images_per_second": rate, "output": None if output is None else str(output)}  # fmt: skip
-    where = "done" if output is None else f"in {output}"
+    where = "done" if output is None else f"in {shown(output)}"
     if caught:
         count = f"{done:,} of {total:,}" if total else f"{done:,}"
         remedy = "" if output is None else "; --resume goes on"
@@ -143,7 +151,7 @@ def run(
         earlier = f", {before:,} of them from before" * bool(before)
         errors = f", {failed:,} with an error" * bool(failed)
         speed = f"; {rate:,.1f} images/s" if rate else ""
-        typer.echo(f"{output}: {done:,} images{earlier}{errors}{speed}")
+        typer.echo(f"{shown(output)}: {done:,} images{earlier}{errors}{speed}")
     return 128 + caught[0] if caught else int(failed > 0)
 
 
@@ -177,9 +185,10 @@ def _continue(rows: Iterator[Row], paths: Iterator[str]) -> tuple[int, int]:
     done = failed = 0
     for row in rows:
         path = next(paths, None)
-        if path is None or row["path"] not in (path, tables.printable(path)):
+        if row["path"] != path:
             raise InputError(
-                f"Row {done + 1} of the output is of {row['path']}, where the images have {path or 'an end'}: they are "
+                f"Row {done + 1} of the output is of {shown(row['path'])}, where the images have "
+                f"{shown(path or 'an end')}: they are "
                 "not those that the run was begun with. Give the same, another --output, or --force to begin again."
             )
         done, failed = done + 1, failed + (row["error"] is not None)
@@ -209,25 +218,36 @@ class _File:
         from ..pipeline import default_batch_size, vector_shape
 
         config = forward.config
-        self._settings = tables.Settings(output)
-        found = self._settings.read() if resume else {}
+        self._output = tables.Output(output)
+        found = self._output.settings() if resume else {}
         self.batch_size = batch_size or found.get("batch_size") or default_batch_size(forward)
         wanted = {**settings, "batch_size": self.batch_size, "model_sha256": _digest(folder)}
-        if found:
-            self._settings.check(found, {name: value for name, value in wanted.items() if name != "model"})
-        else:
-            self._settings.begin(wanted)
         if settings["task"] == "classify":
-            self.table = tables.make(output, labels=min(settings["top_k"], config.num_labels))
+            labels = min(settings["top_k"], config.num_labels)
+            format = tables.make(output, labels=labels, spreadsheet=settings["spreadsheet"])
         else:
             dtype = "float64" if config.dtype == "float64" else "float32"
-            self.table = tables.make(output, shape=vector_shape(config, settings["pool"]), dtype=dtype)
-        self.rows = self.table.rows if found else lambda: iter(())
-        self.append, self.finish = self.table.append, self.table.finish
+            format = tables.make(output, shape=vector_shape(config, settings["pool"]), dtype=dtype)
+        self._rows: Iterator[Row] = iter(())
+        if found:
+            del wanted["model"]  # which may lie elsewhere now
+            self._rows = self._output.go_on(format, found, wanted)
+        else:
+            self._output.begin(format, wanted)
+
+    def rows(self) -> Iterator[Row]:
+        return self._rows
+
+    def append(self, row: Row, vector: Any) -> None:
+        self._output.append(row, vector)
+        if self._output.count % self.batch_size == 0:  # the next is not there yet
+            self._output.flush()
+
+    def finish(self) -> None:
+        self._output.finish()
 
     def close(self) -> None:
-        self.table.close()
-        self._settings.close()
+        self._output.close()
 
     def report(self, values: dict[str, Any]) -> None:
         typer.echo(json.dumps(values, indent=2))
@@ -319,18 +339,30 @@ def _progress(quiet: bool) -> Iterator[Progress]:
 
 @contextmanager
 def _signals(say: Callable[[], None]) -> Iterator[list[int]]:
-    """The signals that ask to stop, instead of an end in the middle of a row; the second one does end it there."""
+    """The signals that ask to stop, instead of an end in the middle of a batch.
+
+    What is being computed is still written, unless that takes longer than `PATIENCE`, because a list or an image does
+    not come, or there is a second signal: then KeyboardInterrupt is raised, which is no error here.
+    """
     caught: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         if caught:
             raise KeyboardInterrupt
         caught.append(number)
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
         say()
 
-    earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if hasattr(signal, "SIGALRM") else [])]
+    earlier = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
+    except KeyboardInterrupt:
+        if not caught:
+            raise
     finally:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in earlier.items():
             signal.signal(number, handler)

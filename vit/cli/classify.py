@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import shown
 from . import batch
 from .options import BatchSize, Device, DType, Force, Framework, Images, Json, Model, Quiet, Resume, Strict, Workers
 
@@ -23,6 +24,9 @@ def command(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="A .csv, .jsonl or .parquet file for the rows."),
     ] = None,
+    spreadsheet: Annotated[
+        bool, typer.Option("--spreadsheet", help="In .csv, put ' before cells that begin as a formula does.")
+    ] = False,
     model: Model = None,
     framework: Framework = None,
     device: Device = None,
@@ -43,7 +47,7 @@ def command(
     return batch.run(
         images, "classify", {"top_k": top_k}, model=model, framework=framework, device=device, dtype=dtype,
         batch_size=batch_size, workers=workers, output=output, suffixes=SUFFIXES, resume=resume, force=force,
-        strict=strict, as_json=as_json, quiet=quiet, show=show,
+        strict=strict, as_json=as_json, quiet=quiet, spreadsheet=spreadsheet, show=show,
     )  # fmt: skip
 
 
@@ -61,12 +65,14 @@ def show(rows: list[Row]) -> None:
     table.add_column("Label", overflow="fold")
     table.add_column("Probability", justify="right")
     for row in rows:
+        path = Text(shown(row["path"], None))
         if row["error"] is not None:
-            table.add_row(Text(row["path"]), Text(row["error"], "red"), "")
+            table.add_row(path, Text(shown(row["error"], None), "red"), "")
         else:
-            labels = Text("\n".join(row["labels"]))
-            labels.stylize("bold", 0, len(row["labels"][0]))
+            first, *others = (shown(label, None) for label in row["labels"])
+            labels = Text("\n".join([first, *others]))
+            labels.stylize("bold", 0, len(first))
             probabilities = "\n".join(f"{value:.2%}" for value in row["probabilities"])
-            table.add_row(Text(row["path"]), labels, probabilities)
+            table.add_row(path, labels, probabilities)
         table.add_section()
     console.print(table)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from ..errors import InputError
+from ..errors import InputError, shown
 
 SUFFIXES = (
     ".avif", ".bmp", ".dib", ".gif", ".icns", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx",
@@ -16,6 +16,7 @@ SUFFIXES = (
 """What files of a folder are taken for images; any file that is named itself is."""
 
 LIST = "-"
+LINE = 65_536  # bytes of a path in a list, which is more than any system takes
 
 
 def find(sources: Sequence[str]) -> Iterator[str]:
@@ -51,13 +52,16 @@ def count(sources: Sequence[str]) -> int | None:
     total = sum(1 for _ in find(sources))
     if not total:
         raise InputError(
-            f"There are no images in {', '.join(sources)}; expected files that end in {', '.join(SUFFIXES)}."
+            f"There are no images in {', '.join(map(shown, sources))}; expected files that end in "
+            f"{', '.join(SUFFIXES)}."
         )
     return total
 
 
 def _stdin() -> Iterator[str]:
-    for line in sys.stdin.buffer:
+    while line := sys.stdin.buffer.readline(LINE):
+        if len(line) == LINE:
+            raise InputError(f"A line of the list on stdin has {LINE:,} bytes or more; expected the path of an image.")
         if path := line.rstrip(b"\r\n"):
             yield os.fsdecode(path)
 
@@ -70,12 +74,12 @@ def _expand(source: str) -> Iterator[str]:
     elif glob.has_magic(source):
         matches = sorted(glob.iglob(source, recursive=True))
         if not matches:
-            raise InputError(f"{source} matches no file.")
+            raise InputError(f"{shown(source)} matches no file.")
         for match in matches:
             yield from _walk(match) if os.path.isdir(match) else (match,)
     else:
         raise InputError(
-            f"{source} does not exist; expected a file, a folder, a pattern such as '*.jpg', or - (stdin)."
+            f"{shown(source)} does not exist; expected a file, a folder, a pattern such as '*.jpg', or - (stdin)."
         )
 
 
@@ -84,7 +88,7 @@ def _walk(folder: str) -> Iterator[str]:
         with os.scandir(folder) as entries:
             found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
     except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}.") from None
+        raise InputError(f"{shown(folder)} cannot be read: {error.strerror}.") from None
     for name, is_folder in found:
         path = os.path.join(folder, name)
         if name.startswith("."):
