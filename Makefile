@@ -1,5 +1,6 @@
 # make demo    installs, and classifies real images in all three frameworks
 # make test    installs, and runs linter, type checker and every test
+# make bench-gpu  measures on a GPU with the python3 on the PATH and what it has; installs nothing
 # make docs    installs, and builds the documentation into site/; a broken link is an error
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV := .venv
@@ -8,7 +9,7 @@ FROZEN := pyproject.toml constraints.txt
 TRANSFORMERS_5 := transformers==5.23.0 huggingface_hub==1.33.0 tokenizers==0.23.3 httpx==0.28.1 httpcore==1.0.9 \
                   anyio==4.16.0 h11==0.16.0
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs clean bench-gpu
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/vit demo
@@ -24,6 +25,10 @@ lint: $(VENV)/.test-installed
 docs: $(VENV)/.docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo site/index.html
+
+# Of the python3 that has PyTorch and JAX, whichever it is; ARGS="--from latency" goes on there.
+bench-gpu:
+	$(if $(filter file,$(origin PYTHON)),python3,$(PYTHON)) -m benchmarks gpu $(ARGS)
 
 clean:
 	rm -rf $(VENV) site vit-demo.png

@@ -1,4 +1,4 @@
-"""Measure this project beside its peers: `python -m benchmarks [--quick] [SUITE...]`.
+"""Measure this project beside its peers: `python -m benchmarks [--quick] [SUITE...]`, or all of a GPU: `... gpu`.
 
 What was measured is printed, and replaces those suites' sections in benchmarks/RESULTS.md. Peers that are not
 installed are named with the line that installs them, and left out: see benchmarks/peers.py.
@@ -19,8 +19,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .harness import Options, heading, say, versions, write_results
+if TYPE_CHECKING:
+    from .harness import Options
 
 SUITES = ("inference", "training", "cold-start", "load", "compile", "preprocess", "pipeline", "convert")
 """In the order of the results. Each is a module here, with a function `run` of `Options` that gives its section."""
@@ -74,7 +76,14 @@ def plan(suites: Sequence[str], variants: Sequence[str] | None, quick: bool) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the suites."""
+    """Run the suites; `gpu` is a program of its own, which says itself what a bare machine lacks."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["gpu"]:
+        from .gpu import main as measure_gpu
+
+        return measure_gpu(given[1:])
+    from .harness import Options, heading, say, versions, write_results
+
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("suites", metavar="SUITE", nargs="*", help=f"{', '.join(SUITES)} (default: all)")
@@ -87,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", action="append", type=int, help="repeatable (default: the suite's)")
     parser.add_argument("--seconds", type=float, help="for each peer at each setting (default: the suite's)")
     parser.add_argument("--output", type=Path, default=FOLDER / "RESULTS.md", help="(default: %(default)s)")
-    given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
     if unknown := [suite for suite in options.suites if suite not in SUITES]:
         parser.error(f"unknown suite {unknown[0]!r}; expected some of {', '.join(SUITES)}")

@@ -311,8 +311,8 @@ they are timed. Each section says where, when and with what it was measured; sec
 """
 WAITING = """## On a GPU
 
-Not measured: no GPU was there. The same command measures there, `python -m benchmarks --device gpu`, and adds its
-sections here. No figure of this file is carried over to a GPU.
+Not measured: no GPU was there. `make bench-gpu` measures all that matters there in nine minutes, `python -m benchmarks
+--device gpu` the suites above, and both add their sections here. No figure of this file is carried over to a GPU.
 """
 
 
@@ -391,4 +391,6 @@ def write_results(path: Path, key: Sequence[str], section: str, order: Sequence[
     keys = sorted(found, key=place)
     parts = [f"<!-- section: {' '.join(key)} -->\n{found[key]}\n<!-- end -->\n" for key in keys]
     waiting = [] if any(device == "gpu" for _, device, *_ in keys) else [WAITING]
-    path.write_text("\n".join([INTRODUCTION, *parts, *waiting]))
+    whole = path.with_name(f".{path.name}.{os.getpid()}")  # whoever is killed here leaves the old file
+    whole.write_text("\n".join([INTRODUCTION, *parts, *waiting]))
+    whole.replace(path)

@@ -162,6 +162,12 @@ def objective(output: Any, total: Callable[[Any], Any], as_array: Callable[[np.n
     return value
 
 
+def changed(model: Any, change: Change) -> Any:
+    """What is called in the place of a model."""
+    found = None if change is None else change(model)
+    return model if found is None else found  # some have a length of zero
+
+
 def run_pt(
     folder: Path, case: Case, inputs: Results, device: str = "cpu", change: Change = None, **options: Any
 ) -> tuple[Results, Results]:
@@ -179,7 +185,7 @@ def run_pt(
     cls = {None: vit.ViTModel, "classifier": vit.ViTForImageClassification, "decoder": vit.ViTForMaskedImageModeling}
     where = "cuda" if device == "gpu" else device
     model = cls[case.head].from_pretrained(folder, device=where, **case.parts, **options).train()
-    call = (change and change(model)) or model
+    call = changed(model, change)
     output = call(**{name: torch.from_numpy(value).to(where) for name, value in inputs.items()}, **case.call)
     dtype = model.dtype
     objective(output, torch.sum, lambda array: torch.from_numpy(array).to(where, dtype)).backward()
@@ -214,7 +220,7 @@ def run_tf(
         model = cls[case.head].from_pretrained(folder, **case.parts, **options)
         shapes = parameter_shapes(model.config, case)
         variables = {name: model._parameter(name).value for name in shapes}
-        call = (change and change(model)) or model
+        call = changed(model, change)
         with tf.GradientTape() as tape:
             output = call(**{name: tf.constant(value) for name, value in inputs.items()}, **case.call, training=True)
             value = objective(output, tf.reduce_sum, lambda array: tf.constant(array, model.compute_dtype))
@@ -244,7 +250,7 @@ def run_flax(
     model = cls[case.head].from_pretrained(folder, device=device, **case.parts, **options)
     model.train()
     shapes = parameter_shapes(model.config, case)
-    graphdef, state = nnx.split((change and change(model)) or model)
+    graphdef, state = nnx.split(changed(model, change))
 
     def loss(state: Any, inputs: Any) -> Any:
         output = nnx.merge(graphdef, state)(**inputs, **case.call)
