@@ -60,7 +60,7 @@ class Bench:
                               image_size=(48, 32) if work.small else (160, 288))  # fmt: skip
         self.work = work
         names = list(suite().CASES)
-        self.odd = names[:: max(1, len(names) // 4)] if work.small else names
+        self.odd = names[:: len(names) // 3] if work.small else names
         self.cases = {FULL: full, f"{FULL}, interpolated": larger, **{name: suite().CASES[name] for name in self.odd}}
 
     def config(self, name: str) -> Any:

@@ -214,6 +214,9 @@ def machine_tf(work: Work) -> Iterator[Row]:
 # === Timing ===
 
 
+TURN, ROW = 0.03, 0.08  # seconds of calls waited for each time; of calls that are enqueued behind each other
+
+
 def wait_for(value: Any) -> None:
     """Until it is there: a JAX array, or whatever PyTorch has begun."""
     if hasattr(value, "block_until_ready"):
@@ -224,13 +227,13 @@ def wait_for(value: Any) -> None:
 
 def waited(call: Call) -> float:
     """Seconds of a call, waited for: the median of a row of them."""
-    return statistics.median(repeat(lambda: wait_for(call()), 0.03, least=3))
+    return statistics.median(repeat(lambda: wait_for(call()), TURN, least=3))
 
 
 def streamed(call: Call) -> float:
     """Seconds of a call among others that are enqueued behind each other, and waited for at the end."""
     once = seconds(lambda: wait_for(call()))
-    calls = max(1, min(50, round(0.15 / once)))
+    calls = max(1, min(50, round(ROW / once)))
 
     def row() -> None:
         value = None
@@ -485,53 +488,58 @@ def rate_of(work: Work, framework: str, dtype: str) -> tuple[float, Row]:
 
 
 def throughput_pt(work: Work) -> Iterator[Row]:
-    """Batch 256 to 1, as called beside transformers, and compiled."""
+    """Batch 256 to 1, as called beside transformers, in both dtypes; then compiled, as far as the time goes."""
     import torch
 
     flops = forward_flops(work.config)
     sizes = work.sizes(256, 128, 64, 32, 16, 8, 4, 2, 1)
+    rates, made = {}, {}
     for dtype in ("bfloat16", "float16"):
-        rate, row = rate_of(work, "pt", dtype)
+        rates[dtype], row = rate_of(work, "pt", dtype)
         yield row
-        made = {library: calls_pt(work, library, dtype, "sdpa") for library in libraries(work)}
+        for library in libraries(work):
+            made[library, dtype] = calls_pt(work, library, dtype, "sdpa")
         for batch, smaller in zip(sizes, [*sizes[1:], None], strict=True):
             if work.left() < 3 and not work.small:
                 yield {"note": f"{dtype}, as called, from batch {batch} on: left out, its time is over"}
                 break
+            calls: dict[str, Call] = {}
             try:
-                calls = {library: make(batch) for library, (_, make) in made.items()}
+                calls = {library: make(batch) for (library, of), (_, make) in made.items() if of == dtype}
                 found = turns(calls, streamed, work.enough(0.5, 0.01))
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                calls = {}
+                calls.clear()
+                instead = f"batch {smaller} is taken" if smaller else "nothing smaller is left"
+                yield {"note": f"{dtype}: the GPU's memory is too little for batch {batch}; {instead}"}
                 torch.cuda.empty_cache()
-                yield {"note": f"{dtype}: the GPU's memory is too little for batch {batch}; {smaller} is taken"}
                 continue
             row = {"table": "Images a second", "how": "as called", "dtype": dtype, "batch": batch}
             row |= {f"{library} images/s": batch / statistics.median(times) for library, times in found.items()}
-            row["MFU"] = batch * flops / statistics.median(found["trivit"]) / rate
+            row["MFU"] = batch * flops / statistics.median(found["trivit"]) / rates[dtype]
             if "transformers" in found:
                 row["trivit's speed over it"] = quotient(found["transformers"], found["trivit"])
             yield row
             if batch in (sizes[0], 8):
                 yield where_time_goes({"what": "trivit", "dtype": dtype, "batch": batch}, calls["trivit"], profile_pt)
-        for library, batch in (("trivit", sizes[0]), ("transformers", sizes[0]), ("trivit", sizes[-1])):
-            if library not in made:
-                continue
-            model, make = made[library]
-            name = f"{library}, compiled, {dtype}, batch {batch}"
-            calls = {}
-            run = lambda b=batch, m=model, make=make: make(b, compiled(work, m))  # noqa: E731
-            yield from ready(calls, name, run, work, 25)
-            for call in calls.values():
-                each = statistics.median(streamed(call) for _ in range(5))
-                row = {"table": "Images a second", "how": "compiled", "dtype": dtype, "batch": batch,
-                       f"{library} images/s": batch / each}  # fmt: skip
-                yield row | ({"MFU": batch * flops / each / rate} if library == "trivit" else {})
-                if library == "trivit":
-                    what = {"what": "trivit, compiled", "dtype": dtype, "batch": batch}
-                    yield where_time_goes(what, call, profile_pt)
+    first, last = sizes[0], sizes[-1]
+    for library, dtype, batch in (
+        ("trivit", "bfloat16", first), ("trivit", "bfloat16", last), ("transformers", "bfloat16", first),
+        ("trivit", "float16", first), ("trivit", "bfloat16", 64), ("trivit", "bfloat16", 8)):  # fmt: skip
+        if (library, dtype) not in made or (work.small and batch > first):
+            continue
+        model, make = made[library, dtype]
+        calls = {}
+        build = lambda b=batch, m=model, make=make: make(b, compiled(work, m))  # noqa: E731
+        yield from ready(calls, f"{library}, compiled, {dtype}, batch {batch}", build, work, 20)
+        for call in calls.values():
+            each = statistics.median(streamed(call) for _ in range(5))
+            row = {"table": "Images a second", "how": "compiled", "dtype": dtype, "batch": batch}
+            row[f"{library} images/s"] = batch / each
+            yield row | ({"MFU": batch * flops / each / rates[dtype]} if library == "trivit" else {})
+            if (library, batch) == ("trivit", first):
+                yield where_time_goes({"what": "trivit, compiled", "dtype": dtype, "batch": batch}, call, profile_pt)
 
 
 def training_pt(work: Work) -> Iterator[Row]:

@@ -505,7 +505,9 @@ def _says_where_it_is_from(results: Path) -> None:
     sections = text.split("<!-- section: ")[1:]
     for section in sections:
         assert re.search(r"^`python -m benchmarks.*` on \d{4}-\d\d-\d\d; ", section, re.MULTILINE), results
-    measured_gpu = any(section.startswith(tuple(f"{suite} gpu" for suite in program.SUITES)) for section in sections)
+    measured_gpu = any(
+        section.startswith(tuple(f"{suite} gpu" for suite in (*program.SUITES, "gpu"))) for section in sections
+    )
     assert measured_gpu or "Not measured: no GPU was there." in text
     for picture in re.findall(r"\]\((plots/[^)]+)\)", text):
         assert (results.parent / picture).exists()
