@@ -86,7 +86,7 @@ PARTS = {
         "Latency at batch 1",
         (
             Task("benchmarks.gpu_speed:latency_pt", "pt", 85, environment=EXACT),
-            Task("benchmarks.gpu_speed:latency_flax", "flax", 40, environment=EXACT),
+            Task("benchmarks.gpu_speed:latency_flax", "flax", 40),
         ),
         "As called; in a captured CUDA graph, which leaves the kernels as they are and the host out; and by "
         '`torch.compile(mode="reduce-overhead")`. Flax under `jax.jit`. All of a framework in turns in one process.',

@@ -607,6 +607,7 @@ def forward_flax(work: Work, dtype: str, attention: str | None = None) -> Callab
     device = jax.devices(work.device)[0]
     state = jax.device_put(state, device)
     plain = jax.nn.dot_product_attention
+    precision = "highest" if dtype == "float32" else "default"  # no TF32
 
     def make(batch: int) -> Call:
         x = jax.device_put(images(work.config, batch).astype(dtype), device)
@@ -614,7 +615,8 @@ def forward_flax(work: Work, dtype: str, attention: str | None = None) -> Callab
         if attention is not None:
             jax.nn.dot_product_attention = lambda *args, **options: plain(*args, implementation=attention, **options)
         try:
-            program = logits.lower(state, x).compile()
+            with jax.default_matmul_precision(precision):
+                program = logits.lower(state, x).compile()
         finally:
             jax.nn.dot_product_attention = plain
         return lambda: program(state, x)

@@ -295,6 +295,16 @@ def test_goals_are_read_from_the_rows() -> None:
 
 # === A bare machine ===
 
+
+def test_make_takes_the_python_that_is_there_and_installs_nothing() -> None:
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON")  # of the make that runs the tests
+    environment = {name: value for name, value in gpu.os.environ.items() if name not in outer}
+    for given, python in (([], "python3"), (["PYTHON=/opt/python"], "/opt/python")):
+        command = ["make", "--dry-run", "bench-gpu", "ARGS=--from latency", *given]
+        done = subprocess.run(command, cwd=gpu.ROOT, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split("\n") == [f"{python} -m benchmarks gpu --from latency", ""]
+
+
 BARE = """
 import sys
 from importlib.machinery import PathFinder
