@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from vit import checkpoint
+from vit import budgets, checkpoint
 from vit.config import ViTConfig, to_pair
-from vit.errors import CheckpointError, ConfigError
+from vit.errors import CheckpointError, ConfigError, quoted, shown
 from vit.weights import Shape
 
 from . import keras, orbax
@@ -103,13 +103,22 @@ def open_source(
         CheckpointError: no checkpoint, a damaged one, one of another family, or one that does not tell all it must.
     """
     path = Path(source)
+    try:
+        return _open_source(path, source_format, labels, published_config, options)
+    except OSError as error:
+        raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror or shown(error)}.") from None
+
+
+def _open_source(
+    path: Path, source_format: str, labels: Any, published_config: bool, options: dict[str, Any]
+) -> Source:
     if source_format != "auto":
         format_of(source_format)
     store = _open(path, source_format)
     format = _detect(store) if source_format == "auto" else format_of(source_format)
     if store.kind not in format.kinds:
         kinds = " or ".join(format.kinds)
-        raise CheckpointError(f"{path} is a {store.kind} file; {format.name} checkpoints are {kinds}.")
+        raise CheckpointError(f"{shown(path)} is a {store.kind} file; {format.name} checkpoints are {kinds}.")
     config, said = None, []
     folder = store.path if store.path.is_dir() else store.path.parent
     described = path.is_dir() or path.name in WEIGHT_FILES
@@ -117,13 +126,14 @@ def open_source(
         try:
             config = ViTConfig.from_dict(store.config)
         except (ConfigError, TypeError) as error:
-            raise CheckpointError(f"{path} fits no Vision Transformer: {error}") from None
-    elif described and (folder / checkpoint.CONFIG).is_file():
+            raise CheckpointError(f"{shown(path)} fits no Vision Transformer: {error}") from None
+    elif described and os.path.lexists(folder / checkpoint.CONFIG):
+        budgets.open_file(folder / checkpoint.CONFIG).close()
         values = checkpoint.read_json(folder / checkpoint.CONFIG)
         if "architecture" in values or "pretrained_cfg" in values:
             hub_options, image = read_hub_config(values)
             options = {**hub_options, **{key: value for key, value in options.items() if value is not None}}
-            said.append(f"the folder is timm's {values.get('architecture')}")
+            said.append(f"the folder is timm's {shown(values.get('architecture'))}")
             format = replace(format, image={**format.image, **image})
         else:
             config = checkpoint.read_config(folder)
@@ -137,7 +147,7 @@ def open_source(
     try:
         opened = Source(store, format, config, options, published_config)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{shown(path)}: {error}") from None
     opened.said[:0] = said
     return opened
 
@@ -149,13 +159,13 @@ def format_of(name: str) -> Format:
         CheckpointError: there is none.
     """
     if ALIASES.get(name, name) not in FORMATS:
-        raise CheckpointError(f"Unknown format {name!r}; expected auto or one of {', '.join(FORMATS)}.")
+        raise CheckpointError(f"Unknown format {quoted(name)}; expected auto or one of {', '.join(FORMATS)}.")
     return FORMATS[ALIASES.get(name, name)]
 
 
 def _open(path: Path, source_format: str) -> Store:
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; expected a checkpoint's file or folder.")
+    if not os.path.exists(path):
+        raise CheckpointError(f"{shown(path)} does not exist; expected a checkpoint's file or folder.")
     if not path.is_dir():
         return read_file(path)
     if found := orbax.find(path):
@@ -167,7 +177,9 @@ def _open(path: Path, source_format: str) -> Store:
         files = [file for file in files if kinds[file.name.removesuffix(".index.json").rpartition(".")[2]] in wanted]
     if not files:
         held = summary(sorted(item.name for item in path.iterdir())) or "nothing"
-        raise CheckpointError(f"{path} holds no checkpoint that is known (it holds {held}); give the file itself.")
+        raise CheckpointError(
+            f"{shown(path)} holds no checkpoint that is known (it holds {held}); give the file itself."
+        )
     return read_shards(files[0]) if files[0].name.endswith(".index.json") else read_file(files[0])
 
 
@@ -183,7 +195,7 @@ def _detect(store: Store) -> Format:
     else:
         held = summary(names, 5) if names else "no tensors"
         raise CheckpointError(
-            f"{store.path} is no Vision Transformer of a format that is known: it holds {held}. Formats: "
+            f"{shown(store.path)} is no Vision Transformer of a format that is known: it holds {held}. Formats: "
             f"{', '.join(FORMATS)}."
         )
     if format is TIMM:  # three formats share its names
@@ -244,7 +256,7 @@ def convert(
     target = Path(target)
     target_format = ALIASES.get(target_format, target_format)
     if target_format not in TARGETS:
-        raise CheckpointError(f"Unknown target format {target_format!r}; expected one of {', '.join(TARGETS)}.")
+        raise CheckpointError(f"Unknown target format {quoted(target_format)}; expected one of {', '.join(TARGETS)}.")
     check_target(target, target_format, force)
     opened = open_source(source, source_format, labels=labels, published_config=published_config, **options)
     wanted = None if dtype is None else checkpoint.dtype_of(dtype)

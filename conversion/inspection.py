@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.config import VARIANTS, ViTConfig, to_pair
-from vit.errors import CheckpointError
+from vit.errors import CheckpointError, shown
 
 from .engine import open_source
 
@@ -68,8 +68,8 @@ def inspect(path: str | os.PathLike[str], source_format: str = "auto", **options
             another family is reported, with `whole` false and the `problem`.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; expected a checkpoint's file or folder.")
+    if not os.path.exists(path):
+        raise CheckpointError(f"{shown(path)} does not exist; expected a checkpoint's file or folder.")
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     found = Inspection(path, sum(file.stat().st_size for file in files))
     try:

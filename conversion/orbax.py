@@ -7,6 +7,7 @@ restores it. A config.json inside the folder keeps what shapes do not tell.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,19 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from vit import checkpoint
+from vit import budgets, checkpoint
 from vit.config import ViTConfig
-from vit.errors import CheckpointError, MissingFrameworkError
+from vit.errors import CheckpointError, MissingFrameworkError, shown
 from vit.weights import LAYOUTS
 
-from .containers import BFLOAT16, Read, Specs, Store, Stored, _damaged
+from .containers import BFLOAT16, Read, Specs, Store, Stored, _damaged, summary
 from .rules import Format, patterns
 from .transformers import with_base, without_base
 
 _LAYOUT = LAYOUTS["flax"]
 MARKS = ("manifest.ocdbt", "_METADATA")
 _VALUE = ".value"  # an nnx.State holds Variables, whose array is their value
-_CHUNK_BYTES = 2**31
 
 
 def _rename(names: Iterable[str]) -> dict[str, str]:
@@ -67,7 +67,9 @@ def find(path: Path) -> Path | None:
         if len(below) == 1:
             return below[0]
         if below:
-            raise CheckpointError(f"{path} holds several checkpoints ({', '.join(b.name for b in below)}); name one.")
+            raise CheckpointError(
+                f"{shown(path)} holds several checkpoints ({summary(b.name for b in below)}); name one."
+            )
     return None
 
 
@@ -81,10 +83,14 @@ def read_orbax(folder: Path) -> Store:
         for key in kvstore.list().result():
             name, _, leaf = key.decode().rpartition("/")
             if leaf in (".zarray", "zarr.json"):
+                if len(store.tensors) >= budgets.TENSORS:
+                    raise CheckpointError(f"{shown(folder)} holds more than {budgets.TENSORS:,} tensors.")
                 store.tensors[name] = _array(ts, folder, name, "zarr" if leaf == ".zarray" else "zarr3")
-    except ValueError as error:  # tensorstore's own error for everything
+    except CheckpointError:
+        raise
+    except Exception as error:  # tensorstore's own; a ValueError, mostly
         raise _damaged(folder, "orbax", str(error).splitlines()[0][:200]) from None
-    return store
+    return store.check(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
 
 
 def _base(folder: Path) -> dict[str, Any]:
@@ -99,6 +105,13 @@ def _spec(folder: Path, name: str, driver: str = "zarr") -> dict[str, Any]:
 def _array(ts: Any, folder: Path, name: str, driver: str) -> Stored:
     array = ts.open(_spec(folder, name, driver), open=True, read=True).result()
     dtype = BFLOAT16 if array.dtype.name == "bfloat16" else np.dtype(array.dtype.numpy_dtype)
+    pieces = math.prod(
+        -(-size // max(1, chunk)) for size, chunk in zip(array.shape, array.chunk_layout.read_chunk.shape, strict=True)
+    )
+    if pieces > budgets.CHUNKS or math.prod(array.chunk_layout.read_chunk.shape) * dtype.itemsize > budgets.allowance(
+        0
+    ):
+        raise ValueError(f"{shown(name)} lies in {pieces:,} pieces")
 
     def load(rows: slice | None) -> np.ndarray:
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vit.errors import CheckpointError
+from vit.errors import CheckpointError, quoted, shown
 
+from .containers import summary
 from .rules import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, LAYER, QKV, Format
 
 REFUSED = (
@@ -86,22 +87,46 @@ def read_hub_config(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     Raises:
         CheckpointError: it describes something else than a VisionTransformer with token pooling.
     """
-    name, arguments = values.get("architecture", "?"), values.get("model_args") or {}
-    pretrained = values.get("pretrained_cfg") or values
+    name = _get(values, "architecture", str, "?")
+    arguments = _get(values, "model_args", dict, {})
+    pretrained = _get(values, "pretrained_cfg", dict, {}) or dict(values)
     pool = arguments.get("global_pool", values.get("global_pool", "token"))
     if pool != "token":
-        raise CheckpointError(f"{name} pools with global_pool={pool!r}; only token pooling is a plain ViT.")
+        raise CheckpointError(
+            f"{shown(name)} pools with global_pool={quoted(pool)}; only token pooling is a plain ViT."
+        )
     if unknown := arguments.keys() - _ARGUMENTS.keys() - set(_HARMLESS.split()):
-        raise CheckpointError(f"{name} was made with {', '.join(sorted(unknown))}, which a plain ViT does not have.")
-    activation = arguments.get("act_layer", "quick_gelu" if "quickgelu" in name else "gelu")
+        raise CheckpointError(
+            f"{shown(name)} was made with {summary(sorted(unknown))}, which a plain ViT does not have."
+        )
+    activation = _get(arguments, "act_layer", str, "quick_gelu" if "quickgelu" in name else "gelu")
     if activation not in _ACTIVATIONS:
-        raise CheckpointError(f"{name} has act_layer {activation!r}; known are {', '.join(_ACTIVATIONS)}.")
+        raise CheckpointError(f"{shown(name)} has act_layer {quoted(activation)}; known are {', '.join(_ACTIVATIONS)}.")
     options = {key: arguments[timm] for timm, key in _ARGUMENTS.items() if timm in arguments}
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     if "hidden_act" not in options and activation != "gelu":
         options["hidden_act"] = _ACTIVATIONS[activation]
-    if labels := values.get("label_names") or pretrained.get("label_names"):
+    if labels := _get(values, "label_names", list, []) or _get(pretrained, "label_names", list, []):
+        if not all(isinstance(label, str) for label in labels):
+            raise CheckpointError(f"{shown(name)} has label_names that are no list of names: {quoted(labels)}.")
         options["id2label"] = dict(enumerate(labels))
-    image = {key: tuple(pretrained[key]) for key in ("mean", "std") if key in pretrained}
-    resample = {"bilinear": 2, "bicubic": 3}.get(pretrained.get("interpolation", ""))
+    image: dict[str, Any] = {}
+    for key in ("mean", "std"):
+        if numbers := _get(pretrained, key, list, []):
+            valid = all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e6 for n in numbers)
+            if not valid or (key == "std" and not all(numbers)):
+                raise CheckpointError(f"{shown(name)} has the {key} {quoted(numbers)}; expected a number a channel.")
+            image[key] = tuple(numbers)
+    resample = {"bilinear": 2, "bicubic": 3}.get(_get(pretrained, "interpolation", str, ""))
     return options, {**image, **({"resample": resample} if resample else {})}
+
+
+def _get(values: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    """A value of config.json, which must be of its kind; the default where it is missing or null."""
+    value = values.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind):
+        names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+        raise CheckpointError(f"config.json: {key} is {quoted(value)}; expected {names[kind]}.")
+    return value
