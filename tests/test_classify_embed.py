@@ -775,6 +775,113 @@ def test_strict_stops_at_the_first_broken_image_with_the_rows_before_it(photos, 
     assert len(output.read_text().splitlines()) == 13
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_list_that_does_not_end_is_not_waited_for_after_a_signal(number, photos, tmp_path):
+    output = tmp_path / "rows.jsonl"
+    with process("classify", "-", "-o", output, "-b", 1, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                 stderr=subprocess.PIPE, text=True) as running:  # fmt: skip
+        for _ in range(3):
+            for name in NAMES[:6]:
+                print(photos / name, file=running.stdin)
+        running.stdin.flush()
+        while running.poll() is None and not (output.exists() and output.stat().st_size):
+            time.sleep(0.01)
+            print(photos / f"gone-{time.monotonic_ns()}.png", file=running.stdin, flush=True)
+        running.send_signal(number)
+        assert running.wait(60) == 128 + number
+        err = running.stderr.read()
+    assert err.startswith("vit: stopped: ")
+    assert err.endswith(f" images are in {output}; --resume goes on.\n")
+    assert not list(tmp_path.glob("*.lock"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_image_that_does_not_come_is_not_waited_for_after_a_signal(number, photos, tmp_path):
+    """As from a network that is gone: here a reader that waits for ever."""
+    source = """
+import sys, threading
+from pathlib import Path
+from vit import pipeline
+from vit.cli import main
+def wait(image):
+    if str(image).endswith("07.png"):
+        Path(sys.argv.pop()).touch()
+        threading.Event().wait()
+pipeline._check_regular = wait
+main(sys.argv[1:-1])
+"""
+    output, waits = tmp_path / "rows.csv", tmp_path / "waits"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    given = [
+        sys.executable,
+        "-c",
+        source,
+        "classify",
+        str(photos),
+        "-o",
+        str(output),
+        "-b",
+        "1",
+        "-f",
+        "pt",
+        str(waits),
+    ]
+    with subprocess.Popen(given, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and not waits.exists():
+            time.sleep(0.01)
+        running.send_signal(number)
+        assert running.wait(60) == 128 + number
+        assert running.stderr.read() == f"vit: stopped: 5 of 13 images are in {output}; --resume goes on.\n"
+    assert len(output.read_text().splitlines()) == 6
+
+
+def test_a_device_is_no_image_and_no_list_of_images(photos, tmp_path, capsys, monkeypatch):
+    os.mkfifo(photos / "pipe.png")
+    status, out, _ = run(capsys, "classify", photos, "/dev/zero", "--json", "-k", 1)
+    errors = {os.path.basename(row["path"]): row["error"] for row in json.loads(out)["results"]}
+    assert (status, errors["pipe.png"], errors["zero"]) == (1, "is a pipe, no file.", "is a device, no file.")
+    with open("/dev/zero") as zeros:
+        monkeypatch.setattr(sys, "stdin", zeros)
+        assert "A line of the list on stdin has 65,536 bytes or more" in refused(capsys, "-")
+
+
+def test_control_characters_of_names_and_labels_do_not_reach_the_terminal(photos, tmp_path, capfd):
+    shutil.copytree(DIGITS, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["id2label"] = {str(i): f"\x1b]0;label\x07{i}" for i in range(10)}
+    config["label2id"] = {label: int(i) for i, label in config["id2label"].items()}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    odd = tmp_path / "\x1b[31mred\udcff\u202e.png"
+    shutil.copy(SCANS[0], odd)
+    (tmp_path / "\x1b[2Jbroken.png").write_bytes(b"none")
+    for arguments in ((odd, tmp_path / "\x1b[2Jbroken.png", "-m", tmp_path / "model"), (f"{odd}.gone",),
+                      (odd, "-o", tmp_path / "\x1b[31m.csv"), (odd, "-o", tmp_path / "\x1b[31m\udcff.csv", "--resume"),
+                      (odd, "-o", tmp_path / "\x1b" / "r.csv"), (odd, "-m", "\x1b[31m/model")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            main(["classify", *map(str, arguments), "-f", "pt"])
+        out, err = capfd.readouterr()
+        assert out + err
+        assert not {"\x1b", "\x07", "\u202e", "\udcff"} & set(out + err), arguments
+
+
+def test_cells_that_a_spreadsheet_takes_for_formulas_are_as_they_are_or_marked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.png", "+1.png", "-1.png", "@a.png", "\ta.png", "\ra.png", "a=.png"]
+    for name in names:
+        shutil.copy(SCANS[0], name)
+    for more in ((), ("--spreadsheet",)):
+        given = ("*.png", "-o", "rows.csv", "-k", 1, *more)
+        assert run(capsys, "classify", *given, "--force")[0] == 0
+        with open("rows.csv", newline="") as file:
+            found = [row["path"] for row in csv.DictReader(file)]
+        marked = [name if not more or name == "a=.png" else f"'{name}" for name in names]
+        assert sorted(found) == sorted(marked)
+        assert "7 of them from before" in run(capsys, "classify", *given, "--resume")[1]
+    assert (
+        "was begun with spreadsheet True" in run(capsys, "classify", "*.png", "-o", "rows.csv", "-k", 1, "--resume")[2]
+    )
+
+
 # === Bad input ===
 
 

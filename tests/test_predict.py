@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from itertools import count, islice
@@ -14,7 +18,7 @@ import torch
 from PIL import Image
 
 import vit
-from vit import CheckpointError, InputError, Prediction, ViTImageProcessor, predict
+from vit import CheckpointError, InputError, Prediction, ViTImageProcessor, pipeline, predict
 from vit.inference import Forward
 from vit.pipeline import AHEAD, CALLS, default_batch_size, vector_shape
 
@@ -348,6 +352,100 @@ def test_raising_gives_those_before_and_then_the_error_with_the_path(folder, pat
     assert [each.index for each in islice(found, BROKEN)] == list(range(BROKEN))
     with pytest.raises(InputError, match=r"07\.png is not an image file that Pillow can read"):
         next(found)
+
+
+def test_what_is_no_file_is_a_row_and_not_waited_for(folder, paths, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "socket.png"))
+        odd = [tmp_path / "pipe.png", tmp_path / "link.png", tmp_path / "socket.png", "/dev/zero", "nul\0.png"]
+        found = list(predict([*odd, paths[0]], folder, "pt"))
+    assert [each.error for each in found][:4] == ["is a pipe, no file.", "is a pipe, no file.", "is a socket, no file.",
+                                                  "is a device, no file."]  # fmt: skip
+    assert found[4].error
+    assert found[5].labels
+
+
+def test_a_read_that_hangs_keeps_nobody_from_leaving(folder, arrays, processor, monkeypatch):
+    monkeypatch.setattr(pipeline, "PATIENCE", 0.2)
+    hang = threading.Event()
+    images = [Slow(array, hang.wait if i == 4 else lambda: None) for i, array in enumerate(arrays)]
+    found = predict(images, Forward(folder, "pt"), processor=processor, batch_size=2, workers=2)
+    assert [each.index for each in islice(found, 4)] == [0, 1, 2, 3]
+    begun = time.process_time()
+    found.close()
+    assert time.process_time() - begun < 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vit-model")]
+    hang.set()
+
+
+def python(source: str, folder: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    """Run it in a process of its own, which must end."""
+    environment = os.environ | {"PYTHONPATH": str(Path(vit.__file__).parents[1]), "PYTHONWARNINGS": "ignore"}
+    return subprocess.run([sys.executable, "-c", source, str(folder), *map(str, arguments)], env=environment, text=True,
+                          capture_output=True, timeout=120)  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(3)", "os.kill(os.getpid(), 2)", "found.close()"])
+def test_a_process_ends_with_results_that_nobody_took(end, folder, paths):
+    source = f"""
+import os, sys
+from vit import pipeline, predict
+found = predict(iter(sys.argv[2:] * 40), sys.argv[1], "pt", batch_size=2)
+next(found)
+{end}
+"""
+    ended = python(source, folder, *paths[:5])
+    expected = {"": 0, "sys.exit(3)": 3, "os.kill(os.getpid(), 2)": -2, "found.close()": 0}[end]
+    assert ended.returncode == expected, ended.stderr
+
+
+@pytest.mark.parametrize(("framework", "begin"), [
+    ("flax", "import jax; jax.devices()"),
+    ("tf", "import tensorflow as tf; tf.constant(1)"),
+    ("flax", "list(vit.predict(sys.argv[2], sys.argv[1], framework))"),
+    ("tf", "list(vit.predict(sys.argv[2], sys.argv[1], framework))"),
+])  # fmt: skip
+def test_a_framework_that_does_not_live_on_in_a_fork_is_refused_there(framework, begin, folder, paths):
+    source = f"""
+import os, signal, sys, vit
+framework = {framework!r}
+{begin}
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.alarm(60)
+try:
+    list(vit.predict(sys.argv[2], sys.argv[1], framework))
+except vit.InputError as error:
+    print(error, flush=True)
+    os._exit(7)
+"""
+    ended = python(source, folder, paths[0])
+    assert ended.returncode == 7, ended.stderr
+    assert "was used before this process was forked" in ended.stdout
+    assert "get_context('spawn')" in ended.stdout
+
+
+@pytest.mark.parametrize(("framework", "begin"), [
+    ("pt", "list(vit.predict(sys.argv[2], sys.argv[1], 'pt'))"),
+    ("tf", "import tensorflow"),  # as imported alone
+    ("flax", "import jax, flax"),
+])  # fmt: skip
+def test_a_fork_of_what_was_only_imported_and_any_of_pytorch_predicts(framework, begin, folder, paths):
+    source = f"""
+import os, signal, sys, vit
+{begin}
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.alarm(60)
+found = list(vit.predict(sys.argv[2], sys.argv[1], {framework!r}))
+os._exit(7 if found[0].labels else 1)
+"""
+    ended = python(source, folder, paths[0])
+    assert ended.returncode == 7, ended.stderr
 
 
 # === What is refused ===

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import forks  # before a fork, or it knows nothing
+
 __version__ = "0.1.0"
 
 _MODULES = {

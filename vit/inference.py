@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from . import forks
 from .config import ViTConfig
 from .errors import (
     FRAMEWORKS,
@@ -59,6 +60,7 @@ class Forward:
     ) -> None:
         if isinstance(model, str | os.PathLike):
             (self.framework,) = choose_frameworks([framework] if framework else None, "vit")[:1]
+            forks.check(self.framework)
             prefix = {"pt": "", "tf": "TF", "flax": "Flax"}[self.framework]
             cls = getattr(importlib.import_module(f"vit.{self.framework}"), prefix + CLASSES[head])
             self.model = cls.from_pretrained(model, **options)
@@ -69,6 +71,9 @@ class Forward:
                 raise InputError(f"{given} cannot change a model that is loaded; load it so, or give its folder.")
             self.model = model
         self.config: ViTConfig = self.model.config
+        forks.check(self.framework)
+        if self.framework != "pt":
+            forks.used.add(self.framework)
         serve = {"pt": _serve_pt, "tf": _serve_tf, "flax": _serve_flax}[self.framework]
         self._call, self.device_type = serve(self.model)
 
@@ -95,6 +100,7 @@ class Forward:
         Raises:
             InputError: inputs of another shape.
         """
+        forks.check(self.framework)
         outputs = self._call(pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions)
         return ModelOutput({name: _to_numpy(value) for name, value in outputs.items()})
 

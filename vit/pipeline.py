@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import stat
+import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -32,6 +39,7 @@ POOLS: dict[str, Callable[[ModelOutput], np.ndarray]] = {
 TASKS = ("classify", "embed")
 CALLS = 2  # batches in the model at a time: each fills the cores where the other leaves them idle
 AHEAD = 2  # batches that are read meanwhile
+PATIENCE = 3.0  # seconds that threads get to end what they do when nobody wants it any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +232,7 @@ def _run(
     start: int,
 ) -> Iterator[Prediction]:
     def read(image: Any) -> np.ndarray:
+        _check_regular(image)
         pixel_values = processor(image, return_tensors="np", threads=1).pixel_values  # of which `workers` run
         if pixel_values.shape != (1, *expected):
             raise InputError(
@@ -246,6 +255,8 @@ def _run(
             errors.append(None if error is None else _reason(image, error))
             if error is None:
                 pixel_values[i] = future.result()
+        if stopped.is_set():
+            raise CancelledError
         reading.clear()
         answers: list[dict[str, Any]] = [{}] * len(batch)
         if None in errors:
@@ -255,21 +266,111 @@ def _run(
             for index, image, error, found in zip(range(first, first + len(batch)), batch, errors, answers, strict=True)
         ]
 
-    pending: deque[Future[list[Prediction]]] = deque()
-    with ThreadPoolExecutor(workers, "vit-read") as readers, ThreadPoolExecutor(CALLS, "vit-model") as models:
-        try:
+    pending: deque[tuple[Future[list[Prediction]], list[Future[np.ndarray]]]] = deque()
+    stopped = threading.Event()
+    readers, models = _Threads("vit-read", workers), _Threads("vit-model", CALLS)
+    try:
+        while True:
+            while len(pending) < CALLS + AHEAD:
+                if not (batch := list(islice(images, batch_size - start % batch_size))):
+                    break
+                reading = [readers.submit(read, each) for each in batch]
+                pending.append((models.submit(compute, start, batch, reading), reading))
+                start += len(batch)
+            if not pending:
+                return
+            yield from pending.popleft()[0].result()
+    finally:
+        stopped.set()
+        models.stop()  # what has not begun never will
+        readers.stop()
+        for _, reading in pending:  # nor is it waited for
+            for future in tuple(reading):
+                if not future.cancel():
+                    with suppress(InvalidStateError):
+                        future.set_exception(CancelledError())
+        end = time.monotonic() + PATIENCE
+        models.join(end)
+        readers.join(end)
+
+
+_running: weakref.WeakSet[_Threads] = weakref.WeakSet()
+
+
+class _Threads:
+    """Threads that call functions, and that nobody waits for without end: a read may hang, a batch take minutes.
+
+    Those of `concurrent.futures` keep the process from ending until they do.
+    """
+
+    def __init__(self, name: str, count: int) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=_work, args=(self._calls,), name=f"{name}_{i}", daemon=True) for i in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+        _running.add(self)
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._calls.put((future, call, arguments))
+        return future
+
+    def stop(self) -> None:
+        """Let them end after what they do now."""
+        with suppress(Empty):
             while True:
-                while len(pending) < CALLS + AHEAD:
-                    if not (batch := list(islice(images, batch_size - start % batch_size))):
-                        break
-                    pending.append(models.submit(compute, start, batch, [readers.submit(read, each) for each in batch]))
-                    start += len(batch)
-                if not pending:
-                    return
-                yield from pending.popleft().result()
-        finally:
-            for executor in (models, readers):  # what has not begun never will
-                executor.shutdown(wait=False, cancel_futures=True)
+                if waiting := self._calls.get_nowait():
+                    waiting[0].cancel()
+        for _ in self._threads:
+            self._calls.put(None)
+
+    def join(self, end: float) -> None:
+        """Wait for them, until then at most."""
+        for thread in self._threads:
+            thread.join(max(end - time.monotonic(), 0))
+        _running.discard(self)
+
+
+def _work(calls: SimpleQueue[Any]) -> None:
+    while item := calls.get():
+        future, call, arguments = item
+        if future.set_running_or_notify_cancel():
+            try:
+                result = call(*arguments)
+            except BaseException as error:
+                with suppress(InvalidStateError):  # given up meanwhile
+                    future.set_exception(error)
+            else:
+                with suppress(InvalidStateError):
+                    future.set_result(result)
+                del result
+        del item, future, call, arguments  # nothing is kept while the next is waited for
+
+
+@atexit.register
+def _end_threads() -> None:
+    """Before the interpreter ends under them."""
+    threads = list(_running)
+    for each in threads:
+        each.stop()
+    end = time.monotonic() + PATIENCE
+    for each in threads:
+        each.join(end)
+
+
+def _check_regular(image: Any) -> None:
+    """Refuse what would be waited for without end, such as a pipe. What does not exist is not looked for here."""
+    if not isinstance(image, str | os.PathLike):
+        return
+    try:
+        mode = os.stat(image).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kinds = {stat.S_ISFIFO: "pipe", stat.S_ISSOCK: "socket"}
+        raise InputError(f"is a {next((kind for is_kind, kind in kinds.items() if is_kind(mode)), 'device')}, no file.")
 
 
 def _raising(found: Iterator[Prediction]) -> Iterator[Prediction]:

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..errors import shown
 
 COMMANDS = ("demo", "classify", "embed", "convert", "verify", "inspect", "attention", "posemb", "bench")
 """The modules that hold the commands, in the order of the help."""
@@ -84,4 +85,4 @@ def describe(error: Exception) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return shown(" ".join(text.split()), None)
