@@ -530,7 +530,8 @@ _SPECIAL = {
 }
 _INERT = {  # values that trainings keep beside their tensors; they are named, and nothing is made of them
     "argparse.Namespace": "Namespace", "collections.Counter": "Counter", "collections.defaultdict": "defaultdict",
-    "_codecs.encode": "bytes", "builtins.bytearray": "bytearray", "builtins.set": "set", "builtins.complex": "complex",
+    "_codecs.encode": "bytes", "builtins.bytearray": "bytearray", "builtins.bytes": "bytes",
+    "builtins.set": "set", "builtins.complex": "complex",
     "torch.device": "device", "torch.Tensor": "class", "torch.nn.parameter.Parameter": "class",
     "torch.serialization._get_layout": "layout", "torch.per_tensor_affine": "layout",
     "torch.per_channel_affine": "layout",

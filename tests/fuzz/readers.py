@@ -73,7 +73,8 @@ def torch_load(path: Path) -> Arrays:
             if isinstance(value, dict):
                 found |= flat(value, f"{prefix}{key}/")
             elif isinstance(value, torch.Tensor):
-                bits = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+                dense = torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
+                bits = dense.reshape(-1).view(torch.uint8).numpy()
                 found[f"{prefix}{key}"] = bits.reshape(*value.shape, value.element_size())
         return found
 
