@@ -24,9 +24,9 @@ import ml_dtypes
 import numpy as np
 
 from vit import budgets
+from vit.archives import Member, mapped, members
 from vit.checkpoint import in_order, read_header, read_json, write_safetensors
 from vit.errors import CheckpointError, MissingFrameworkError, quoted, shown
-from vit.files import Member, mapped, members
 from vit.torchfile import Special, TorchFile
 from vit.weights import Shape
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from vit import budgets
+from vit.archives import check_crc, members, read_member
 from vit.checkpoint import in_order
 from vit.config import ViTConfig, to_pair
 from vit.errors import CheckpointError, shown
-from vit.files import check_crc, members, read_member
 from vit.weights import LAYOUTS
 
 from .containers import KINDS, Read, Specs, Store, Window, parsing, read_h5, write_h5_dataset, writing_h5

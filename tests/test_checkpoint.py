@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,34 @@ def test_parameters_and_views_of_a_torch_file_are_read(tmp_path):
     assert_same(arrays(tmp_path), expected)
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
+def test_a_torch_file_that_was_zipped_again_is_read(tmp_path, reference, kind):
+    shutil.copytree(reference / "hf_torch_bin", tmp_path / "again")
+    path = tmp_path / "again" / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", kind) as new:
+        for name, data in members.items():
+            new.writestr(name, data)
+    assert_same(arrays(tmp_path / "again"), arrays(reference / "hf_torch"))
+    model = model_class("pt", "classifier").from_pretrained(tmp_path / "again")
+    expected = model_class("pt", "classifier").from_pretrained(reference / "hf_torch")
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_a_flipped_bit_of_a_torch_file_is_found(tmp_path, reference):
+    shutil.copytree(reference / "hf_torch_bin", tmp_path / "bad")
+    path = tmp_path / "bad" / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        place = archive.getinfo("pytorch_model/data/20").header_offset + 400
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="checksum"):
+        arrays(tmp_path / "bad")
+
+
 def test_sharded_torch_files_are_read(tmp_path, reference):
     tensors = arrays(reference / "hf_torch")
     shutil.copy(reference / "hf_torch" / "config.json", tmp_path)
@@ -296,8 +325,11 @@ def test_a_torch_file_of_an_unknown_dtype_names_the_tensor(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which files are mapped")
 def test_a_torch_file_is_mapped_and_takes_no_memory_until_it_is_read(tmp_path):
     opened = Checkpoint(torch_folder(tmp_path, {"a": torch.ones(1000)}))
+    assert str(tmp_path / "pytorch_model.bin") not in Path("/proc/self/maps").read_text()
+    array = opened.read("a")
     assert str(tmp_path / "pytorch_model.bin") in Path("/proc/self/maps").read_text()
-    del opened
+    array += 1  # its own from now on
+    assert opened.read("a").sum() == 1000
 
 
 # === Overwriting ===

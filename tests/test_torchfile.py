@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import conversion
-from vit import files
+from vit import archives
 from vit.errors import CheckpointError
 from vit.torchfile import Special, TorchFile
 
@@ -286,4 +286,4 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
         archive.writestr("x/data.pkl", b"\x80\x02}." + bytes(300 * 2**20))
     assert (tmp_path / "bomb.pth").stat().st_size < 2**20
     with pytest.raises(CheckpointError, match="would become"):
-        files.members(tmp_path / "bomb.pth")
+        archives.members(tmp_path / "bomb.pth")

@@ -12,11 +12,13 @@ import os
 import re
 import tempfile
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +26,10 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from . import hub, posemb
+from . import budgets, hub, posemb, torchfile
 from .config import ViTConfig
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, quoted, shown
+from .torchfile import Special, TorchFile
 from .weights import BASE, OPTIONAL, Shape, parameter_shapes, to_local
 
 CONFIG = "config.json"
@@ -71,7 +74,9 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, or holds something else.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(budgets.read_whole(path))
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; expected a folder that save_pretrained wrote."
@@ -138,8 +143,7 @@ class Checkpoint:
     """An open checkpoint folder: its configuration, and its tensors, read one at a time.
 
     Args:
-        folder: holds config.json and safetensors files, or, where PyTorch is installed, pytorch_model.bin files,
-            which PyTorch reads restricted to tensors.
+        folder: holds config.json and safetensors files, or pytorch_model.bin files, of which nothing is unpickled.
 
     Raises:
         CheckpointError: a file is missing, truncated, or not what its name says.
@@ -150,8 +154,8 @@ class Checkpoint:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.tensors: dict[str, Tensor] = {}
-        self.pickled: dict[str, Any] = {}  # name -> torch.Tensor, of pytorch_model.bin
-        safetensors, pickles = (WEIGHTS, INDEX, self._read_safetensors), (TORCH_WEIGHTS, TORCH_INDEX, self._unpickle)
+        self.pickled: dict[str, Callable[[], np.ndarray]] = {}  # name -> how to read it, of pytorch_model.bin
+        safetensors, pickles = (WEIGHTS, INDEX, self._read_safetensors), (TORCH_WEIGHTS, TORCH_INDEX, self._read_torch)
         for name, index, read in (safetensors, pickles):
             if (self.folder / name).is_file():
                 read(self.folder / name)
@@ -169,9 +173,13 @@ class Checkpoint:
             raise CheckpointError(f"{index} has no weight_map of tensor names to files; write or download it again.")
         for file in sorted(set(weight_map.values())):
             if file != Path(file).name:
-                raise CheckpointError(f"{index} names the shard {file!r}; expected a file name in the same folder.")
-            if not (self.folder / file).is_file():
-                raise CheckpointError(f"{self.folder} lacks the shard {file} that {index.name} names; copy it there.")
+                raise CheckpointError(
+                    f"{index} names the shard {quoted(file)}; expected a file name in the same folder."
+                )
+            if not os.path.isfile(self.folder / file):
+                raise CheckpointError(
+                    f"{self.folder} lacks the shard {shown(file)} that {index.name} names; copy it there."
+                )
             read(self.folder / file)
         found = {name: tensor.file.name for name, tensor in self.tensors.items()}
         if lost := sorted(name for name, file in weight_map.items() if found.get(name) != file):
@@ -180,41 +188,35 @@ class Checkpoint:
     def _read_safetensors(self, path: Path) -> None:
         self.tensors.update(read_header(path))
 
-    def _unpickle(self, path: Path) -> None:
+    def _read_torch(self, path: Path) -> None:
         try:
-            import torch
-        except ModuleNotFoundError:
+            file = TorchFile(path)
+        except Exception as error:  # zip archives and pickles each raise their own
             raise CheckpointError(
-                f"{path} is a PyTorch pickle, which only PyTorch reads safely. Install it (pip install 'trivit[pt]'), "
-                "or save the checkpoint as model.safetensors."
-            ) from None
-        try:
-            # Mapped: a tensor takes memory when it is used. Only the older format of PyTorch is no zip file.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except Exception as error:  # pickle, zip and torch each raise their own
-            raise CheckpointError(
-                f"{path} is damaged or holds more than tensors ({type(error).__name__}), and nothing else is "
+                f"{shown(path)} is damaged or holds more than tensors ({shown(error)}), and nothing else is "
                 "unpickled. Download it again, or save its state dict as model.safetensors."
             ) from None
-        tensors = isinstance(state, dict) and all(
-            isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout is torch.strided
-            for name, value in state.items()
-        )
-        if not tensors:
-            raise CheckpointError(f"{path} holds something else than a state dict of names and dense tensors.")
-        for name, value in state.items():
+        if not file.is_state_dict:
+            raise CheckpointError(f"{shown(path)} holds something else than a state dict of names and dense tensors.")
+        sizes = 0
+        for name, tensor in file.tensors.items():
+            assert not isinstance(tensor, Special)
             try:
-                self.tensors[name] = Tensor(path, 0, dtype_of(value.dtype), tuple(value.shape))
-            except CheckpointError as error:
-                raise CheckpointError(f"{path}: {name}: {error}") from None
-            self.pickled[name] = value.detach()
+                self.tensors[name] = Tensor(path, 0, dtype_of(tensor.dtype), tensor.shape)
+                sizes += file.check(tensor)
+            except ValueError as error:
+                raise CheckpointError(f"{shown(path)}: {shown(name)}: {error}") from None
+            self.pickled[name] = partial(_read_stored, file, tensor)
+        budgets.check_total(path, sizes, path.stat().st_size)
 
     def read(self, name: str) -> np.ndarray:
         """A stored tensor, mapped to its file until it is changed: in memory only while it is used."""
         file, offset, dtype, shape = self.tensors[name]
         if name in self.pickled:
-            value = self.pickled[name].contiguous()
-            return value.view(dtype=_torch_bits(value)).numpy().view(dtype).reshape(shape)
+            try:
+                return self.pickled[name]()
+            except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+                raise CheckpointError(f"{shown(file)}: {shown(name)} cannot be read: {shown(error)}.") from None
         if 0 in shape:
             return np.empty(shape, dtype)
         try:
@@ -229,10 +231,14 @@ class Checkpoint:
         return max(dtypes, key=lambda dtype: (dtype.itemsize, dtype.str), default=DTYPES["F32"])
 
 
-def _torch_bits(value: Any) -> Any:
-    import torch
-
-    return {2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]
+def _read_stored(file: TorchFile, tensor: torchfile.Tensor) -> np.ndarray:
+    """A tensor of a PyTorch file, mapped until it is changed where it lies there as it is."""
+    offset = file.place(tensor)
+    if offset is None or 0 in tensor.shape:
+        return file.read(tensor)
+    return np.asarray(np.memmap(file.path, tensor.dtype, mode="c", offset=offset, shape=tensor.shape or (1,))).reshape(
+        tensor.shape
+    )
 
 
 # === Fitting a checkpoint to a model ===

@@ -19,8 +19,8 @@ import ml_dtypes
 import numpy as np
 
 from . import budgets
+from .archives import Member, check_crc, mapped, members, read_member
 from .errors import CheckpointError, quoted, shown
-from .files import Member, check_crc, mapped, members, read_member
 from .weights import Shape
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -88,6 +88,7 @@ class TorchFile:
     Attributes:
         tensors: name -> `Tensor`, or `Special`; nested dicts give names with slashes.
         others: name -> what it is, of values that are no tensors.
+        is_state_dict: whether it holds names and dense tensors, and nothing else.
 
     Raises:
         CheckpointError: it holds more than tensors, or is out of proportion.
@@ -104,6 +105,9 @@ class TorchFile:
         with budgets.open_file(path) as file:
             zipped = file.read(4) == b"PK\x03\x04"
         content = self._open_zip() if zipped else self._open_legacy()
+        self.is_state_dict = isinstance(content, dict) and all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+        )
         for name, value in self._flatten(content):
             if name in self.tensors or name in self.others:
                 raise CheckpointError(f"{shown(path)}: two values fight for the name {shown(name)}.")

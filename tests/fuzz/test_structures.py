@@ -60,8 +60,10 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return torch.nn.Parameter(tensor) if tensor.is_floating_point() and draw(st.booleans()) else tensor
 
 
-VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=300),
-                   st.binary(min_size=1, max_size=9), st.lists(st.integers(), max_size=3), st.tuples(st.integers(), st.text(max_size=3)))  # fmt: skip
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=300), st.binary(min_size=1, max_size=9),
+    st.lists(st.integers(), max_size=3), st.tuples(st.integers(), st.text(max_size=3)),
+)  # fmt: skip
 
 
 @fixed

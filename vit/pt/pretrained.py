@@ -146,10 +146,9 @@ def _read(fit: checkpoint.Fit, name: str, files: dict[Path, Any]) -> Tensor:
     `files` keeps each safetensors file open: opening one reads its whole header.
     """
     stored = fit.stored[name]
-    if name in fit.resampled:
-        return _from_numpy(fit.read(name))
-    if stored in fit.checkpoint.pickled:
-        return fit.checkpoint.pickled[stored]
+    if name in fit.resampled or stored in fit.checkpoint.pickled:
+        array = fit.read(name)
+        return _from_numpy(array if array.flags.writeable else array.copy())
     file = fit.checkpoint.tensors[stored].file
     if file not in files:
         files[file] = safe_open(file, framework="pt")
