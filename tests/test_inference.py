@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
+from tensorflow.python.framework.func_graph import FuncGraph
 
 import vit
-from vit import InputError, MissingFrameworkError
+from vit import InputError, MissingFrameworkError, inference
 from vit.inference import Forward
 
 PREFIXES = {"pt": "", "tf": "TF", "flax": "Flax"}
@@ -117,3 +120,41 @@ def test_an_unknown_framework_and_one_that_is_not_installed_are_named(folder, mo
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(MissingFrameworkError, match=r"pip install 'trivit\[tf\]'"):
         Forward(folder, "tf")
+
+
+@pytest.mark.parametrize("framework", ["tf", "flax"])
+def test_programs_for_many_image_sizes_are_kept_up_to_a_bound_and_those_used_last(framework, folder, monkeypatch):
+    monkeypatch.setattr(inference, "PROGRAMS", 3)
+    forward, traced = Forward(folder, framework), []
+    call = forward.model.__class__.__call__ if framework == "flax" else forward.model.__class__.call
+
+    def counted(self: Any, pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
+        traced.append(pixel_values.shape[2])
+        return call(self, pixel_values, *args, **kwargs)
+
+    monkeypatch.setattr(forward.model.__class__, call.__name__, counted)
+    expected = Forward(folder, "pt")
+    for height, is_new in [(16, True), (20, True), (24, True), (16, False), (28, True), (16, False), (20, True)]:
+        image = np.random.default_rng(height).standard_normal((1, 3, height, 16), np.float32)
+        before = len(traced)
+        found = forward(image, interpolate_pos_encoding=True).logits
+        assert (len(traced) > before) == is_new, height
+        np.testing.assert_allclose(found, expected(image, interpolate_pos_encoding=True).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["tf", "flax"])
+def test_a_program_that_is_dropped_is_freed(framework, folder, monkeypatch):
+    monkeypatch.setattr(inference, "PROGRAMS", 2)
+    forward = Forward(folder, framework)
+
+    def programs() -> int:
+        gc.collect()
+        if framework == "flax":
+            return len(jax.devices()[0].client.live_executables())
+        return sum(type(each) is FuncGraph for each in gc.get_objects())
+
+    counts = []
+    for height in range(16, 64, 4):
+        forward(np.zeros((1, 3, height, 16), np.float32), interpolate_pos_encoding=True)
+        counts.append(programs())
+    assert counts[-1] == counts[3]

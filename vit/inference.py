@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ from .outputs import ModelOutput
 
 CLASSES = {None: "ViTModel", "classifier": "ViTForImageClassification", "decoder": "ViTForMaskedImageModeling"}
 """Head -> the class that has it; TensorFlow's and Flax's have a prefix."""
+
+
+PROGRAMS = 32
+"""The most compiled programs that a `Forward` keeps, those used last; one takes 3 to 8 MB."""
 
 
 class Forward:
@@ -159,11 +164,14 @@ def _serve_tf(model: Any) -> tuple[Any, str]:
     import tensorflow as tf
 
     device = model.variables[0].value.device  # where operations run is not where variables lie unless it is said
-    graph = tf.function(lambda pixel_values, *flags: model(pixel_values, training=False, **_keywords(flags)))
+
+    @lru_cache(PROGRAMS)  # of functions of one program each, because one function keeps all of its programs
+    def program(shape: tuple[int, ...], flags: tuple[bool, ...]) -> Any:
+        return tf.function(lambda pixel_values: model(pixel_values, training=False, **_keywords(flags)))
 
     def call(pixel_values: np.ndarray, *flags: bool) -> Any:
         with tf.device(device):
-            return graph(tf.convert_to_tensor(pixel_values), *flags)
+            return program(pixel_values.shape, flags)(tf.convert_to_tensor(pixel_values))
 
     return call, tf.DeviceSpec.from_string(device).device_type.lower()
 
@@ -174,14 +182,17 @@ def _serve_flax(model: Any) -> tuple[Any, str]:
 
     graphdef, state = nnx.split(model)  # merged while tracing, where nnx.jit would walk through the model at each call
 
-    def run(state: Any, pixel_values: Any, flags: tuple[bool, ...]) -> Any:
-        merged = nnx.merge(graphdef, state)
-        merged.eval()  # the copy; a model that trains stays as it is
-        return merged(pixel_values, **_keywords(flags))
+    @lru_cache(PROGRAMS)  # of functions of one program each, because one function keeps all of its programs
+    def program(shape: tuple[int, ...], flags: tuple[bool, ...]) -> Any:
+        def run(state: Any, pixel_values: Any) -> Any:
+            merged = nnx.merge(graphdef, state)
+            merged.eval()  # the copy; a model that trains stays as it is
+            return merged(pixel_values, **_keywords(flags))
 
-    jitted = jax.jit(run, static_argnums=2)
+        return jax.jit(run)
+
     platforms = {device.platform for leaf in jax.tree.leaves(state) for device in leaf.devices()}
-    return lambda pixel_values, *flags: jitted(state, pixel_values, flags), min(platforms)
+    return lambda pixel_values, *flags: program(pixel_values.shape, flags)(state, pixel_values), min(platforms)
 
 
 def _keywords(flags: tuple[bool, ...]) -> dict[str, bool]:
