@@ -305,16 +305,17 @@ class _Threads:
 
     def __init__(self, name: str, count: int) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=_work, args=(self._calls,), name=f"{name}_{i}", daemon=True) for i in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._name, self._count = name, count
+        self._threads: list[threading.Thread] = []
         _running.add(self)
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
         self._calls.put((future, call, arguments))
+        if len(self._threads) < self._count:
+            name = f"{self._name}_{len(self._threads)}"
+            self._threads.append(threading.Thread(target=_work, args=(self._calls,), name=name, daemon=True))
+            self._threads[-1].start()
         return future
 
     def stop(self) -> None:

@@ -243,7 +243,7 @@ class Journal:
             self._sql("CREATE TABLE run (settings TEXT, phase TEXT)")
             self._sql("CREATE TABLE rows (number INTEGER PRIMARY KEY, path BLOB, error BLOB, pieces TEXT)")
             self._sql("INSERT INTO run VALUES (?, 'rows')", json.dumps(settings))
-            self._sql("COMMIT")
+            self._sql("COMMIT")  # not waited for: there is nothing to lose yet
         for path in paths:
             self._files.append((path, open_own(path, os.O_CREAT | os.O_EXCL)))
         self._ready(headers, 0, [len(header) for header in headers(0)])
@@ -254,10 +254,11 @@ class Journal:
         ((phase,),) = self._sql("SELECT phase FROM run")
         return phase
 
-    def enter(self, phase: str) -> None:
-        """Note durably where the run is."""
+    def enter(self, phase: str, durable: bool) -> None:
+        """Note where the run is; on the disk at once, if it is durable, or with `close`."""
         with self._refusing():
-            self._sql("PRAGMA synchronous=FULL")
+            if durable:
+                self._sql("PRAGMA synchronous=FULL")
             self._sql("UPDATE run SET phase = ?", phase)
             self._sql("PRAGMA synchronous=NORMAL")
 
@@ -296,7 +297,8 @@ class Journal:
                 if header == later and not header.startswith(begin):
                     raise InputError(f"{shown(path)} does not begin as it was written; --force begins again.")
             for name, error, pieces in chain([] if first is None else [first], rows):
-                lengths, sums = json.loads(pieces)
+                numbers = list(map(int, pieces.split()))
+                lengths, sums = numbers[::2], numbers[1::2]
                 found = [stream.read(length) for stream, length in zip(streams, lengths, strict=True)]
                 if not whole or [len(each) for each in found] != lengths:
                     whole = False  # cut since: a disk that was full, a power failure, or by hand
@@ -323,6 +325,7 @@ class Journal:
 
     def _ready(self, headers: Callable[[int], Sequence[bytes]], count: int, ends: list[int]) -> None:
         """Let the files be of so many rows."""
+        self._sql("PRAGMA synchronous=NORMAL")
         self._headers, self._count, self._ends = headers, count, ends
         self._bytes = [bytearray() for _ in ends]
         self._begins = []
@@ -336,7 +339,7 @@ class Journal:
 
     def append(self, path: str, error: str | None, pieces: Sequence[bytes]) -> None:
         """Take one more row, of which `pieces` go to the files; it is written with the next `flush`."""
-        sums = json.dumps([[len(piece) for piece in pieces], [zlib.crc32(piece) for piece in pieces]])
+        sums = " ".join([f"{len(piece)} {zlib.crc32(piece)}" for piece in pieces])
         reason = None if error is None else error.encode("utf-8", "surrogatepass")
         self._waiting.append((self._count + len(self._waiting), os.fsencode(path), reason, sums))
         for taken, piece in zip(self._bytes, pieces, strict=True):
@@ -373,8 +376,7 @@ class Journal:
             self._write_headers(self.count)
             with self._refusing():
                 self._sql("BEGIN")
-                for row in self._waiting:
-                    self._sql("INSERT INTO rows VALUES (?, ?, ?, ?)", *row)
+                self._open.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", self._waiting)
                 self._sql("COMMIT")
         except BaseException:
             self._waiting = []
@@ -429,12 +431,16 @@ class Journal:
         self._database = sqlite3.connect(uri, uri=True, isolation_level=None)
         if not is_at(self._own, self.path):  # a link that came in between
             raise InputError(f"{shown(self.path)} was replaced while it was opened; try again.")
-        for pragma in ("trusted_schema=OFF", "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
+        for pragma in ("trusted_schema=OFF", "locking_mode=EXCLUSIVE", "synchronous=OFF", "journal_mode=WAL"):
             self._sql(f"PRAGMA {pragma}")
 
-    def _sql(self, statement: str, *values: Any) -> sqlite3.Cursor:
+    @property
+    def _open(self) -> sqlite3.Connection:
         assert self._database is not None, "the journal is closed"
-        return self._database.execute(statement, values)
+        return self._database
+
+    def _sql(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        return self._open.execute(statement, values)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

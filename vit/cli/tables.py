@@ -110,7 +110,7 @@ class Output:
         self._journal.sync()
         if self._journal.phase != "done":
             self._format.publish(self._journal)
-            self._journal.enter("done")
+            self._journal.enter("done", durable=self._format.cleans)
             self._format.clean()
 
     def close(self) -> None:
@@ -126,9 +126,11 @@ class Format(ABC):
 
     Attributes:
         paths: of these files.
+        cleans: whether they are removed when the output is whole.
     """
 
     paths: list[Path]
+    cleans = False
 
     @abstractmethod
     def headers(self, count: int) -> list[bytes]:
@@ -237,6 +239,8 @@ class Parquet(Format):
         rows: the format of the .part file.
     """
 
+    cleans = True
+
     def __init__(self, path: Path, rows: Lines | Vectors) -> None:
         self.path, self.paths, self._rows = path, rows.paths, rows
         self._done = False
@@ -281,7 +285,7 @@ class Parquet(Format):
                 for columns in self._pieces(schema, journal):
                     writer.write_table(columns)
             sync(new)
-            journal.enter("publishing")  # from here on what has the name is ours
+            journal.enter("publishing", durable=True)  # from here on what has the name is ours
             os.replace(new, self.path)
             sync(self.path.parent)
         except OSError as error:
