@@ -7,6 +7,7 @@ import sys
 import typer
 
 from vit.cli.convert import command
+from vit.errors import shown
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, ImportError, OSError) as error:
-        typer.echo(f"conversion: {error}", err=True)
+        typer.echo(f"conversion: {shown(error, None)}", err=True)
         sys.exit(2)
 
 

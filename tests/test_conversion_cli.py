@@ -219,3 +219,57 @@ def test_a_progress_bar_shows_on_a_terminal(tmp_path):
     os.close(end)
     assert b"converting" in os.read(terminal, 100_000)
     assert b"converting" not in done.stdout
+
+
+Stage, Verification = conversion.equality.Stage, conversion.equality.Verification
+
+
+def verdict(differences: list[dict[str, float]], largest: float = 1.0, answers: dict | None = None) -> Verification:
+    stages = [Stage(str(i), (1,), largest, values) for i, values in enumerate(differences)]
+    return Verification("x", "ViTModel", ViTConfig(), [], "float32", 1e-5, stages=stages, answers=answers or {})
+
+
+def test_the_verdict_is_that_of_every_stage_every_pair_and_every_image():
+    good, bad = {"pt-tf": 1e-6, "pt-flax": 0.0}, {"pt-tf": 1e-6, "pt-flax": 2e-5}
+    assert verdict([good, good]).passed
+    assert not verdict([good, bad]).passed
+    assert not verdict([bad, good]).passed
+    same, other = {"pt": "cat", "tf": "cat"}, {"pt": "cat", "tf": "dog"}
+    assert verdict([good], answers={"a": same, "b": same}).passed
+    assert not verdict([good], answers={"a": same, "b": other}).passed
+
+
+def test_the_tolerance_is_of_the_largest_value_and_of_one_where_values_are_smaller():
+    assert verdict([{"pt-tf": 0.9e-5}], largest=0.01).passed
+    assert verdict([{"pt-tf": 0.9e-3}], largest=100.0).passed
+    assert not verdict([{"pt-tf": 1.1e-5}], largest=0.01).passed
+    assert not verdict([{"pt-tf": 1.1e-3}], largest=100.0).passed
+
+
+def test_the_processor_that_a_conversion_writes_prepares_images_as_its_source_did(tmp_path):
+    conversion.convert(FIXTURES / "google_vit.npz", tmp_path / "out")
+    from vit import ViTImageProcessor
+
+    white = np.full((32, 32, 3), 255, np.uint8)
+    prepared = ViTImageProcessor.from_pretrained(tmp_path / "out")(white, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(prepared, 1.0, atol=1e-6)  # (255 / 255 - 0.5) / 0.5
+    written = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert written["rescale_factor"] == pytest.approx(1 / 255)
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect"])
+def test_names_and_labels_reach_the_terminal_without_control_characters(command, tmp_path):
+    import torch
+
+    state = {key: torch.from_numpy(np.array(value)) for key, value in torch.load(
+        FIXTURES / "dino_backbone.pth", weights_only=True).items()}  # fmt: skip
+    torch.save({"teacher": state, "\x1b[31mred\n": 1, "\ud800": 2}, tmp_path / "x.pth")
+    arguments = [tmp_path / "x.pth", *([tmp_path / "\x1b[2Jout"] if command == "convert" else []), *HEADS]
+    status, output = invoke(command, *arguments)
+    assert status == 0
+    assert all(line.isprintable() for line in output.splitlines())
+    torch.save({"x": torch.zeros(1), "\x1b[31mred": torch.zeros(1)}, tmp_path / "y.pth")
+    done = subprocess.run([sys.executable, "-m", "conversion", tmp_path / "y.pth", tmp_path / "o"], capture_output=True)
+    assert done.returncode == 2
+    assert b"\\x1b[31mred" in done.stderr
+    assert b"\x1b" not in done.stderr

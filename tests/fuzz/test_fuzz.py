@@ -95,7 +95,7 @@ def test_a_worker_that_dies_hangs_or_takes_too_much_is_found_and_replaced(folder
         "    if kind == 'dies': os._exit(3)\n"
         "    if kind == 'hangs':\n"
         "        while True: sum(range(10**6))\n"
-        "    if kind == 'grows': return len(bytes(bytearray(2**30 + 2**28))) and {}\n"
+        "    if kind == 'grows': return len(bytearray(2**30 + 2**28)) and {}\n"
         "    if kind == 'fails': raise KeyError('x')\n"
         "    return {'x': __import__('numpy').zeros(1 if kind == 'wrong' else 2)}\n"
         "made = r.Reader((r.Path(__file__).parent / 'seed',), read, oracle=lambda p: {'x': w.np_zeros})\n"
@@ -107,7 +107,7 @@ def test_a_worker_that_dies_hangs_or_takes_too_much_is_found_and_replaced(folder
     (tmp_path / "made.py").write_text(code)
     (tmp_path / "seed").write_text("fine")
     monkeypatch.setattr(workers, "COMMAND", [sys.executable, str(tmp_path / "made.py")])
-    monkeypatch.setattr(workers, "SECONDS", 2.0)
+    monkeypatch.setattr(workers, "SECONDS", 4.0)
     with Worker(folder / "seeds") as made:
         for kind, verdict in {"fine": "read", "dies": "crash", "hangs": "hang", "grows": "memory", "wrong": "wrong",
                               "fails": "other error"}.items():  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import shown
 from .options import Json
 
 if TYPE_CHECKING:
@@ -95,17 +96,17 @@ def show(report: Report) -> None:
     config = report.config
     kind = (config.architectures or ("?",))[0]
     labels = f", {config.num_labels} labels" if kind == "ViTForImageClassification" else ""
-    typer.echo(f"{report.source}: {report.source_format}, {kind} {variant(config)}{labels}")
+    typer.echo(f"{shown(report.source)}: {report.source_format}, {kind} {variant(config)}{labels}")
     for line in report.said:
-        typer.echo(f"  assumed  {line}")
+        typer.echo(f"  assumed  {shown(line)}")
     reasons: dict[str, list[str]] = {}
     for name, reason in report.ignored.items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
         rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        typer.echo(f"  left out {', '.join(names[:3])}{rest}: {reason}")
+        typer.echo(f"  left out {', '.join(map(shown, names[:3]))}{rest}: {reason}")
     compared = "every one compared bit by bit with the source" if report.verified else "not compared"
-    typer.echo(f"{report.target}: {report.target_format}, {report.parameters:,} parameters, {compared}")
+    typer.echo(f"{shown(report.target)}: {report.target_format}, {report.parameters:,} parameters, {compared}")
 
 
 class _Bar:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import shown
 from .options import Json
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def command(
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
         for name, value in rows(found).items():
-            typer.echo(f"{name:<13} {value}")
+            typer.echo(f"{name:<13} {shown(value, 2000)}")
     return 0 if found.whole else 1
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import shown
 from .frameworks import choose, quiet
 from .options import Frameworks, Json
 
@@ -70,8 +71,8 @@ def show(found: Verification) -> None:
     if not console.is_terminal:  # a file or a pipe is as wide as the table
         console = Console(highlight=False, width=160)
     versions = ", ".join(f"{FRAMEWORKS[key][1]} {version}" for key, version in found.versions.items())
-    console.print(f"{found.name}: {found.architecture} {variant(found.config)}, {found.dtype}", soft_wrap=True)
-    console.print(f"{versions}; {', '.join(found.images)}", soft_wrap=True)
+    console.print(f"{shown(found.name)}: {found.architecture} {variant(found.config)}, {found.dtype}", soft_wrap=True)
+    console.print(f"{versions}; {', '.join(map(shown, found.images))}", soft_wrap=True)
     table = Table(box=box.SIMPLE, header_style=None)
     for header in ("stage", "shape"):
         table.add_column(header, no_wrap=True)
@@ -84,7 +85,10 @@ def show(found: Verification) -> None:
     console.print(table)
     for image, answers in found.answers.items():
         if len(set(answers.values())) > 1:
-            console.print(f"{image}: {', '.join(f'{key} says {label}' for key, label in answers.items())}", style="red")
+            console.print(
+                f"{shown(image)}: {', '.join(f'{key} says {shown(label)}' for key, label in answers.items())}",
+                style="red",
+            )
     worst = found.worst
     verdict = "the same function" if found.passed else "NOT the same function"
     console.print(
