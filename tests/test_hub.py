@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 import vit
+from vit.errors import shown
 
 TOKEN = "hf_right"
 ADDRESS = "google/vit-tiny"
@@ -37,6 +39,12 @@ class Hub(ThreadingHTTPServer):
         self.models: dict[str, dict[str, dict[str, bytes]]] = {}  # name -> revision -> file -> content
         self.access: dict[str, str] = {}  # name -> "private" or "gated"
         self.trouble: int | None = None  # an HTTP status that answers everything
+        self.slow = 0.0  # seconds before each byte of an answer about a model
+        self.info: Any = None  # what it says about every model, instead of the truth
+        self.listed: list[str] = []  # more files that it lists
+        self.headers: dict[str, str] = {}  # of the answers about files, instead of the true ones
+        self.location: str | None = None  # where it sends everybody
+        self.tokens: list[str | None] = []  # that were sent
         self.requests: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -76,6 +84,13 @@ class Handler(BaseHTTPRequestHandler):
     def respond(self, send_body: bool) -> None:
         path = self.path.partition("?")[0]
         self.server.requests.append(f"{self.command} {path}")
+        self.server.tokens.append(self.headers.get("Authorization"))
+        if self.server.location:
+            self.send_response(307)
+            self.send_header("Location", self.server.location)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
         if self.server.trouble:
             return self.refuse(self.server.trouble)
         authorization = self.headers.get("Authorization")
@@ -105,18 +120,24 @@ class Handler(BaseHTTPRequestHandler):
                 for file, content in files.items()
             ]).encode()  # fmt: skip
         else:
-            siblings = [{"rfilename": file} for file in files]
-            body = json.dumps(
-                {"id": name, "modelId": name, "sha": sha, "private": False, "siblings": siblings}
-            ).encode()
+            siblings = [{"rfilename": file} for file in [*files, *self.server.listed]]
+            told = {"id": name, "modelId": name, "sha": sha, "private": False, "siblings": siblings}
+            if isinstance(self.server.info, dict):
+                told |= self.server.info
+            elif self.server.info is not None:
+                told = json.loads(self.server.info)
+            body = json.dumps(told).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/octet-stream" if what == "resolve" else "application/json")
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Repo-Commit", sha)
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+        for header, value in (headers | (self.server.headers if what == "resolve" else {})).items():
+            self.send_header(header, value)
         self.end_headers()
-        if send_body:
-            self.wfile.write(body)
+        step = 1 if self.server.slow and what == "revision" else max(1, len(body))
+        for start in range(0, len(body) if send_body else 0, step):
+            time.sleep(self.server.slow if what == "revision" else 0)
+            self.wfile.write(body[start : start + step])
         return None
 
 
@@ -144,7 +165,7 @@ for expression in sys.argv[1:]:
     try:
         answer = {"value": eval(expression)}
     except CheckpointError as error:
-        answer = {"error": str(error)}
+        answer = {"error": str(error), "missing": isinstance(error, OSError)}
     print(json.dumps(answer))
 """
 
@@ -177,14 +198,21 @@ def ask(hub: Hub, tmp_path: Path) -> Callable[..., Any]:
         assert done.returncode == 0, done.stderr
         assert done.stderr == "", "a user would see this noise"
         answers = [json.loads(line) for line in done.stdout.splitlines()]
-        values = [answer["value"] if "value" in answer else CheckpointRefused(answer["error"]) for answer in answers]
+        values = [answer["value"] if "value" in answer else CheckpointRefused(answer) for answer in answers]
         return values if len(values) > 1 else values[0]
 
     return evaluate
 
 
 class CheckpointRefused(str):
-    """The text of the CheckpointError that was raised."""
+    """The text of the CheckpointError that was raised; `missing` tells whether it is an OSError too."""
+
+    missing: bool
+
+    def __new__(cls, answer: dict[str, Any]) -> CheckpointRefused:
+        refused = super().__new__(cls, answer["error"])
+        refused.missing = answer["missing"]
+        return refused
 
 
 WHOLE = ["config.json", "model.safetensors"]
@@ -334,10 +362,10 @@ def test_what_cannot_be_a_model_name_is_refused_without_asking_the_hub(hub, ask,
     file = str(reference / "hf_torch" / "model.safetensors")
     expected = "expected a checkpoint folder or a model name on the hub."
     reasons = {
-        **{name: f"{name} does not exist; {expected}" for name in ABSENT},
+        **{name: f"{shown(name)} does not exist; {expected}" for name in ABSENT},
         file: f"{file} is a file; {expected}",
         "": f"An empty name does not exist; {expected}",
-        **{name: f"{name} is neither a folder here nor a possible model name; model names look like "
+        **{name: f"{shown(name)} is neither a folder here nor a possible model name; model names look like "
                  "'google/vit-base-patch16-224'." for name in IMPOSSIBLE},
     }  # fmt: skip
     assert ask(*(f"load({name!r})" for name in reasons)) == list(reasons.values())
@@ -385,3 +413,127 @@ def test_a_model_without_a_config_is_refused(hub, ask, reference):
     refused = ask(f"ViTConfig.from_pretrained('{ADDRESS}')")
     assert isinstance(refused, CheckpointRefused)
     assert "has no config.json" in refused
+
+
+# === A hub that means harm, or is broken ===
+
+
+def inside(folder: Path) -> set[str]:
+    """Every file below a folder but those of the cache itself."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+BAD_ANSWERS = {
+    "null": "null",
+    "list": "[]",
+    "number": "3",
+    "no sha": {"sha": None},
+    "sha that climbs": {"sha": "../../../../evil"},
+    "sha that is short": {"sha": "abc"},
+    "siblings null": {"siblings": None},
+    "siblings of null": {"siblings": [None]},
+    "siblings of numbers": {"siblings": [{"rfilename": 3}]},
+    "siblings without names": {"siblings": [{}]},
+    "siblings that are text": {"siblings": "model.safetensors"},
+}
+
+
+@pytest.mark.parametrize("answer", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
+def test_an_answer_that_is_none_is_refused_by_name(hub, ask, reference, tmp_path, answer):
+    hub.add(ADDRESS, reference / "hf_torch")
+    hub.info = answer
+    refused = ask(f"load('{ADDRESS}')")
+    assert isinstance(refused, CheckpointRefused)
+    assert refused.startswith(f"{ADDRESS} ")
+    assert re.search("could not be downloaded: the hub|lacks a file on the hub: it has no config.json", refused)
+    assert hub.downloads() == []
+    assert not any("evil" in name for name in inside(tmp_path))
+
+
+def test_listed_names_that_climb_are_never_asked_for(hub, ask, reference, tmp_path):
+    hub.add(ADDRESS, reference / "hf_torch")
+    hub.listed = ["../config.json", "model-/../../evil.safetensors", "/model-1.safetensors", "model-..\\x.safetensors",
+                  "..\\config.json", "model-\n.safetensors", "sub/config.json"]  # fmt: skip
+    assert ask(f"load('{ADDRESS}')") == WHOLE
+    assert hub.downloads() == WHOLE
+
+
+BAD_HEADERS = {
+    "etag that climbs": {"ETag": '"../../../../evil"'},
+    "linked etag that climbs": {"X-Linked-Etag": '"../../../../evil"'},
+    "absolute etag": {"ETag": '"/tmp/evil"'},
+    "commit that climbs": {"X-Repo-Commit": "../../../../evil"},
+    "another commit": {"X-Repo-Commit": "0" * 40},
+    "a config of a terabyte": {"X-Linked-Size": str(10**12)},
+    "a size that is none": {"X-Linked-Size": "many"},
+}
+
+
+@pytest.mark.parametrize("headers", BAD_HEADERS.values(), ids=BAD_HEADERS)
+def test_headers_are_checked_before_they_name_files(hub, ask, reference, tmp_path, headers):
+    hub.add(ADDRESS, reference / "hf_torch")
+    hub.headers = headers
+    refused = ask(f"load('{ADDRESS}')")
+    assert isinstance(refused, CheckpointRefused)
+    assert refused.startswith(f"{ADDRESS} could not be downloaded: the hub ")
+    assert "; expected " in refused
+    assert not any("evil" in name for name in inside(tmp_path))
+
+
+def test_a_hub_that_redirects_in_circles_is_left(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch")
+    hub.location = f"/api/models/{ADDRESS}/revision/main"
+    refused = ask(f"load('{ADDRESS}')")
+    assert isinstance(refused, CheckpointRefused)
+    assert "the hub" in refused
+    assert len(hub.requests) < 100
+
+
+def test_a_token_is_sent_to_no_other_host(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch")
+    with Hub() as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        other.add(ADDRESS, reference / "hf_torch")
+        address = other.url.replace("127.0.0.1", "localhost")
+        hub.headers = {"Link": f'<{address}/api/models/{ADDRESS}/tree/main>; rel="next"'}
+        hub.info = {"siblings": []}  # whose files huggingface_hub would list page by page
+        ask(f"load('{ADDRESS}', token='{TOKEN}')")
+        assert other.requests == []
+        hub.info, hub.headers, hub.location = None, {}, address + f"/api/models/{ADDRESS}/revision/main"
+        ask(f"load('{ADDRESS}', token='{TOKEN}')", no_proxy="127.0.0.1,localhost", NO_PROXY="127.0.0.1,localhost")
+        assert other.requests
+        assert set(other.tokens) == {None}
+        other.shutdown()
+    assert f"Bearer {TOKEN}" in hub.tokens
+
+
+def test_a_hub_that_never_ends_its_answer_is_left(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch")
+    hub.slow = 0.2
+    answers = ask("setattr(__import__('vit.hub').hub, 'HUB_SECONDS', 1.0)", f"load('{ADDRESS}')")
+    assert isinstance(answers[1], CheckpointRefused)
+    assert "the hub cannot be reached" in answers[1]
+
+
+def test_what_is_not_there_is_an_os_error_too(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch", without="model.safetensors")
+    for refused in ask(
+        "load('./nothing')", "load('no/such')", f"load('{ADDRESS}')", f"load('{ADDRESS}', revision='v9')"
+    ):
+        assert refused.missing, refused
+    with pytest.raises(FileNotFoundError):
+        vit.hub.resolve("./nothing")
+
+
+def test_a_subfolder_of_a_folder_and_of_a_model(hub, ask, reference, tmp_path):
+    folder = tmp_path / "both"
+    shutil.copytree(reference / "hf_torch", folder / "inner")
+    hub.add(ADDRESS, reference / "hf_torch")
+    hub.models[ADDRESS]["main"] |= {f"inner/{p.name}": p.read_bytes() for p in (folder / "inner").iterdir()}
+    assert ask(f"load('{folder}', subfolder='inner')", f"load('{ADDRESS}', subfolder='inner')") == [WHOLE, WHOLE]
+    assert ask(f"load('{folder}', subfolder='outer')").missing
+    for bad in ("../inner", "/inner"):
+        with pytest.raises(vit.ConfigError, match="subfolder"):
+            vit.hub.resolve(folder, subfolder=bad)
+    with pytest.raises(vit.ConfigError, match="HTTPS_PROXY"):
+        vit.hub.resolve(folder, proxies={"http": "x"})

@@ -6,10 +6,13 @@ believes it: memory and time are proportional to the bytes on disk, or end at a 
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from .errors import CheckpointError, shown
 
@@ -34,6 +37,39 @@ CHUNKS = 100_000
 """Pieces in which a file's tensors lie."""
 LABELS = 200_000
 """Labels of a classifier; ImageNet-21k has 21,843."""
+
+URL_BYTES = 64 * MB
+"""Bytes of an image from the network, or of a stream."""
+URL_SECONDS = 30.0
+"""How long an image from the network may take, its redirects included."""
+URL_SILENCE = 10.0
+"""Seconds without a byte after which a server is given up."""
+HUB_SECONDS = 30.0
+"""How long the hub may take to say what a model consists of."""
+HUB_ANSWERS = 40
+"""Answers to one question, redirects and retries."""
+HUB_FAILURES = 3
+"""Of these, answers that its server is in trouble."""
+IMAGE_EXPANSION = 100
+"""Bytes in memory that a byte of an image file may become beyond `image_bytes`; a photograph's become 10 to 60."""
+IMAGE_SCANS = 4
+"""Bytes that the scans of a progressive JPEG may have together, a byte for each pixel of a scan, in `image_bytes`."""
+
+
+def image_bytes() -> float:
+    """Bytes that an image may take at each step on its way into a batch, 716 million.
+
+    It hangs on Pillow's limit, so that who trusts larger images raises one number, PIL.Image.MAX_IMAGE_PIXELS: eight
+    bytes for each of its pixels, as Pillow opens files of twice as many pixels, which have four bytes each.
+    """
+    from PIL import Image
+
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else 8 * Image.MAX_IMAGE_PIXELS
+
+
+def output_pixels(channels: int = 3) -> float:
+    """Pixels that an image may be resized, cropped or padded to: they take five bytes a channel in `image_bytes`."""
+    return image_bytes() // (5 * max(channels, 3) + 1)
 
 
 def allowance(size: int) -> int:
@@ -89,3 +125,31 @@ def read_whole(path: str | os.PathLike[str], most: int = JSON) -> bytes:
     if max(size, len(data)) > most:
         raise CheckpointError(f"{shown(path)} has {max(size, len(data)):,} bytes; expected at most {most:,}.")
     return data
+
+
+T = TypeVar("T")
+
+
+def within(seconds: float, compute: Callable[[], T]) -> T:
+    """What `compute` returns: a server that sends a byte now and then never times out by itself. Ctrl-C ends the wait.
+
+    Raises:
+        TimeoutError: it took longer; it goes on by itself, in a thread that keeps nobody from leaving.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(compute())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not done:
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    return done[0]

@@ -15,6 +15,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be found, read, or fitted to the model."""
 
 
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """A checkpoint, or a file of one, that is not there: an OSError too, as callers of other libraries expect."""
+
+
 class InputError(ValueError):
     """An argument of a model or image processor call that it cannot use."""
 

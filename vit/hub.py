@@ -1,14 +1,23 @@
-"""A model name -> a local checkpoint folder: an existing folder first, else the hub, through huggingface_hub."""
+"""A model name -> a local checkpoint folder: an existing folder first, else the hub, through huggingface_hub.
+
+Names, hashes and addresses that a hub answers with are checked before they reach the file system.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from .budgets import HUB_ANSWERS, HUB_FAILURES, HUB_SECONDS, JSON, within
+from .errors import CheckpointError, ConfigError, MissingCheckpointError, quoted, shown
 
-OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "trust_remote_code",
+           "resume_download", "use_auth_token", "proxies")  # fmt: skip
 """Keyword arguments of every from_pretrained that go to the hub."""
 
 _CONFIGS = ["config.json", "preprocessor_config.json"]
@@ -28,6 +37,12 @@ def resolve(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    subfolder: str = "",
+    force_download: bool = False,
+    trust_remote_code: bool | None = None,
+    resume_download: bool | None = None,
+    use_auth_token: str | bool | None = None,
+    proxies: None = None,
 ) -> Path:
     """The folder of a checkpoint, downloaded into the hub's cache if it is not there yet.
 
@@ -38,77 +53,255 @@ def resolve(
         token: the hub's access token; the stored one when None.
         cache_dir: where downloads are kept; huggingface_hub's own cache when None.
         local_files_only: use the cache alone; so does the environment variable HF_HUB_OFFLINE=1.
+        subfolder: of the folder or the model, in which the files lie.
+        force_download: download even what the cache holds.
+        trust_remote_code: changes nothing: no code of a checkpoint is ever run.
+        resume_download: changes nothing: downloads are always resumed.
+        use_auth_token: the old name of `token`.
+        proxies: None; the environment variable HTTPS_PROXY names one.
 
     Raises:
-        CheckpointError: neither a folder nor a model that can be had; the reason and the remedy are named.
+        MissingCheckpointError: neither a folder nor a model that can be had.
+        CheckpointError: it cannot be downloaded; the reason and the remedy are named.
+        ConfigError: `proxies`, or a `subfolder` that leads elsewhere.
     """
+    if proxies:
+        raise ConfigError("proxies cannot be passed; set the environment variable HTTPS_PROXY instead.")
+    inner = Path(subfolder or "")
+    if inner.is_absolute() or ".." in inner.parts or "\\" in str(inner):
+        raise ConfigError(f"subfolder is {quoted(subfolder)}; expected a path within the checkpoint.")
     name = os.fspath(name_or_folder)
-    folder = os.path.expanduser(name)
+    folder = os.path.join(os.path.expanduser(name), inner)
     if name and os.path.isdir(folder):
         return Path(folder)
-    is_file = os.path.exists(folder)
+    if subfolder and os.path.isdir(os.path.expanduser(name)):
+        raise MissingCheckpointError(f"{shown(name)} has no folder {shown(inner)}.")
+    is_file = os.path.exists(os.path.expanduser(name))
     if is_file or not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         found = "is a file" if is_file else "does not exist"
-        raise CheckpointError(
-            f"{name or 'An empty name'} {found}; expected a checkpoint folder or a model name on the hub."
+        raise MissingCheckpointError(
+            f"{shown(name) or 'An empty name'} {found}; expected a checkpoint folder or a model name on the hub."
         )
+    token = use_auth_token if token is None else token
+    options = {"revision": revision, "token": token, "cache_dir": None if cache_dir is None else Path(cache_dir)}
+    return _download(name, inner, config_only, local_files_only, force_download, options) / inner
 
+
+def _download(
+    name: str, inner: Path, config_only: bool, local_files_only: bool, force: bool, options: Mapping[str, Any]
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    def download(patterns: list[str]) -> Path:
-        return Path(
-            snapshot_download(
-                name,
-                allow_patterns=patterns,
-                revision=revision,
-                token=token,
-                cache_dir=None if cache_dir is None else Path(cache_dir),
-                local_files_only=local_files_only,
-            )
-        )
-
+    error_class: type[CheckpointError] = CheckpointError
+    kinds: tuple[list[str], ...] = ([],) if config_only else _WEIGHTS
     try:
-        if config_only:
-            return download(_CONFIGS)
-        for patterns in _WEIGHTS:  # safetensors first; a pickle only where there is nothing else
-            snapshot = download(_CONFIGS + patterns)
-            if any(any(snapshot.glob(pattern)) for pattern in patterns):
+        try:
+            info = None if local_files_only else _ask(name, options)
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError, LocalTokenNotFoundError):
+            raise  # a gated one is among them
+        except CheckpointError:
+            raise
+        except Exception as error:  # requests and httpx each have their own
+            if _status(error) == 401 or type(error).__name__ in ("SSLError", "ProxyError"):
+                raise
+            info = None  # the hub is away; what is in the cache may do
+        cached = Path() if info else Path(snapshot_download(name, local_files_only=True, **options))
+        for weights in kinds:  # safetensors first; a pickle only where there is nothing else
+            if info:
+                wanted = sorted(file for file in info[1] if _is_wanted(file, inner, _CONFIGS + weights))
+                if not wanted:
+                    raise EntryNotFoundError("it has no config.json")
+                snapshot = _fetch(name, wanted, info[0], force, options)
+            else:
+                snapshot = cached
+            if config_only or any(any((snapshot / inner).glob(pattern)) for pattern in weights):
                 return snapshot
         reason = (
             "has neither model.safetensors nor pytorch_model.bin, on the hub or, where that is out of reach, in the "
             f"cache ({snapshot}); if only a part was downloaded, connect and load it again"
         )
+        error_class = MissingCheckpointError
     except HFValidationError:
+        error_class = MissingCheckpointError
         reason = (
             "is neither a folder here nor a possible model name; model names look like 'google/vit-base-patch16-224'"
         )
     except GatedRepoError:
         reason = "is gated on the hub: ask for access on its page, then pass token= or run 'hf auth login'"
     except RevisionNotFoundError:
-        reason = f"has no revision {revision!r} on the hub"
+        error_class = MissingCheckpointError
+        reason = f"has no revision {quoted(options['revision'])} on the hub"
     except RepositoryNotFoundError:
+        error_class = MissingCheckpointError
         reason = "is neither a folder here nor a model on the hub that you may read; if it is private, pass token="
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        error_class = MissingCheckpointError
         reason = (
             "is not a folder here, not in the cache, and the hub cannot be reached (or is switched off by "
             "local_files_only or HF_HUB_OFFLINE); connect, or give the path of a folder"
         )
     except EntryNotFoundError as error:
+        error_class = MissingCheckpointError
         reason = f"lacks a file on the hub: {_first_line(error)}"
-    except (OSError, HfHubHTTPError) as error:  # a broken connection, a full disk, a hub in trouble
+    except Exception as error:  # a broken connection, a full disk, a hub in trouble, an answer that is none
         reason = f"could not be downloaded: {_first_line(error)}"
-    raise CheckpointError(f"{name} {reason}.")
+    raise error_class(f"{shown(name)} {reason}.")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def _is_wanted(file: str, inner: Path, patterns: list[str]) -> bool:
+    """Whether it is a file of that folder itself with such a name: the `*` of a pattern stands for no slash."""
+    name = file.rpartition("/")[2]
+    plain = "\\" not in name and name.isprintable() and file == (inner / name).as_posix()
+    return plain and any(fnmatch.fnmatchcase(name, each) for each in patterns)
+
+
+def _ask(name: str, options: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """(the commit of a model, the names of its files), as the hub says; checked.
+
+    Raises:
+        CheckpointError: an answer that is none.
+    """
+    from huggingface_hub import HfApi
+
+    def ask() -> Any:
+        with _watched():
+            return HfApi().model_info(
+                name, revision=options["revision"] or "main", token=options["token"], timeout=HUB_SECONDS / 3
+            )
+
+    try:
+        info = within(HUB_SECONDS, ask)
+        sha, files = info.sha, [each.rfilename for each in info.siblings or ()]
+    except (AttributeError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"the hub's answer is not one about a model ({_first_line(error)})") from None
+    if not (isinstance(sha, str) and re.fullmatch("[0-9a-f]{40}", sha)):
+        raise CheckpointError(f"the hub names the commit {quoted(sha)}; expected 40 hexadecimal digits")
+    if not all(isinstance(file, str) for file in files):
+        raise CheckpointError("the hub lists files whose names are no text")
+    return sha, files
+
+
+def _fetch(name: str, files: list[str], sha: str, force: bool, options: Mapping[str, Any]) -> Path:
+    """Download files of a commit, one after the other in this thread, so that Ctrl-C ends it; returns its folder."""
+    from huggingface_hub import hf_hub_download
+
+    folders = set()
+    for i, file in enumerate(files):
+        # The first by the name of its revision, which the cache then remembers for when the hub is away.
+        revision = {"revision": sha} if i or options["revision"] == sha else {}
+        with _watched(sha, *([JSON] if file.endswith(".json") else [])):
+            path = hf_hub_download(name, file, force_download=force, **{**options, **revision})
+        folders.add(Path(path[: -len(file)]))
+    (folder,) = folders
+    return folder
+
+
+@contextmanager
+def _watched(sha: str | None = None, most: int = 2**50) -> Iterator[None]:
+    """Look at each answer of the hub to this thread before huggingface_hub uses it.
+
+    Its headers give the names of files in the cache, and where to go next.
+
+    Args:
+        sha: the commit that they are to be of.
+        most: bytes that a file may have.
+    """
+    from huggingface_hub.utils import get_session
+
+    answers: list[int] = []
+
+    def check(response: Any, *_: Any, **__: Any) -> None:
+        answers.append(response.status_code)
+        headers = response.headers
+        if len(answers) > HUB_ANSWERS:
+            raise CheckpointError(f"the hub redirects in circles: {len(answers)} answers to one question")
+        if sum(status >= 500 for status in answers) >= HUB_FAILURES:
+            raise CheckpointError(f"the hub answers {response.status_code} again and again")
+        for tag in (headers.get("ETag"), headers.get("X-Linked-Etag")):
+            if tag is not None and not re.fullmatch(r"(W/)?\"?[\w:+=-][\w.:+=-]*\"?", tag):
+                raise CheckpointError(f"the hub gives the ETag {quoted(tag)}; expected letters and digits")
+        commit = headers.get("X-Repo-Commit")
+        if commit is not None and (commit != sha if sha else not re.fullmatch("[0-9a-f]{40}", commit)):
+            raise CheckpointError(
+                f"the hub answers with the commit {quoted(commit)}; expected {sha or 'a hash'}. Try again"
+            )
+        size = headers.get("X-Linked-Size") or headers.get("Content-Length") or "0"
+        if not size.isdecimal() or int(size[:30]) > most:
+            raise CheckpointError(f"the hub gives a file {quoted(size)} bytes; expected at most {most:,}")
+
+    session: Any = get_session()  # of requests, of this thread; or of httpx
+    hooks = (session.hooks if hasattr(session, "hooks") else session.event_hooks)["response"]
+    hooks.append(check)
+    try:
+        yield
+    finally:
+        hooks.remove(check)
+
+
+# === Uploading ===
+
+
+def push(
+    files: Mapping[str, bytes | os.PathLike[str]],
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Upload files to a model on the hub, which is made if needed, in one commit.
+
+    Args:
+        files: name on the hub -> its bytes, or the path of a local file.
+        repo_id: "user/model", or the model's name alone for the user of the token.
+        commit_message: what the commit says.
+        commit_description: what it says below.
+        private: whether a new model is private.
+        token: the hub's access token; the stored one when None.
+        revision: the branch to commit to.
+        create_pr: make a pull request of it.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        CheckpointError: it cannot be uploaded; the reason is named.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(token=token)
+    message = commit_message or f"Upload {', '.join(files)}"[:80]
+    try:
+        made = api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
+        operations = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=data if isinstance(data, bytes) else os.fspath(data))
+            for name, data in files.items()
+        ]
+        done = api.create_commit(
+            made.repo_id, operations, commit_message=message, commit_description=commit_description, revision=revision,
+            create_pr=create_pr,
+        )  # fmt: skip
+    except Exception as error:  # a broken connection, a token that may not write, an answer that is none
+        raise CheckpointError(f"{shown(repo_id)} could not be uploaded: {_first_line(error)}.") from None
+    return str(done.commit_url)
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _first_line(error: BaseException) -> str:
+    return shown((str(error).strip() or type(error).__name__).splitlines()[0]).rstrip(".")

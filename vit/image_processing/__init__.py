@@ -4,14 +4,32 @@
 """
 
 from .batch import BatchFeature
+from .families import (
+    AutoImageProcessor,
+    BeitImageProcessor,
+    BeitImageProcessorFast,
+    BitImageProcessor,
+    BitImageProcessorFast,
+    DeiTImageProcessor,
+    DeiTImageProcessorFast,
+    DINOv3ViTImageProcessorFast,
+)
 from .fast import ViTImageProcessorFast
 from .masking import random_patch_mask
-from .processor import BeitImageProcessor, DeiTImageProcessor, ViTFeatureExtractor, ViTImageProcessor
+from .processor import ViTFeatureExtractor, ViTImageProcessor
+from .sources import FORMATS
 
 __all__ = [
+    "FORMATS",
+    "AutoImageProcessor",
     "BatchFeature",
     "BeitImageProcessor",
+    "BeitImageProcessorFast",
+    "BitImageProcessor",
+    "BitImageProcessorFast",
+    "DINOv3ViTImageProcessorFast",
     "DeiTImageProcessor",
+    "DeiTImageProcessorFast",
     "ViTFeatureExtractor",
     "ViTImageProcessor",
     "ViTImageProcessorFast",

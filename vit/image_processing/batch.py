@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, missing_framework
+from ..errors import InputError, missing_framework, shown
 
 TENSOR_TYPES = {"np": None, "pt": "pt", "tf": "tf", "jax": "flax"}
 """Values of `return_tensors` and the extra that each needs."""
@@ -91,13 +91,45 @@ def is_torch(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def to_array(value: Any) -> np.ndarray:
-    """A NumPy array, torch, TensorFlow or JAX tensor as a NumPy array; a view where that is possible."""
-    if is_torch(value):
-        value = value.detach().cpu()
-        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-    array = np.asarray(value)
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+def to_array(value: Any, name: str = "The array") -> np.ndarray:
+    """A NumPy array, torch, TensorFlow or JAX tensor as a NumPy array; a view where that is possible.
+
+    The bytes are in the machine's order; bfloat16 becomes float32, and floats of more than 64 bits have 64.
+
+    Raises:
+        InputError: it has no values, or none that are dense; `name` is what the error calls it.
+    """
+    try:
+        if is_torch(value):
+            value = dense(value, name).detach().cpu().resolve_conj().resolve_neg()
+            value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+        array = np.asarray(value)
+    except InputError:
+        raise
+    except Exception as error:  # of a symbolic or ragged tensor, a tracer, a dtype that NumPy lacks, ...
+        raise InputError(
+            f"{name} is a {type(value).__name__} that does not become a NumPy array ({shown(error)}); expected numbers "
+            "in a dense array or tensor."
+        ) from None
+    if array.dtype.name == "bfloat16":
+        return array.astype(np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def dense(tensor: Any, name: str) -> Any:
+    """A torch tensor, which has to have its values as plain numbers.
+
+    Raises:
+        InputError: it is sparse, quantised, nested, of another layout, or on the device "meta".
+    """
+    kinds = {"sparse or of another layout": lambda: str(tensor.layout) != "torch.strided",
+             "quantised": lambda: tensor.is_quantized, "nested": lambda: tensor.is_nested,
+             "without values, on the device meta": lambda: tensor.is_meta}  # fmt: skip
+    if found := next((kind for kind, is_so in kinds.items() if is_so()), None):
+        raise InputError(f"{name} is a torch tensor that is {found}; expected a dense tensor of numbers.")
+    return tensor
 
 
 def is_array(value: Any) -> bool:

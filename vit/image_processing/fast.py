@@ -26,6 +26,7 @@ from .processor import (
     Resized,
     ViTImageProcessor,
     check_channels,
+    check_crop,
     make_reader,
     number_of_threads,
     resized_size,
@@ -54,7 +55,7 @@ class ViTImageProcessorFast(ViTImageProcessor):
         MissingFrameworkError: PyTorch is not installed.
     """
 
-    _suffix = "Fast"
+    is_fast = True
 
     def __init__(self, **options: Any) -> None:
         if importlib.util.find_spec("torch") is None:
@@ -124,12 +125,16 @@ def _resize_and_crop(frame: Frame, options: Mapping[str, Any], device: str | tor
     if device is not None:
         pixels = pixels.to(device)
     if options["do_resize"]:
-        size = resized_size(frame.name, pixels.shape[1], pixels.shape[2], options["size"])
+        channels, height, width = pixels.shape
+        native = _is_uint8(pixels) and _resizes_uint8(pixels, _MODES.get(options["resample"], ""))
+        num_bytes = channels * (1 if native else max(4, pixels.element_size()))
+        size = resized_size(frame.name, height, width, channels, num_bytes, options)
         if size != tuple(pixels.shape[1:]):
             pixels = _resize(pixels, size, options["resample"])
     if isinstance(frame.pixels, Image.Image):
         pixels = pixels[: len(frame.pixels.getbands())]  # without the fourth byte of shared memory
     if options["do_center_crop"]:
+        check_crop(frame.name, pixels.shape[0], options)
         pixels = _center_crop(pixels, options["crop_size"]["height"], options["crop_size"]["width"])
     channels = 3 if frame.grey else pixels.shape[0]
     check_channels(frame.name, channels, options)

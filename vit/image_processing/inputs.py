@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import InputError
-from .batch import is_array, is_torch, to_array
+from .batch import dense, is_array, is_torch, to_array
+from .sources import label_of, load, naming, open_image
 
 FIRST, LAST = "channels_first", "channels_last"
 
 _KEPT_MODES = {None: ("L", "RGB"), 1: ("L",), 2: ("LA",), 3: ("RGB",), 4: ("RGBA", "CMYK")}
 """Number of channels the normalisation takes (None: any) -> Pillow modes that are passed on as they are."""
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError)
-"""What Pillow's readers raise on broken data."""
+_TORCH_DTYPES = {f"torch.{name}" for name in ("uint8", "int8", "int16", "int32", "int64", "bool", "float16", "bfloat16",
+                 "float32", "float64", "complex64", "complex128")}  # fmt: skip
+"""What torch computes with: it can do next to nothing with larger unsigned integers and smaller floats."""
 
 
 class Frame(NamedTuple):
@@ -68,29 +69,28 @@ class Reader(NamedTuple):
 
         Args:
             name: which one it is, for errors.
-            image: a Pillow image, path, NumPy array or tensor of any framework.
+            image: a Pillow image, what `open_image` opens, a NumPy array or a tensor of any framework.
 
         Raises:
             InputError: it cannot be read.
         """
-        if isinstance(image, str | os.PathLike):
-            name += f" ({os.fspath(image)})"
-            image = _open(image, name)
         if isinstance(image, Image.Image):
+            load(image, name)
             return self._from_pillow(name, image)
+        if (label := label_of(image)) is not None:
+            name += f" ({label})" if label else ""
+            return self._from_pillow(name, open_image(image, name))
         if is_array(image):
-            # torch can do next to nothing with the larger unsigned integers
-            keep = self.keep_torch and is_torch(image) and str(image.dtype)[6:] not in ("uint16", "uint32", "uint64")
-            return self._from_array(name, image.detach() if keep else to_array(image))
+            keep = self.keep_torch and is_torch(image) and str(image.dtype) in _TORCH_DTYPES
+            return self._from_array(name, dense(image, name).detach() if keep else to_array(image, name))
         raise InputError(
-            f"{name} is a {type(image).__name__}; expected a Pillow image, a path, a NumPy array, or a tensor of "
-            "PyTorch, TensorFlow or JAX."
+            f"{name} is a {type(image).__name__}; expected a Pillow image, a path, a URL, the bytes of a file, a "
+            "binary file object, a NumPy array, or a tensor of PyTorch, TensorFlow or JAX."
         )
 
     def _from_pillow(self, name: str, image: Image.Image) -> Frame:
         _check_area(name, image.height, image.width)
-        try:
-            image.load()  # Image.open reads the header alone
+        with naming(name):
             if image.mode == "F":
                 frame = self._from_array(name, np.asarray(image))
                 if not self.do_convert_rgb or frame.looks_scaled:
@@ -110,10 +110,6 @@ class Reader(NamedTuple):
             if image.mode == "L":
                 return Frame(name, image, grey=True)  # one channel to resize rather than three equal ones
             return Frame(name, image if image.mode == "RGB" else image.convert("RGB"))
-        except InputError:
-            raise
-        except _BROKEN as error:
-            raise InputError(f"{name} cannot be read: {error}.") from None
 
     def _from_array(self, name: str, array: Any) -> Frame:
         kind = array.dtype.kind if isinstance(array, np.ndarray) else "c" if array.is_complex() else "f"
@@ -147,12 +143,15 @@ def flatten(images: Any) -> Sequence[tuple[str, Any]]:
     Raises:
         InputError: there is none.
     """
-    found = list(_flatten(images))
+    try:
+        found = list(_flatten(images))
+    except RecursionError:
+        raise InputError("The batch of images is of lists in lists without end; expected a list of images.") from None
     pillow = [image for image in found if isinstance(image, Image.Image)]
     if len({id(image) for image in pillow}) < len(pillow):  # two threads must not decode one file
         for image in pillow:
-            with suppress(*_BROKEN):  # the reader names a broken one
-                image.load()
+            with suppress(InputError):  # the reader names a broken one
+                load(image, "")
     if not found:
         raise InputError("The batch of images is empty; expected at least one image.")
     if len(found) == 1 and not isinstance(images, list | tuple):
@@ -163,24 +162,17 @@ def flatten(images: Any) -> Sequence[tuple[str, Any]]:
 def _flatten(images: Any) -> Iterable[Any]:
     if isinstance(images, list | tuple):
         return [image for entry in images for image in _flatten(entry)]
-    if is_array(images) and len(images.shape) == 4:
-        return images if is_torch(images) else to_array(images)  # out of the framework once, not image by image
+    if is_array(images) and _rank(images) == 4:
+        # Out of the framework once, not image by image.
+        return dense(images, "The batch") if is_torch(images) else to_array(images, "The batch")
     return [images]
 
 
-def _open(path: str | os.PathLike[str], name: str) -> Image.Image:
+def _rank(array: Any) -> int | None:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise InputError(f"{name} does not exist; expected the path of an image file.") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{name} is not an image file that Pillow can read.") from None
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name} is too large: {error} Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.") from None
-    except _BROKEN as error:
-        raise InputError(f"{name} cannot be read: {error}.") from None
+        return len(array.shape)
+    except Exception:  # nested and symbolic tensors have no shape; the reader names them
+        return None
 
 
 def _infer_format(name: str, shape: tuple[int, ...], channels: int | None) -> str:
@@ -245,4 +237,8 @@ def _sixteen_to_eight(name: str, array: np.ndarray) -> np.ndarray:
         raise InputError(f"{name} has values from {low} to {high}; expected 0 to 65535.")
     if high <= 255:
         return array.astype(np.uint8)
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    narrow = np.empty(array.shape, np.uint8)
+    rows = max(1, 2**20 // max(1, array[:1].size))
+    for top in range(0, len(array), rows):  # in 32 bits, a few rows at a time
+        narrow[top : top + rows] = (array[top : top + rows].astype(np.uint32) + 128) // 257
+    return narrow

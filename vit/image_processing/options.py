@@ -7,20 +7,21 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..checkpoint import read_json
-from ..errors import CheckpointError, ConfigError
+from ..budgets import output_pixels
+from ..errors import CheckpointError, ConfigError, quoted, shown
 
 FILE = "preprocessor_config.json"
 
 STANDARD = (0.5, 0.5, 0.5)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _VIT: dict[str, Any] = {
     "do_resize": True,
@@ -36,38 +37,61 @@ _VIT: dict[str, Any] = {
     "do_convert_rgb": None,
 }
 _CROPPED: dict[str, Any] = {**_VIT, "size": 256, "resample": Image.Resampling.BICUBIC, "do_center_crop": True}
+_IMAGENET = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+_CLIP = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
 # Every published DeiT checkpoint uses the ImageNet mean and std; transformers' class starts from 0.5 instead.
 DEFAULTS = {
     "ViT": _VIT,
-    "DeiT": {**_CROPPED, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
-    "Beit": _CROPPED,
+    "DeiT": {**_CROPPED, **_IMAGENET},
+    "Beit": {**_CROPPED, "do_reduce_labels": False},
+    "Bit": {**_CROPPED, "size": {"shortest_edge": 224}, "do_convert_rgb": True, **_CLIP},
+    "DINOv3ViT": {**_VIT, **_IMAGENET},
 }
 """Model family -> {option: default}; the family is the first part of the published class names."""
+FAST_DEFAULTS = {"Beit": {"size": 224, "do_center_crop": False}}
+"""Where the published Fast classes start from something else."""
+FAMILIES = {"vit": "ViT", "vit_mae": "ViT", "vit_msn": "ViT", "deit": "DeiT", "beit": "Beit", "dinov2": "Bit",
+            "dinov2_with_registers": "Bit", "dinov3_vit": "DINOv3ViT"}  # fmt: skip
+"""model_type of a config.json -> the family of its processor, where preprocessor_config.json has no type."""
 
 OPTIONS = tuple(_VIT)
-_TYPE = re.compile(r"(ViT|DeiT|Beit)(ImageProcessor|ImageProcessorFast|ImageProcessorPil|FeatureExtractor)")
+NO_EFFECT = ("image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "use_fast",
+             "disable_grouping", "default_to_square")  # fmt: skip
+"""Names that transformers' processors take beside options, and that change nothing here."""
+_TYPE = re.compile(rf"({'|'.join(DEFAULTS)})(ImageProcessor|ImageProcessorFast|ImageProcessorPil|FeatureExtractor)")
 _FILTERS = {filter.name.lower(): filter for filter in Image.Resampling}
 
 
-def check(options: Mapping[str, Any]) -> dict[str, Any]:
+def defaults(family: str, fast: bool) -> dict[str, Any]:
+    """{option: default} of a class."""
+    return {**DEFAULTS[family], **(FAST_DEFAULTS.get(family, {}) if fast else {})}
+
+
+def check(options: Mapping[str, Any], family: str = "ViT") -> dict[str, Any]:
     """The options in one form: sizes as dicts, mean and std as lists of floats or one float, resample as the enum.
 
     Raises:
         ConfigError: an unknown option (the nearest known one is named), or an impossible value.
     """
+    known = tuple(DEFAULTS[family])
     for name in options:
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, n=1)
-            raise ConfigError(f"Unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise ConfigError(f"Unknown option {quoted(name)}" + (f"; did you mean {near[0]!r}?" if near else "."))
     values = dict(options)
-    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
-        _expect(name, values[name], isinstance(values[name], bool), "true or false")
+    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_reduce_labels"):
+        if name in known:
+            _expect(name, values[name], isinstance(values[name], bool), "true or false")
     convert = values["do_convert_rgb"]
     _expect("do_convert_rgb", convert, convert is None or isinstance(convert, bool), "true, false or null")
-    values["size"] = _size("size", values["size"])
+    # An int is the shortest edge where the published class says so.
+    edge = family == "Bit" and _is_length(values["size"])
+    values["size"] = _size("size", {"shortest_edge": values["size"]} if edge else values["size"])
     values["crop_size"] = _size("crop_size", values["crop_size"])
     if "height" not in values["crop_size"]:
-        raise ConfigError(f"crop_size is {options['crop_size']!r}; expected a height and a width, or one int for both.")
+        raise ConfigError(
+            f"crop_size is {quoted(options['crop_size'])}; expected a height and a width, or one int for both."
+        )
     values["resample"] = _filter(values["resample"])
     factor = values["rescale_factor"]
     _expect("rescale_factor", factor, _is_number(factor) and factor > 0, "a finite number above 0")
@@ -87,41 +111,67 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `folder`/preprocessor_config.json says.
-
-    Returns:
-        (the options with the defaults of the file's type, the other keys).
+def family_of(values: Mapping[str, Any], where: Any) -> tuple[str | None, bool]:
+    """(the family that preprocessor_config.json names, None where it names none; whether the type is a Fast one).
 
     Raises:
-        CheckpointError: no such file, no JSON, or the file of another kind of processor.
+        CheckpointError: another kind of processor.
+    """
+    kind = values.get("image_processor_type")
+    kind = values.get("feature_extractor_type") if kind is None else kind
+    if kind is None:
+        return None, False
+    if not (match := _TYPE.fullmatch(kind) if isinstance(kind, str) else None):
+        raise CheckpointError(
+            f"{shown(where)} is of type {quoted(kind)}; expected {', '.join(DEFAULTS)} and then ImageProcessor, "
+            "ImageProcessorFast or FeatureExtractor."
+        )
+    return match[1], match[2].endswith("Fast")
+
+
+def parse(
+    values: Mapping[str, Any], where: Any, untyped: str, family: str, fast: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a preprocessor_config.json says.
+
+    Args:
+        values: its keys and values.
+        where: what errors call it.
+        untyped: the family whose defaults hold where it has no type.
+        family: whose options are asked for.
+        fast: whether the defaults are those of the Fast class.
+
+    Returns:
+        (the options of `family`, with the defaults of the file's type; the other keys).
+
+    Raises:
+        CheckpointError: the file of another kind of processor.
         ConfigError: impossible values; the file is named.
     """
-    path = folder / FILE
-    values = read_json(path)
+    found = family_of(values, where)[0] or untyped
     values = {key: value for key, value in values.items() if value is not None}
-    old_kind = values.pop("feature_extractor_type", "ViTImageProcessor")
-    kind = values.pop("image_processor_type", old_kind)
-    match = _TYPE.fullmatch(str(kind))
-    if not match:
-        raise CheckpointError(
-            f"{path} is of type {kind!r}; expected ViT, DeiT or Beit and then ImageProcessor, ImageProcessorFast or "
-            "FeatureExtractor."
-        )
+    for name in ("image_processor_type", "feature_extractor_type"):
+        values.pop(name, None)
     if values.get("default_to_square") is False and _is_length(values.get("size")):
         values["size"] = {"shortest_edge": values["size"]}
+    if "reduce_labels" in values and "Beit" in (found, family):
+        values.setdefault("do_reduce_labels", values.pop("reduce_labels"))
     if "crop_pct" in values:
         warnings.warn(
-            f"{path} has crop_pct {values['crop_pct']}, which no ViT, DeiT or BEiT processor applies, here or in "
-            "transformers. To evaluate as timm does, pass size={'shortest_edge': round(size / crop_pct)}, "
+            f"{shown(where)} has crop_pct {quoted(values['crop_pct'])}, which no ViT, DeiT or BEiT processor applies, "
+            "here or in transformers. To evaluate as timm does, pass size={'shortest_edge': round(size / crop_pct)}, "
             "do_center_crop=True and crop_size=size.",
-            stacklevel=3,
+            stacklevel=4,
         )
-    options = {name: values.pop(name, default) for name, default in DEFAULTS[match[1]].items()}
+    options = {name: values.pop(name, default) for name, default in defaults(found, fast).items()}
     try:
-        return check(options), values
+        if values.get("do_pad"):
+            raise ConfigError("do_pad is true; no processor of these models pads. Set size or crop_size.")
+        options = check(options, found)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{shown(where)}: {error}") from None
+    taken = {**{name: default for name, default in defaults(family, fast).items() if name not in options}, **options}
+    return {name: taken[name] for name in DEFAULTS[family]}, values
 
 
 def output_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
@@ -155,11 +205,14 @@ def _size(name: str, value: Any) -> dict[str, int]:
     _expect(name, value, valid, expected)
     size = {key: int(length) for key, length in size.items()}
     if size.get("longest_edge", math.inf) < size.get("shortest_edge", 0):
-        raise ConfigError(f"{name} is {value!r}; expected a longest_edge of at least the shortest_edge.")
-    limit = Image.MAX_IMAGE_PIXELS
+        raise ConfigError(f"{name} is {quoted(value)}; expected a longest_edge of at least the shortest_edge.")
+    limit = output_pixels()
     area = size["height"] * size["width"] if "height" in size else size["shortest_edge"] ** 2
-    if limit is not None and area > limit:
-        raise ConfigError(f"{name} is {value!r}, over Pillow's limit of {limit} pixels (PIL.Image.MAX_IMAGE_PIXELS).")
+    if area > limit:
+        raise ConfigError(
+            f"{name} is {quoted(value)}, over the limit of {limit:,.0f} pixels; raise PIL.Image.MAX_IMAGE_PIXELS for "
+            "more."
+        )
     return size
 
 
@@ -170,14 +223,14 @@ def _filter(value: Any) -> Image.Resampling:
         if isinstance(value, bool):
             raise ValueError
         return Image.Resampling(value)
-    except ValueError:
+    except (ValueError, TypeError):
         names = ", ".join(f"{filter.value} ({filter.name.lower()})" for filter in sorted(Image.Resampling))
-        raise ConfigError(f"resample is {value!r}; expected one of {names}.") from None
+        raise ConfigError(f"resample is {quoted(value)}; expected one of {names}.") from None
 
 
 def _expect(name: str, value: Any, valid: bool, expected: str) -> None:
     if not valid:
-        raise ConfigError(f"{name} is {value!r}; expected {expected}.")
+        raise ConfigError(f"{name} is {quoted(value)}; expected {expected}.")
 
 
 def _is_length(value: Any) -> bool:
@@ -185,4 +238,9 @@ def _is_length(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool | np.complexfloating):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float holds
+        return False

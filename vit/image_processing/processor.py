@@ -19,9 +19,10 @@ import numpy as np
 from PIL import Image
 
 from .. import hub
+from ..budgets import image_bytes, output_pixels
 from ..checkpoint import read_json, replace_files
 from ..config import ViTConfig
-from ..errors import InputError
+from ..errors import ConfigError, InputError, quoted
 from . import options as opts
 from .batch import BatchFeature, check_tensor_type, is_torch, to_array, to_tensor
 from .inputs import FIRST, LAST, Frame, Reader, flatten, to_bytes
@@ -52,6 +53,7 @@ class ViTImageProcessor:
     """
 
     family = "ViT"
+    is_fast = False
     model_input_names = ("pixel_values",)
 
     do_resize: bool
@@ -67,7 +69,8 @@ class ViTImageProcessor:
     do_convert_rgb: bool | None
 
     def __init__(self, **options: Any) -> None:
-        for name, value in opts.check({**opts.DEFAULTS[self.family], **options}).items():
+        given = {name: value for name, value in options.items() if name not in opts.NO_EFFECT and value is not None}
+        for name, value in opts.check({**opts.defaults(self.family, self.is_fast), **given}, self.family).items():
             setattr(self, name, value)
         self.extra: dict[str, Any] = {}  # keys of the file that are no options, for the round trip
         self.config: ViTConfig | None = None  # of the checkpoint it was read from, for its labels
@@ -135,7 +138,10 @@ class ViTImageProcessor:
         if input_data_format not in (None, FIRST, LAST):
             raise InputError(f"input_data_format is {input_data_format!r}; expected {FIRST!r}, {LAST!r} or None.")
         given = {name: value for name, value in overrides.items() if value is not None}
-        return opts.check({**{name: getattr(self, name) for name in opts.OPTIONS}, **given})
+        return opts.check({**self._own(), **given}, self.family)
+
+    def _own(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in opts.DEFAULTS[self.family]}
 
     # === Results ===
 
@@ -190,58 +196,126 @@ class ViTImageProcessor:
     # === The file ===
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Read the preprocessor_config.json of a checkpoint, whichever of the ViT, DeiT or BEiT processors wrote it.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Read the preprocessor_config.json of a checkpoint, whichever of the families' processors wrote it.
 
         Args:
-            name_or_folder: a checkpoint folder, or the name of a model on the hub.
-            **kwargs: `revision`, `token`, `cache_dir` and `local_files_only` of the hub; anything else overrides an
-                option.
+            pretrained_model_name_or_path: a checkpoint folder, such a file, or the name of a model on the hub.
+            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder` and `force_download` of the hub;
+                anything else overrides an option.
 
         Raises:
             CheckpointError: no such file, no JSON, or the file of another kind of processor.
             ConfigError: impossible values; the file is named.
         """
         hub_options, overrides = hub.split_options(kwargs)
-        folder = Path(hub.resolve(name_or_folder, config_only=True, **hub_options))
-        options, extra = opts.read(folder)
+        path, values = read_file(pretrained_model_name_or_path, **hub_options)
+        config = read_beside(path)
+        family = opts.FAMILIES.get(config.get("model_type", ""), cls.family)  # where the file has no type
+        processor = cls._from(values, path, family, overrides)
+        if config.get("model_type") == "vit":
+            processor.config = ViTConfig.from_pretrained(path.parent)
+        return processor
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: Mapping[str, Any], **overrides: Any) -> Any:
+        """A processor of the keys and values of a preprocessor_config.json; keys that are no options are kept.
+
+        Args:
+            image_processor_dict: as `to_dict` gives it.
+            **overrides: options. `return_unused_kwargs=True` gives those that are none back: (processor, rest).
+
+        Raises:
+            CheckpointError: of another kind of processor.
+            ConfigError: impossible values.
+        """
+        if not isinstance(image_processor_dict, Mapping):
+            raise ConfigError(f"The dict is a {type(image_processor_dict).__name__}; expected keys and values.")
+        unused: dict[str, Any] = {}
+        if overrides.pop("return_unused_kwargs", False):
+            unused = {name: value for name, value in overrides.items() if name not in opts.DEFAULTS[cls.family]}
+            overrides = {name: value for name, value in overrides.items() if name not in unused}
+            return cls._from(image_processor_dict, "The dict", cls.family, overrides), unused
+        return cls._from(image_processor_dict, "The dict", cls.family, overrides)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
+        """Read a file that `to_json_file` wrote, of whatever name.
+
+        Raises:
+            CheckpointError: no such file, no JSON, or of another kind of processor.
+            ConfigError: impossible values; the file is named.
+        """
+        return cls._from(read_json(Path(json_file)), json_file, cls.family, {})
+
+    @classmethod
+    def _from(cls, values: Mapping[str, Any], where: Any, family: str, overrides: Mapping[str, Any]) -> Self:
+        options, extra = opts.parse(values, where, family, cls.family, cls.is_fast)
         processor = cls(**{**options, **overrides})
         processor.extra = extra
-        if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "vit":
-            processor.config = ViTConfig.from_pretrained(folder)
         return processor
 
     def to_dict(self) -> dict[str, Any]:
         """The keys and values of preprocessor_config.json."""
-        options = opts.check({name: getattr(self, name) for name in opts.OPTIONS})
+        options = opts.check(self._own(), self.family)
         options["resample"] = int(options["resample"])
         # transformers' ViTImageProcessor never crops, its DeiTImageProcessor does and is otherwise the same.
         family = "DeiT" if self.family == "ViT" and options["do_center_crop"] else self.family
-        return {**self.extra, **options, "image_processor_type": f"{family}ImageProcessor{self._suffix}"}
+        kind = f"{family}ImageProcessor{'Fast' if self.is_fast else ''}"
+        return {**self.extra, **options, "image_processor_type": kind}
 
-    _suffix = ""
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON, indented and sorted."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write preprocessor_config.json into `folder`, which is made if needed; transformers reads it too."""
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write `to_json_string` to a file."""
+        path = Path(json_file_path)
+        with replace_files(path.parent) as staging:
+            (staging / path.name).write_text(self.to_json_string(), encoding="utf-8")
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **hub_options: Any
+    ) -> list[str]:
+        """Write preprocessor_config.json into a folder, which is made if needed; transformers reads it too.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: whether to upload it as well, as `push_to_hub` does, to `repo_id` or the folder's name.
+            **hub_options: those of `push_to_hub`.
+
+        Returns:
+            The path of the file that was written.
+
+        Raises:
+            CheckpointError: it cannot be written or uploaded.
+        """
+        folder = Path(save_directory)
+        if hub_options and not push_to_hub:
+            raise ConfigError(f"{quoted(next(iter(hub_options)))} is an option of push_to_hub=True, which is not set.")
         with replace_files(folder) as staging:
-            (staging / opts.FILE).write_text(
-                json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
-            )
+            (staging / opts.FILE).write_text(self.to_json_string(), encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(**{"repo_id": folder.resolve().name, **hub_options})
+        return [os.path.join(save_directory, opts.FILE)]
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload preprocessor_config.json to a model on the hub, which is made if needed.
+
+        Args:
+            repo_id: the name of the model, "user/model".
+            **options: `commit_message`, `commit_description`, `private`, `token`, `revision` and `create_pr`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            CheckpointError: it cannot be uploaded; the reason is named.
+        """
+        return hub.push({opts.FILE: self.to_json_string().encode()}, repo_id, **options)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in opts.OPTIONS)})"
-
-
-class DeiTImageProcessor(ViTImageProcessor):
-    """ViTImageProcessor with DeiT's defaults: 256 bicubic, centre crop 224, ImageNet mean and std."""
-
-    family = "DeiT"
-
-
-class BeitImageProcessor(ViTImageProcessor):
-    """ViTImageProcessor with transformers' BEiT defaults: 256 bicubic, centre crop 224, mean and std 0.5."""
-
-    family = "Beit"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._own().items())})"
 
 
 class ViTFeatureExtractor(ViTImageProcessor):
@@ -250,6 +324,35 @@ class ViTFeatureExtractor(ViTImageProcessor):
     def __init__(self, **options: Any) -> None:
         warnings.warn("ViTFeatureExtractor is the old name; use ViTImageProcessor.", FutureWarning, stacklevel=2)
         super().__init__(**options)
+
+
+def read_file(name_or_folder: str | os.PathLike[str], **hub_options: Any) -> tuple[Path, dict[str, Any]]:
+    """(the preprocessor_config.json of a checkpoint, or the file itself that was named; what it holds).
+
+    Raises:
+        CheckpointError: there is none, or no JSON.
+    """
+    path = Path(os.path.expanduser(os.fspath(name_or_folder)))
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        is_file = False
+    if not is_file:
+        path = hub.resolve(name_or_folder, config_only=True, **hub_options) / opts.FILE
+    values = read_json(path)
+    inner = values.get("image_processor")  # where one file describes several processors
+    return path, inner if isinstance(inner, dict) else values
+
+
+def read_beside(path: Path) -> dict[str, Any]:
+    """What the config.json in the same folder holds, or nothing where there is none.
+
+    Raises:
+        CheckpointError: no JSON.
+    """
+    config = path.parent / "config.json"
+    values = read_json(config) if config.is_file() else {}
+    return values if isinstance(values.get("model_type"), str) else {}
 
 
 # === The computation ===
@@ -397,7 +500,8 @@ def _resize_and_crop(frame: Frame, options: Mapping[str, Any], threads: int) -> 
         if isinstance(pixels, np.ndarray):
             pixels, unit = to_bytes(frame)
         found = pixels.shape[:2] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
-        size = resized_size(frame.name, found[0], found[1], options["size"])
+        channels = pixels.shape[2] if isinstance(pixels, np.ndarray) else 4
+        size = resized_size(frame.name, found[0], found[1], channels, min(channels, 4), options)
         if isinstance(pixels, Image.Image) or pixels.shape[2] <= 4:
             pixels = _resize(pixels, size, options["resample"], threads)
         else:  # Pillow has no image of so many channels
@@ -406,6 +510,7 @@ def _resize_and_crop(frame: Frame, options: Mapping[str, Any], threads: int) -> 
                 [np.asarray(_resize(band, size, options["resample"], threads)) for band in bands], axis=-1
             )
     if options["do_center_crop"]:
+        check_crop(frame.name, pixels.shape[2] if isinstance(pixels, np.ndarray) else 4, options)
         pixels = _center_crop(pixels, options["crop_size"]["height"], options["crop_size"]["width"])
     pixels = np.asarray(pixels)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
@@ -453,17 +558,42 @@ def _resize(
     return middle.resize(size[::-1], resample)
 
 
-def resized_size(name: str, height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
-    """`output_size`, refusing what no machine should be asked to hold."""
-    new_height, new_width = opts.output_size(height, width, size)
-    limit = Image.MAX_IMAGE_PIXELS
-    if new_height < 1 or new_width < 1 or (limit is not None and new_height * new_width > limit):
+def resized_size(
+    name: str, height: int, width: int, channels: int, num_bytes: int, options: Mapping[str, Any]
+) -> tuple[int, int]:
+    """`output_size`, refusing what no machine should be asked to hold, here or on the way there.
+
+    Args:
+        name: which image it is, for errors.
+        height: in pixels, of the image.
+        width: likewise.
+        channels: how many will be resized.
+        num_bytes: what a pixel takes between the two passes of the resize.
+        options: checked ones.
+
+    Raises:
+        InputError: too large, or empty.
+    """
+    new_height, new_width = opts.output_size(height, width, options["size"])
+    about = f"{name}, {height} x {width} (height x width)"
+    limit = output_pixels(channels)
+    if new_height < 1 or new_width < 1 or new_height * new_width > limit:
         raise InputError(
-            f"{name}, {height} x {width} (height x width), would become {new_height} x {new_width} with size="
-            f"{dict(size)}; expected at least one pixel each way and at most Pillow's limit of {limit} "
-            "(PIL.Image.MAX_IMAGE_PIXELS)."
+            f"{about}, would become {new_height} x {new_width} with size={dict(options['size'])}; expected at least "
+            f"one pixel each way and at most {limit:,.0f} pixels. Raise PIL.Image.MAX_IMAGE_PIXELS for more."
+        )
+    # Rows are resized first, into (height, new width), with a table of weights for each edge.
+    middle = height * new_width * num_bytes + _WEIGHTS * (height + width)
+    if options["resample"] != Image.Resampling.NEAREST and middle > max(image_bytes(), height * width * num_bytes):
+        raise InputError(
+            f"{about}, takes {middle:,} bytes on its way to {new_height} x {new_width}; expected at most "
+            f"{image_bytes():,.0f}. Cut it into pieces first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         )
     return new_height, new_width
+
+
+_WEIGHTS = 48
+"""Bytes of a pixel of an edge in the table of weights of a resize: lanczos has the most, six of float64."""
 
 
 def _center_crop(pixels: Image.Image | np.ndarray, height: int, width: int) -> Image.Image | np.ndarray:
@@ -546,6 +676,16 @@ def _write(resized: Resized, out: np.ndarray, arithmetic: Arithmetic) -> None:
 
 
 # === Checks ===
+
+
+def check_crop(name: str, channels: int, options: Mapping[str, Any]) -> None:
+    """Refuse a crop that is larger than an image may become, which it is where there are many channels."""
+    height, width = options["crop_size"]["height"], options["crop_size"]["width"]
+    if height * width > (limit := output_pixels(channels)):
+        raise InputError(
+            f"{name} has {channels} channels and would be cropped or padded to {height} x {width}; expected at most "
+            f"{limit:,.0f} pixels. Raise PIL.Image.MAX_IMAGE_PIXELS for more."
+        )
 
 
 def check_channels(name: str, channels: int, options: Mapping[str, Any]) -> None:
