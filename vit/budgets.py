@@ -149,7 +149,7 @@ def within(seconds: float, compute: Callable[[], T]) -> T:
     thread.start()
     thread.join(seconds)
     if failed:
-        raise failed[0]
+        raise failed.pop()
     if not done:
         raise TimeoutError(f"no answer within {seconds:g} seconds")
     return done[0]

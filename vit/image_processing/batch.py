@@ -134,4 +134,4 @@ def dense(tensor: Any, name: str) -> Any:
 
 def is_array(value: Any) -> bool:
     """Whether `to_array` takes it: an array or tensor of any of the frameworks."""
-    return isinstance(value, np.ndarray) or (hasattr(value, "__array__") and hasattr(value, "shape"))
+    return isinstance(value, np.ndarray) or is_torch(value) or (hasattr(value, "__array__") and hasattr(value, "shape"))

@@ -454,7 +454,12 @@ def spread(compute: Callable[[Any], Any], items: Iterable[Any], threads: int) ->
         if not helper.cancel():  # one that waits for its turn behind another batch has nothing left to do
             helper.result()
     if errors:
-        raise errors[min(errors)]
+        first = errors[min(errors)]
+        errors.clear()  # an error that holds what holds it, and so the image, would wait for the garbage collector
+        try:
+            raise first
+        finally:
+            del first
     return results
 
 
