@@ -184,7 +184,7 @@ def test_postscript_is_never_run(tmp_path, monkeypatch, make):
 
 def test_a_format_can_be_allowed(tmp_path, monkeypatch):
     Image.fromarray(PHOTO).save(tmp_path / "a.spider", format="DDS")
-    with pytest.raises(InputError, match=r"allowed formats, JPEG, .*vit\.image_processing\.FORMATS"):
+    with pytest.raises(InputError, match="is not an image file that Pillow can read"):
         ViTImageProcessor()(tmp_path / "a.spider")
     monkeypatch.setattr("vit.image_processing.sources.FORMATS", [*FORMATS, "dds", "no such format"])
     assert ViTImageProcessor()(tmp_path / "a.spider", return_tensors="np").pixel_values.shape == (1, 3, 224, 224)

@@ -108,10 +108,7 @@ def naming(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large: {error} Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.") from None
     except UnidentifiedImageError:
-        raise InputError(
-            f"{name} is not an image file that Pillow can read in the allowed formats, {', '.join(_formats())}; to "
-            "allow another, append its name to vit.image_processing.FORMATS."
-        ) from None
+        raise InputError(f"{name} is not an image file that Pillow can read.") from None  # or none of FORMATS
     except MemoryError:
         raise InputError(f"{name} cannot be read: there is not enough memory for it.") from None
     except Exception as error:  # struct.error, zlib.error, SyntaxError, ...: each plugin of Pillow has its own
