@@ -23,15 +23,14 @@ import numpy as np
 import conversion
 from conversion.containers import write_npz
 from conversion.rules import foreign_tensors
-from vit.config import ViTConfig
+from vit.families.vit import ViTConfig
 from vit.measure import peak_memory
-from vit.weights import parameter_shapes
 
 
 def make(path: Path, variant: str) -> None:
     """A random checkpoint of the original JAX code's layout."""
     config = ViTConfig.variant(variant, num_labels=1000)
-    shapes = parameter_shapes(config, head="classifier")
+    shapes = config.parameter_shapes(head="classifier")
     canonical = {name: (shape, np.dtype(np.float32)) for name, shape in shapes.items()}
     tensors, _ = foreign_tensors(conversion.FORMATS["google"], config, "classifier", canonical)
     rng = np.random.default_rng(0)

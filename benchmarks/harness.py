@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit import ViTConfig, checkpoint, weights
-from vit.config import VARIANTS
+from vit import ViTConfig, checkpoint
+from vit.families.vit import VARIANTS
 from vit.measure import Worker, WorkerError, machine
 
 from .peers import PEERS, Peer
@@ -121,7 +121,7 @@ class Options:
 def random_checkpoint(folder: str | os.PathLike[str], config: ViTConfig, seed: int = 0) -> None:
     """Write a classification checkpoint of random weights."""
     rng = np.random.default_rng(seed)
-    shapes = weights.parameter_shapes(config, head="classifier")
+    shapes = config.parameter_shapes(head="classifier")
     tensors = {name: (shape, np.dtype(np.float32)) for name, shape in shapes.items()}
 
     def values(name: str) -> np.ndarray:

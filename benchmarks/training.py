@@ -17,7 +17,6 @@ import numpy as np
 
 from vit.flops import training_flops
 from vit.measure import Worker, WorkerError
-from vit.weights import parameter_shapes
 
 from .harness import Bar, Options, Ratio, bars, color, process, ratio, say, table, take_turns, turn
 from .peers import SAME_WEIGHTS, Peer, Runner, images, model_flax, model_pt, model_tf, read_config, torch_device
@@ -58,7 +57,7 @@ def run(options: Options) -> str:
         for each in itertools.product(dtypes, batch_sizes, (False,) if options.quick else (False, True))
     }
     options.measure_rates(dtypes)
-    weights = 4 * sum(int(np.prod(shape)) for shape in parameter_shapes(options.config, head="classifier").values())
+    weights = 4 * sum(int(np.prod(shape)) for shape in options.config.parameter_shapes(head="classifier").values())
     blocks, panels = [], {}
     for (dtype, batch_size, recompute), cells in found.items():
         rate = options.rates[dtype][0] if dtype in options.rates else float("nan")

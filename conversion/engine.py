@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from vit import budgets, checkpoint
-from vit.config import ViTConfig, to_pair
+from vit.config import to_pair
 from vit.errors import CheckpointError, ConfigError, quoted, shown
+from vit.families.vit import ViTConfig
 from vit.weights import Shape
 
 from . import keras, orbax

@@ -16,8 +16,9 @@ import numpy as np
 
 import vit
 from vit import checkpoint, hub
-from vit.config import ViTConfig, to_pair
+from vit.config import to_pair
 from vit.errors import FRAMEWORKS, CheckpointError, InputError, MissingFrameworkError, installed_frameworks
+from vit.families.vit import ViTConfig
 
 from .engine import convert, open_source
 from .rules import Source

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit.config import VARIANTS, ViTConfig, to_pair
+from vit.config import to_pair
 from vit.errors import CheckpointError, shown
+from vit.families.vit import VARIANTS, ViTConfig
 
 from .engine import open_source
 

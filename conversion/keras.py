@@ -17,8 +17,9 @@ from typing import Any
 from vit import budgets
 from vit.archives import check_crc, members, read_member
 from vit.checkpoint import in_order
-from vit.config import ViTConfig, to_pair
+from vit.config import to_pair
 from vit.errors import CheckpointError, shown
+from vit.families.vit import ViTConfig
 from vit.weights import LAYOUTS
 
 from .containers import KINDS, Read, Specs, Store, Window, parsing, read_h5, write_h5_dataset, writing_h5
@@ -128,7 +129,7 @@ def write_keras(path: Path, config: ViTConfig, head: str | None, tensors: Specs,
         arguments["add_pooling_layer"] = "vit/pooler/dense/vars/0" in tensors
         arguments["use_mask_token"] = "vit/embeddings/mask_token" in tensors
     described = {
-        "module": "vit.tf.model", "class_name": class_name, "config": arguments,
+        "module": "vit.tf.vit", "class_name": class_name, "config": arguments,
         "registered_name": f"trivit>{class_name}",
         "build_config": {"input_shape": [None, config.num_channels, *to_pair(config.image_size)]},
     }  # fmt: skip

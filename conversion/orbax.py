@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from vit import budgets, checkpoint
-from vit.config import ViTConfig
 from vit.errors import CheckpointError, MissingFrameworkError, shown
+from vit.families.vit import ViTConfig
 from vit.weights import LAYOUTS
 
 from .containers import BFLOAT16, Read, Specs, Store, Stored, _damaged, summary

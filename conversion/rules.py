@@ -20,9 +20,10 @@ import numpy as np
 
 from vit import budgets
 from vit.checkpoint import DTYPES, fill
-from vit.config import VARIANTS, ViTConfig, to_pair
+from vit.config import to_pair
 from vit.errors import CheckpointError, ConfigError, quoted, shown
-from vit.weights import Shape, parameter_shapes
+from vit.families.vit import VARIANTS, ViTConfig
+from vit.weights import Shape
 
 from .containers import Store, summary
 
@@ -457,8 +458,7 @@ class Source:
                 f"{self.where} is said to have {quoted(config.num_hidden_layers, 30)} layers, and has "
                 f"{len(self.places)} tensors."
             )
-        expected = parameter_shapes(
-            config,
+        expected = config.parameter_shapes(
             head=self.head,
             add_pooling_layer=any(name.startswith("vit.pooler.") for name in self.places),
             use_mask_token="vit.embeddings.mask_token" in self.places,

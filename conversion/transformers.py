@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from vit.checkpoint import in_order
-from vit.weights import BASE, LAYOUTS
+from vit.families.vit import ViTConfig
+from vit.weights import LAYOUTS
 
 from .containers import Read, Specs, write_h5_dataset, writing_h5
 from .rules import TOKENS, Format, patterns
 
+_BASE = ViTConfig.base_model_prefix
 _PUBLISHED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 _IGNORED = ((r"embeddings.position_ids$", "the numbers 0, 1, 2 ..., which older versions stored"),)
 
@@ -34,13 +36,13 @@ _WRAPPERS = {
 
 def with_base(separator: str) -> Callable[[Iterable[str]], dict[str, str]]:
     """Names of a base model get the "vit" that those of a model with a head have."""
-    own = tuple(part + separator for part in ("vit", "classifier", "decoder"))
-    return lambda names: {name: name if name.startswith(own) else BASE[:-1] + separator + name for name in names}
+    own = tuple(part + separator for part in (_BASE, "classifier", "decoder"))
+    return lambda names: {name: name if name.startswith(own) else _BASE + separator + name for name in names}
 
 
 def without_base(separator: str) -> Callable[[str, str | None], str]:
     """The inverse of `with_base`."""
-    return lambda name, head: name if head else name.removeprefix(BASE[:-1] + separator)
+    return lambda name, head: name if head else name.removeprefix(_BASE + separator)
 
 
 HF = Format(

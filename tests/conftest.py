@@ -34,7 +34,7 @@ os.environ |= {
 
 import pytest  # noqa: E402
 
-from vit.config import ViTConfig  # noqa: E402
+from vit.families.vit import ViTConfig  # noqa: E402
 
 from . import equivalence  # noqa: E402
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit import checkpoint, weights
-from vit.config import ACTIVATIONS, ViTConfig
+from vit.config import ACTIVATIONS
+from vit.families.vit import ViTConfig
 
 
 def tiny_config(**overrides: Any) -> ViTConfig:
@@ -45,7 +46,7 @@ def random_checkpoint(
         "use_mask_token": head == "decoder" if use_mask_token is None else use_mask_token,
     }
     dtype = checkpoint.dtype_of(dtype)
-    shapes = weights.parameter_shapes(config, head=head, **parts)
+    shapes = config.parameter_shapes(head=head, **parts)
     rng = np.random.default_rng(seed)
     arrays = {}
     for name, shape in shapes.items():
@@ -53,7 +54,7 @@ def random_checkpoint(
         values = rng.standard_normal(shape) * (np.prod(shape[1:]) ** -0.5 if is_matrix else 0.3)
         if "layernorm" in name and name.endswith(".weight"):
             values += 1
-        arrays[name if head else name.removeprefix(weights.BASE)] = values.astype(dtype)
+        arrays[name if head else name.removeprefix("vit.")] = values.astype(dtype)
     tensors = {name: (array.shape, dtype) for name, array in arrays.items()}
     architecture = {None: "ViTModel", "classifier": "ViTForImageClassification",
                     "decoder": "ViTForMaskedImageModeling"}[head]  # fmt: skip
@@ -190,7 +191,7 @@ def run_pt(
     dtype = model.dtype
     objective(output, torch.sum, lambda array: torch.from_numpy(array).to(where, dtype)).backward()
     gradients = {
-        (name if case.head else weights.BASE + name): value.grad for name, value in model.named_parameters()
+        (name if case.head else "vit." + name): value.grad for name, value in model.named_parameters()
     }  # None where the call does not use the parameter
 
     def to_numpy(value: Any) -> np.ndarray:
@@ -271,4 +272,4 @@ RUN: dict[str, Callable[..., tuple[Results, Results]]] = {"pt": run_pt, "tf": ru
 
 def parameter_shapes(config: ViTConfig, case: Case) -> dict[str, weights.Shape]:
     parts = {"add_pooling_layer": case.head is None, "use_mask_token": case.head == "decoder", **case.parts}
-    return weights.parameter_shapes(config, head=case.head, **parts)
+    return config.parameter_shapes(head=case.head, **parts)

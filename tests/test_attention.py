@@ -19,7 +19,6 @@ from vit.attention import check_threshold
 from vit.cli import attention, frameworks, main, picture
 from vit.config import to_pair
 from vit.image_processing import DeiTImageProcessor
-from vit.weights import parameter_shapes
 
 ALL = ["pt", "tf", "flax"]
 
@@ -127,7 +126,7 @@ def looking(folder: Path, config: ViTConfig, targets: list[list[tuple[int, int]]
     """
     grid, width = config.grid_size, config.hidden_size
     marked = sorted({place for layer in targets for place in layer})
-    arrays = {name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(config, head=head).items()}
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in config.parameter_shapes(head=head).items()}
     for name, array in arrays.items():
         if "layernorm" in name and name.endswith("weight"):
             array[:] = 1

@@ -27,7 +27,6 @@ import torch
 import vit
 from vit import CheckpointError, ViTConfig, checkpoint, posemb
 from vit.checkpoint import Checkpoint, dtype_of, parse_size
-from vit.weights import parameter_shapes
 
 FRAMEWORKS = {"pt": "", "tf": "TF", "flax": "Flax"}
 HEADS = {None: "ViTModel", "classifier": "ViTForImageClassification", "decoder": "ViTForMaskedImageModeling"}
@@ -504,7 +503,7 @@ def test_a_failing_disk_leaves_the_old_checkpoint_and_is_named(tmp_path, monkeyp
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, call, full)
+    monkeypatch.setattr(os, call, full)
     with pytest.raises(CheckpointError, match="cannot be saved into: No space left on device") as error:
         write(tmp_path, some_tensors(1), max_shard_size="1KB")
     assert error.value.__cause__.errno == errno.ENOSPC
@@ -595,7 +594,7 @@ def test_saving_into_a_file_is_refused(tmp_path, below):
 
 
 def parameters(config: ViTConfig, head: str | None = None, **parts: bool) -> dict[str, tuple[int, ...]]:
-    return parameter_shapes(config, head=head, **parts)
+    return config.parameter_shapes(head=head, **parts)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -654,7 +653,7 @@ def test_a_base_checkpoint_may_store_its_names_with_the_prefix(tmp_path, tiny_co
     config = tiny_config()
     plain = arrays(random_checkpoint(tmp_path / "plain", config))
     folder = write(tmp_path / "prefixed", {f"vit.{name}": value for name, value in plain.items()}, config)
-    stored, fresh, resampled = checkpoint.fit(Checkpoint(folder), config, parameters(config, add_pooling_layer=True))
+    stored, fresh, resampled = checkpoint.fit(Checkpoint(folder), config, add_pooling_layer=True)
     assert stored == {f"vit.{name}": f"vit.{name}" for name in plain}
     assert (fresh, resampled) == ({}, set())
 
@@ -664,7 +663,7 @@ def test_a_tensor_stored_with_and_without_the_prefix_is_refused(tmp_path, tiny_c
     tensors = arrays(random_checkpoint(tmp_path, config))
     write(tmp_path, {**tensors, "vit.layernorm.bias": tensors["layernorm.bias"]}, config)
     with pytest.raises(CheckpointError, match=r"with and without 'vit\.' before: layernorm\.bias\."):
-        checkpoint.fit(Checkpoint(tmp_path), config, parameters(config))
+        checkpoint.fit(Checkpoint(tmp_path), config)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -730,7 +729,7 @@ def test_a_long_list_of_parameters_is_cut():
     held = Checkpoint.__new__(Checkpoint)
     held.folder, held.config, held.tensors, held.pickled = Path("folder"), config, {}, {}
     with pytest.raises(CheckpointError, match=rf"missing: .* and {len(shapes) - 8} more\.$"):
-        checkpoint.fit(held, config, shapes)
+        checkpoint.fit(held, config)
 
 
 # === dtypes ===

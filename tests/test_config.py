@@ -15,7 +15,6 @@ import transformers
 
 from vit import ConfigError, ViTConfig
 from vit.config import ACTIVATIONS, PROBLEM_TYPES
-from vit.weights import parameter_shapes
 
 PUBLISHED = {
     name: parameter.default
@@ -177,7 +176,7 @@ VARIANTS = {
 def test_variants_have_the_published_sizes(name, published):
     config = ViTConfig.variant(f"{name}/16")
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
-    parameters = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    parameters = sum(math.prod(shape) for shape in config.parameter_shapes().values())
     assert (*sizes, parameters) == published
 
 

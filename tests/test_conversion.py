@@ -16,8 +16,8 @@ import pytest
 import conversion
 import vit
 from vit import checkpoint
-from vit.config import ViTConfig
 from vit.errors import CheckpointError
+from vit.families.vit import ViTConfig
 
 FIXTURES = Path(__file__).parent / "fixtures" / "conversion"
 HEADS = {"num_attention_heads": 4}  # 12 wide, so that only the JAX files and configurations tell

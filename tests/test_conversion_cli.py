@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import conversion
 from vit.cli import convert, inspect, verify
-from vit.config import ViTConfig
 from vit.errors import CheckpointError, InputError, MissingFrameworkError
+from vit.families.vit import ViTConfig
 
 FIXTURES = Path(__file__).parent / "fixtures" / "conversion"
 HEADS = ["--num-attention-heads", "4"]

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 import conversion
 from conversion import containers, rules
 from vit import checkpoint
-from vit.config import ViTConfig
 from vit.errors import CheckpointError
+from vit.families.vit import ViTConfig
 
 FIXTURES = Path(__file__).parent / "fixtures" / "conversion"
 HEADS = {"num_attention_heads": 4}
@@ -358,7 +358,7 @@ def test_the_comparison_finds_a_wrong_rule_and_a_wrong_write(tmp_path, monkeypat
         checkpoint_write(path, tensors, lambda name: read(name) + np.float32(name == "vit.layernorm.bias"), threads)
 
     checkpoint_write = checkpoint.write_safetensors
-    monkeypatch.setattr(checkpoint, "write_safetensors", careless)
+    monkeypatch.setattr(checkpoint.writing, "write_safetensors", careless)
     with pytest.raises(CheckpointError, match=r"The comparison failed: vit.layernorm.bias"):
         conversion.convert(FIXTURES / "google_vit.npz", tmp_path / "write")
     assert not list(tmp_path.iterdir())
@@ -393,7 +393,7 @@ def test_the_comparison_finds_one_flipped_bit_anywhere_in_a_matrix(name, at, dty
             file.write(bytes([byte ^ 1]))
 
     checkpoint_write = checkpoint.write_safetensors
-    monkeypatch.setattr(checkpoint, "write_safetensors", careless)
+    monkeypatch.setattr(checkpoint.writing, "write_safetensors", careless)
     with pytest.raises(CheckpointError, match=f"The comparison failed: {parameter}"):
         conversion.convert(wide, tmp_path / "out", dtype=dtype)
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import conversion
-from vit.config import ViTConfig
+from vit.families.vit import ViTConfig
 
 LARGEST = 3072 * 768 * 4  # bytes of an MLP matrix; the whole checkpoint is eleven times as much
 SLACK = 6_000_000  # Python's own growth, and the buffers of files

@@ -14,8 +14,8 @@ import pytest
 import conversion
 from conversion import target as targets
 from vit import checkpoint
-from vit.config import ViTConfig
 from vit.errors import CheckpointError
+from vit.families.vit import ViTConfig
 
 FIXTURES = Path(__file__).parent / "fixtures" / "conversion"
 SOURCE = FIXTURES / "google_vit.npz"

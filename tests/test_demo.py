@@ -254,13 +254,13 @@ def test_there_is_a_panel_for_each_scan_and_heat_where_the_attention_is(count: i
     attention[:, 0, 0] = 0.3  # top left
     logits = np.tile(np.float32([[4, -4]]), (count, 1))
     corner = results_of({"pt": logits}, ["0"] * count, attention)
-    picture.draw(tmp_path / "corner.png", corner)
+    demo.draw(tmp_path / "corner.png", corner)
     corner.attention = attention[:, ::-1, ::-1]  # bottom right
-    picture.draw(tmp_path / "opposite.png", corner)
+    demo.draw(tmp_path / "opposite.png", corner)
     (first, size), (second, _) = bright_boxes(tmp_path / "corner.png"), bright_boxes(tmp_path / "opposite.png")
     assert len(first) == len(second) == count
     assert size[1] == 1920
-    side = 1920 * (picture.WIDTH - 2 * picture.MARGIN - 9 * picture.GAP) / 10 / picture.WIDTH
+    side = 1920 * (picture.WIDTH - 2 * picture.MARGIN - 9 * demo.GAP) / 10 / picture.WIDTH
     for (left, top, right, bottom), (other_left, other_top, other_right, other_bottom) in zip(
         first, second, strict=True
     ):
@@ -276,35 +276,34 @@ def test_there_is_a_panel_for_each_scan_and_heat_where_the_attention_is(count: i
 def test_captions_tell_right_wrong_and_differing_answers() -> None:
     zero, one = np.float32([[4, -4]]), np.float32([[-4, 4]])
     attention = np.ones((1, 2, 2), np.float32)
-    assert picture.caption(results_of({"pt": zero, "tf": zero}, ["0"], attention), 0) == ("0", True)
-    assert picture.caption(results_of({"pt": one, "tf": one}, ["0"], attention), 0) == ("1, is 0", False)
-    assert picture.caption(results_of({"pt": zero, "tf": one}, ["0"], attention), 0) == ("pt 0 tf 1", False)
+    assert demo.caption(results_of({"pt": zero, "tf": zero}, ["0"], attention), 0) == ("0", True)
+    assert demo.caption(results_of({"pt": one, "tf": one}, ["0"], attention), 0) == ("1, is 0", False)
+    assert demo.caption(results_of({"pt": zero, "tf": one}, ["0"], attention), 0) == ("pt 0 tf 1", False)
 
 
 def test_summary_counts_each_framework_and_gives_the_difference_of_several() -> None:
     zero, attention = np.float32([[4, -4]]), np.ones((1, 2, 2), np.float32)
-    alone = picture.summary(results_of({"pt": zero}, ["0"], attention))
-    both = picture.summary(results_of({"pt": zero, "flax": zero + np.float32(0.5)}, ["1"], attention))
+    alone = demo.summary(results_of({"pt": zero}, ["0"], attention))
+    both = demo.summary(results_of({"pt": zero, "flax": zero + np.float32(0.5)}, ["1"], attention))
     assert alone == "Right of 1 held-out handwritten digits:  PyTorch 1"
     assert both.split("  ")[1:] == ["PyTorch 0,", "Flax 0.", " Largest difference of any logit:", "5.0e-01"]
 
 
 def test_title_claims_the_same_answers_only_where_several_frameworks_gave_them() -> None:
     zero, one, attention = np.float32([[4, -4]]), np.float32([[-4, 4]]), np.ones((1, 2, 2), np.float32)
-    assert picture.title(results_of({"pt": zero}, ["0"], attention)) == "One checkpoint in PyTorch"
-    assert picture.title(results_of(dict.fromkeys(ALL, zero), ["0"], attention)) == (
+    assert demo.title(results_of({"pt": zero}, ["0"], attention)) == "One checkpoint in PyTorch"
+    assert demo.title(results_of(dict.fromkeys(ALL, zero), ["0"], attention)) == (
         "One checkpoint, the same answers in PyTorch, TensorFlow and Flax"
     )
     assert (
-        picture.title(results_of({"tf": zero, "flax": one}, ["0"], attention))
-        == "One checkpoint in TensorFlow and Flax"
+        demo.title(results_of({"tf": zero, "flax": one}, ["0"], attention)) == "One checkpoint in TensorFlow and Flax"
     )
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_the_suffix_decides_the_format(suffix: str, magic: bytes, tmp_path: Path) -> None:
     results = results_of({"pt": np.float32([[4, -4]])}, ["0"], np.ones((1, 2, 2), np.float32))
-    picture.draw(tmp_path / f"demo{suffix}", results)
+    demo.draw(tmp_path / f"demo{suffix}", results)
     assert (tmp_path / f"demo{suffix}").read_bytes().startswith(magic)
 
 
@@ -319,5 +318,5 @@ def test_a_drawing_that_fails_leaves_the_old_picture(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Figure, "savefig", fail)
     results = results_of({"pt": np.float32([[4, -4]])}, ["0"], np.ones((1, 2, 2), np.float32))
     with pytest.raises(InputError, match="which cannot be written: disk full"):
-        picture.draw(tmp_path / "demo.png", results)
+        demo.draw(tmp_path / "demo.png", results)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -25,7 +25,7 @@ import yaml
 from PIL import Image
 
 import conversion
-from vit.config import ViTConfig
+from vit.families.vit import ViTConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import json
 import os
@@ -62,7 +63,7 @@ def test_a_name_without_a_framework_loads_none(name):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_model_loads_its_own_framework_alone(framework):
     others = tuple(module for other, modules in FRAMEWORKS.items() if other != framework for module in modules)
-    assert fresh(f"import vit; print(vit.{MODELS[framework]}.__module__)", without=others) == f"vit.{framework}.model"
+    assert fresh(f"import vit; print(vit.{MODELS[framework]}.__module__)", without=others) == f"vit.{framework}.vit"
 
 
 # === Names ===
@@ -135,9 +136,57 @@ def test_a_frameworks_folder_imports_no_other_framework(framework):
 
 
 def test_shared_files_import_no_framework():
-    exceptions = ("__init__.py", "inference.py", "measure.py")  # the ways of serving and timing, side by side
-    for path in set(ROOT.glob("*.py")) - {ROOT / name for name in exceptions}:
+    exceptions = {ROOT / name for name in ("__init__.py", "inference.py", "measure.py", "checkpoint/reading.py")}
+    shared = {*ROOT.glob("*.py"), *ROOT.glob("families/*.py"), *ROOT.glob("checkpoint/*.py")}
+    for path in shared - exceptions:
         assert imported(path).isdisjoint({*FRAMEWORKS, *MODULES}), path
+    # Exceptions: PyTorch's own reader of PyTorch's own files, and the three ways of serving and timing side by side.
+    assert imported(ROOT / "checkpoint" / "reading.py") & {*FRAMEWORKS, *MODULES} == {"torch"}
+
+
+def imports(path: Path, inside_functions: bool = True) -> set[str]:
+    """The dotted modules that a file of vit/ or conversion/ imports where it runs, not for type checkers alone."""
+    names, waiting = set(), list(ast.parse(path.read_text()).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif isinstance(node, ast.FunctionDef | ast.Lambda) and not inside_functions:
+            continue
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = path.relative_to(ROOT.parent).with_suffix("").parts[: -node.level or 0] if node.level else ()
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            names |= {name if name in FILES else module for name in (f"{module}.{each.name}" for each in node.names)}
+        else:
+            waiting += ast.iter_child_nodes(node)
+    return names
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {dotted(path): path for folder in (ROOT, ROOT.parent / "conversion") for path in folder.rglob("*.py")}
+
+
+def test_no_two_files_import_each_other():
+    graph = {name: (imports(path) & FILES.keys()) - {name} for name, path in FILES.items()}
+    assert "vit.config" in graph["vit.checkpoint.reading"]
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_only_the_three_rooms_and_the_fast_processor_import_a_framework_when_they_are_imported():
+    rooms = tuple(f"vit.{framework}" for framework in FRAMEWORKS)
+    for name, path in FILES.items():
+        if not name.startswith(rooms) and name != "vit.image_processing.fast":
+            loaded = imports(path, inside_functions=False)
+            assert not [each for each in loaded if each.startswith((*rooms, *MODULES))], name
 
 
 def test_what_is_shared_works_where_no_framework_is_installed(reference, tmp_path):

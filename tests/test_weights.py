@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from vit import ViTConfig
-from vit.weights import LAYOUTS, from_local, initial_value, local_name, parameter_shapes, to_local
+from vit.weights import LAYOUTS, from_local, initial_value, local_name, to_local
 
 CONFIGS = {
     "plain": {},
@@ -45,17 +45,17 @@ def oracle_shapes(config: ViTConfig, model: str) -> dict[str, tuple[int, ...]]:
 def test_names_and_shapes_are_those_of_transformers(tiny_config, values, model):
     config = tiny_config(**CONFIGS[values])
     _, options, head = MODELS[model]
-    assert parameter_shapes(config, head=head, **options) == oracle_shapes(config, model)
+    assert config.parameter_shapes(head=head, **options) == oracle_shapes(config, model)
 
 
 def test_a_decoder_of_non_square_patches_gives_every_pixel_of_a_patch(tiny_config):
-    shapes = parameter_shapes(tiny_config(**CONFIGS["non-square"]), head="decoder", use_mask_token=True)
+    shapes = tiny_config(**CONFIGS["non-square"]).parameter_shapes(head="decoder", use_mask_token=True)
     assert shapes["decoder.0.weight"] == (4 * 8 * 3, 32, 1, 1)
     assert shapes["decoder.0.bias"] == (4 * 8 * 3,)
 
 
 def test_the_published_size_has_the_published_shapes():
-    shapes = parameter_shapes(ViTConfig(num_labels=1000), head="classifier")
+    shapes = ViTConfig(num_labels=1000).parameter_shapes(head="classifier")
     assert len(shapes) == 200
     assert sum(np.prod(shape) for shape in shapes.values()) == 86_567_656  # google/vit-base-patch16-224
     assert shapes["vit.embeddings.position_embeddings"] == (1, 197, 768)
@@ -90,7 +90,7 @@ def test_each_framework_has_its_own_name_for_a_leaf(name, local):
 @pytest.mark.parametrize("framework", LAYOUTS)
 def test_no_two_parameters_have_one_local_name(tiny_config, framework):
     for _, options, head in MODELS.values():
-        names = parameter_shapes(tiny_config(), head=head, **options)
+        names = tiny_config().parameter_shapes(head=head, **options)
         assert len({local_name(name, framework) for name in names}) == len(names)
 
 
@@ -99,7 +99,7 @@ def test_no_two_parameters_have_one_local_name(tiny_config, framework):
 def test_every_parameter_survives_the_round_trip_through_a_layout(tiny_config, model, framework):
     _, options, head = MODELS[model]
     rng = np.random.default_rng(0)
-    for name, shape in parameter_shapes(tiny_config(**CONFIGS["non-square"]), head=head, **options).items():
+    for name, shape in tiny_config(**CONFIGS["non-square"]).parameter_shapes(head=head, **options).items():
         array = rng.standard_normal(shape)
         local = to_local(array, framework)
         np.testing.assert_array_equal(from_local(local, shape, framework), array, err_msg=name)
@@ -129,7 +129,7 @@ def test_pytorch_stores_the_canonical_arrays():
 
 def test_fresh_parameters_start_as_in_transformers(tiny_config):
     config = tiny_config(initializer_range=0.5)
-    shapes = parameter_shapes(config, add_pooling_layer=True, use_mask_token=True)
+    shapes = config.parameter_shapes(add_pooling_layer=True, use_mask_token=True)
     state = transformers.ViTModel(transformers.ViTConfig(**config.to_dict()), use_mask_token=True).state_dict()
     for name in shapes:
         value = state[name.removeprefix("vit.")]

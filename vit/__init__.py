@@ -13,7 +13,7 @@ from . import forks  # before a fork, or it knows nothing
 __version__ = "0.1.0"
 
 _MODULES = {
-    "vit.config": ("ViTConfig",),
+    "vit.families.vit": ("ViTConfig",),
     "vit.outputs": ("ModelOutput",),
     "vit.errors": ("CheckpointError", "ConfigError", "InputError", "MissingFrameworkError"),
     "vit.image_processing": (
@@ -44,8 +44,8 @@ __all__ = [*(name for name, home in _HOMES.items() if home not in _FRAMEWORKS), 
 
 if TYPE_CHECKING:
     from .attention import attention_mask, attention_rollout, cls_attention
-    from .config import ViTConfig
     from .errors import CheckpointError, ConfigError, InputError, MissingFrameworkError
+    from .families.vit import ViTConfig
     from .flax import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
     from .image_processing import (
         AutoImageProcessor,

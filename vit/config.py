@@ -1,4 +1,4 @@
-"""ViTConfig: the shape and behaviour of a Vision Transformer, under the keys of the published config.json."""
+"""What the configurations of all families share: the published keys of config.json, their checks and the round trip."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
+from . import families, hub
 from .errors import ConfigError
+from .files import CONFIG, read_json, replace_files
+from .weights import Shape, initial_value, layer_norm_shapes, linear_shapes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "selu", "silu", "tanh")
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-# name: (hidden_size, num_hidden_layers, num_attention_heads, intermediate_size)
-# Dosovitskiy et al. 2021, Table 1 (B, L, H); Touvron et al. 2021, Table 1 (Ti, S); Zhai et al. 2022, Table 2 (g, G).
-VARIANTS = {
-    "Ti": (192, 12, 3, 768),
-    "S": (384, 12, 6, 1536),
-    "B": (768, 12, 12, 3072),
-    "L": (1024, 24, 16, 4096),
-    "H": (1280, 32, 16, 5120),
-    "g": (1408, 40, 16, 6144),
-    "G": (1664, 48, 16, 8192),
-}
+
+class Head(NamedTuple):
+    """One of a family's classes.
+
+    Attributes:
+        name: of the class in PyTorch; TensorFlow's and Flax's have a prefix.
+        output: the main one, which losses and metrics see.
+        parts: optional parts -> whether the class has them; those of the base model are arguments of it.
+    """
+
+    name: str
+    output: str
+    parts: Mapping[str, bool] = {}
 
 
 def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -36,11 +46,12 @@ def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, eq=False)
-class ViTConfig:
-    """The configuration of a Vision Transformer; immutable, compared and hashed by value.
+class PreTrainedConfig:
+    """The configuration of a family; immutable, compared and hashed by value.
 
-    Keys and defaults are those of the published checkpoints (transformers' ViTConfig), so the defaults are ViT-B/16 at
-    224. Use `replace` for a changed copy and `variant` for the other published sizes.
+    Each family's is a dataclass that inherits from this one, gives `model_type` its own default, adds its own keys and
+    checks, and fills in what stands first. A shared key that a family has not, or computes from its own, is
+    `dataclasses.field(init=False)` there: then config.json has none of that name.
 
     Args:
         hidden_size: width of a token.
@@ -56,9 +67,6 @@ class ViTConfig:
         patch_size: height and width of a patch in pixels, one int or a (height, width) pair.
         num_channels: channels of the input.
         qkv_bias: whether query, key and value have biases.
-        encoder_stride: factor by which the masked-image decoder upsamples; equals `patch_size`.
-        pooler_output_size: width of the pooler's output; `hidden_size` when None.
-        pooler_act: activation of the pooler, one of `ACTIVATIONS`.
         num_labels: number of labels of the classification head; follows `id2label` when that is given.
         id2label: label index to name; "LABEL_0" and so on when None.
         label2id: label name to index; the inverse of `id2label` when None.
@@ -69,12 +77,31 @@ class ViTConfig:
         attn_implementation: "sdpa" (fused, in frameworks that have that) or "eager" (matmul, softmax, matmul).
         dtype: dtype of the checkpoint's parameters, one of `DTYPES`.
         architectures: class names that wrote the checkpoint.
-        model_type: "vit".
+        model_type: which family; each has its own.
         extra: keys of a config.json that are not listed here, kept for the round trip.
 
     Raises:
         ConfigError: a value that no model can have.
     """
+
+    base_model_prefix: ClassVar[str]
+    """What precedes a base model's parameter names in a checkpoint that also has a head, without the dot."""
+    heads: ClassVar[Mapping[str | None, Head]]
+    """The family's classes; None is the base model's."""
+    parameter_shapes: ClassVar[Callable[..., dict[str, Shape]]]
+    """A method: (head, **parts) -> every canonical parameter name and its shape, in the order of the computation."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """How the names of parameters begin that a checkpoint may lack, or have without the model using them."""
+    label_parameters: ClassVar[tuple[str, ...]] = ("classifier.",)
+    """How the names of parameters begin that start fresh under another number of labels."""
+    grid_parameters: ClassVar[tuple[str, ...]] = ("position_embeddings",)
+    """How the names of parameters end that `resample` fits to another grid of patches."""
+    prefix_tokens: ClassVar[int] = 1
+    """Tokens before the patches; CLS is the first."""
+    follows: ClassVar[Mapping[str, str]] = {}
+    """Key -> the key whose value it takes when it is None."""
+    variants: ClassVar[Mapping[str, tuple[int, int, int, int]]] = {}
+    """Size -> (hidden_size, num_hidden_layers, num_attention_heads, intermediate_size)."""
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -89,9 +116,7 @@ class ViTConfig:
     patch_size: int | tuple[int, int] = 16
     num_channels: int = 3
     qkv_bias: bool = True
-    encoder_stride: int | tuple[int, int] = 16
-    pooler_output_size: int = None  # type: ignore[assignment]  # hidden_size
-    pooler_act: str = "tanh"
+    _: dataclasses.KW_ONLY
     num_labels: int = None  # type: ignore[assignment]  # these three follow from any of them
     id2label: Mapping[int, str] = None  # type: ignore[assignment]
     label2id: Mapping[str, int] = None  # type: ignore[assignment]
@@ -102,40 +127,24 @@ class ViTConfig:
     attn_implementation: str = "sdpa"
     dtype: str | None = None
     architectures: tuple[str, ...] | None = None
-    model_type: str = "vit"
+    model_type: str = ""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels"):
-            self._check(name, _is_int(getattr(self, name), 1), "an int of at least 1")
-        self._check("num_hidden_layers", _is_int(self.num_hidden_layers, 0), "an int of at least 0")
-        for name in ("image_size", "patch_size", "encoder_stride"):
-            size = getattr(self, name)
-            if isinstance(size, list):
-                object.__setattr__(self, name, size := tuple(size))
-            pair = size if isinstance(size, tuple) else (size, size)
-            valid = len(pair) == 2 and all(_is_int(length, 1) for length in pair)
-            self._check(name, valid, "a positive int, or a (height, width) pair of them")
-        if self.pooler_output_size is None:
-            object.__setattr__(self, "pooler_output_size", self.hidden_size)
-        self._check("pooler_output_size", _is_int(self.pooler_output_size, 1), "an int of at least 1")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            value = getattr(self, name)
-            self._check(name, _is_number(value) and 0 <= value < 1, "a probability of at least 0 and less than 1")
-        for name in ("initializer_range", "layer_norm_eps"):
-            value = getattr(self, name)
-            self._check(name, _is_number(value) and 0 <= value < float("inf"), "a finite number of at least 0")
-        for name in ("qkv_bias", "output_hidden_states", "output_attentions", "return_dict"):
-            self._check(name, isinstance(getattr(self, name), bool), "true or false")
-        for name, allowed in (
-            ("hidden_act", ACTIVATIONS),
-            ("pooler_act", ACTIVATIONS),
-            ("attn_implementation", ATTENTION_IMPLEMENTATIONS),
-            ("problem_type", (None, *PROBLEM_TYPES)),
-            ("dtype", (None, *DTYPES)),
-            ("model_type", ("vit",)),
-        ):
-            self._check(name, getattr(self, name) in allowed, "one of " + ", ".join(map(repr, allowed)))
+        for key, other in self.follows.items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, getattr(self, other))
+        self._check_ints("hidden_size", "num_attention_heads", "intermediate_size", "num_channels")
+        self._check_ints("num_hidden_layers", least=0)
+        self._check_sizes("image_size", "patch_size")
+        self._check_probabilities("hidden_dropout_prob", "attention_probs_dropout_prob")
+        self._check_numbers("initializer_range", "layer_norm_eps")
+        self._check_bools("qkv_bias", "output_hidden_states", "output_attentions", "return_dict")
+        self._check_choice("hidden_act", ACTIVATIONS)
+        self._check_choice("attn_implementation", ATTENTION_IMPLEMENTATIONS)
+        self._check_choice("problem_type", (None, *PROBLEM_TYPES))
+        self._check_choice("dtype", (None, *DTYPES))
+        self._check_choice("model_type", (type(self).model_type,))
         if self.architectures is not None:
             valid = isinstance(self.architectures, list | tuple) and all(isinstance(n, str) for n in self.architectures)
             self._check("architectures", valid, "a list of class names")
@@ -183,40 +192,75 @@ class ViTConfig:
         if not valid:
             raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
+    def _check_ints(self, *names: str, least: int = 1) -> None:
+        for name in names:
+            self._check(name, _is_int(getattr(self, name), least), f"an int of at least {least}")
+
+    def _check_sizes(self, *names: str) -> None:
+        for name in names:
+            size = getattr(self, name)
+            if isinstance(size, list):
+                object.__setattr__(self, name, size := tuple(size))
+            pair = size if isinstance(size, tuple) else (size, size)
+            valid = len(pair) == 2 and all(_is_int(length, 1) for length in pair)
+            self._check(name, valid, "a positive int, or a (height, width) pair of them")
+
+    def _check_probabilities(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._check(name, _is_number(value) and 0 <= value < 1, "a probability of at least 0 and less than 1")
+
+    def _check_numbers(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._check(name, _is_number(value) and 0 <= value < float("inf"), "a finite number of at least 0")
+
+    def _check_bools(self, *names: str) -> None:
+        for name in names:
+            self._check(name, isinstance(getattr(self, name), bool), "true or false")
+
+    def _check_choice(self, name: str, allowed: Iterable[Any]) -> None:
+        allowed = tuple(allowed)
+        self._check(name, getattr(self, name) in allowed, "one of " + ", ".join(map(repr, allowed)))
+
+    # === Copies ===
+
     @classmethod
-    def variant(cls, name: str, **overrides: Any) -> ViTConfig:
+    def variant(cls, name: str, **overrides: Any) -> Self:
         """The configuration of a published size.
 
         Args:
-            name: size and patch size in pixels, such as "B/16": one of `VARIANTS`, a slash and an int.
+            name: size and patch size in pixels, such as "B/16": one of `variants`, a slash and an int.
             **overrides: any other argument, such as `image_size=384`.
 
         Raises:
             ConfigError: an unknown size or key, or an impossible value.
         """
         size, _, patch = name.partition("/")
-        if size not in VARIANTS or not patch.isdecimal():
+        if size not in cls.variants or not patch.isdecimal():
             raise ConfigError(
-                f"Unknown variant {name!r}; expected one of {', '.join(VARIANTS)}, then '/' and a patch size."
+                f"Unknown variant {name!r}; expected one of {', '.join(cls.variants)}, then '/' and a patch size."
             )
-        _check_keys(overrides)
+        _check_keys(cls, overrides)
         keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        values = dict(zip(keys, VARIANTS[size], strict=True), patch_size=int(patch), encoder_stride=int(patch))
+        values = dict(zip(keys, cls.variants[size], strict=True))
+        values |= dict.fromkeys({"patch_size", "encoder_stride"} & set(keys_of(cls)), int(patch))
         return cls(**{**values, **overrides})
 
-    def replace(self, **overrides: Any) -> ViTConfig:
+    def replace(self, **overrides: Any) -> Self:
         """A copy with some values changed; a new number of labels or new names make the other label keys follow.
 
         Raises:
             ConfigError: an unknown key (the nearest known one is named), or an impossible value.
         """
-        _check_keys(overrides)
-        values = {name: getattr(self, name) for name in _FIELDS}
+        _check_keys(type(self), overrides)
+        values = {name: getattr(self, name) for name in keys_of(type(self))}
         labels = {"num_labels", "id2label", "label2id"} & overrides.keys()
         if labels and not (labels == {"num_labels"} and overrides["num_labels"] == self.num_labels):
             values.update(num_labels=None, id2label=None, label2id=None)
-        if "hidden_size" in overrides and self.pooler_output_size == self.hidden_size:
-            values["pooler_output_size"] = None
+        for key, other in self.follows.items():
+            if other in overrides and getattr(self, key) == getattr(self, other):
+                values[key] = None
         return type(self)(**{**values, **overrides})
 
     @property
@@ -235,9 +279,14 @@ class ViTConfig:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def pooler_output_size(self) -> int:
+        """Width of a base model's pooler_output."""
+        return self.hidden_size
+
     def to_dict(self) -> dict[str, Any]:
-        """The keys and values of config.json; `ViTConfig.from_dict` reads them back."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
+        """The keys and values of config.json; `from_dict` reads them back."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in keys_of(type(self))}
         extra = values.pop("extra")
         del values["num_labels"]  # it is the length of id2label
         values["id2label"] = {str(index): label for index, label in self.id2label.items()}
@@ -248,19 +297,20 @@ class ViTConfig:
         return {**extra, **values}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> ViTConfig:
+    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
         """The configuration that `values`, the content of a config.json, describes.
 
         Keys that this class does not know go to `extra`. A null of a key it knows counts as not given.
         """
-        values = {key: value for key, value in values.items() if value is not None or key not in _FIELDS}
+        keys = keys_of(cls)
+        values = {key: value for key, value in values.items() if value is not None or key not in keys}
         if isinstance(torch_dtype := values.pop("torch_dtype", None), str):  # the older name of the key
             values.setdefault("dtype", torch_dtype)
-        extra = {key: values.pop(key) for key in list(values) if key not in _FIELDS or key == "extra"}
+        extra = {key: values.pop(key) for key in list(values) if key not in keys or key == "extra"}
         return cls(**values, extra=extra).replace(**overrides)
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | os.PathLike[str], **kwargs: Any) -> ViTConfig:
+    def from_pretrained(cls, name_or_folder: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Read the configuration of a checkpoint.
 
         Args:
@@ -269,40 +319,116 @@ class ViTConfig:
 
         Raises:
             CheckpointError: no config.json there, or one that is no JSON.
-            ConfigError: impossible values; the file is named.
+            ConfigError: impossible values, or those of another family; the file is named.
         """
-        from . import checkpoint, hub
-
         hub_options, overrides = hub.split_options(kwargs)
         folder = hub.resolve(name_or_folder, config_only=True, **hub_options)
-        return checkpoint.read_config(folder, **overrides)
+        config = read_config(folder, **overrides)
+        if cls.model_type not in ("", config.model_type):
+            raise ConfigError(
+                f"{folder / CONFIG}: model_type is {config.model_type!r}, which {type(config).__name__} reads; "
+                f"{cls.__name__} reads {cls.model_type!r}."
+            )
+        return config
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json into `folder`, which is made if needed."""
-        from .checkpoint import replace_files
-
         with replace_files(folder) as staging:
-            (staging / "config.json").write_text(self.to_json(), encoding="utf-8")
+            (staging / CONFIG).write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
         """The text of config.json."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ViTConfig) and all(getattr(self, n) == getattr(other, n) for n in _FIELDS)
+        return type(other) is type(self) and all(getattr(self, n) == getattr(other, n) for n in keys_of(type(self)))
 
     def __hash__(self) -> int:
         # Enough to tell models apart; dicts are left to __eq__.
         return hash((self.hidden_size, self.num_hidden_layers, self.image_size, self.patch_size, self.num_labels))
 
+    # === Parameters ===
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(ViTConfig))
+    @classmethod
+    def canonical_names(cls, stored: Iterable[str]) -> dict[str, str]:
+        """{stored name: canonical name}: a base model's checkpoint may leave `base_model_prefix` out."""
+        base = f"{cls.base_model_prefix}."
+        known = (base, *(part for part in cls.optional if not part.startswith(base)))
+        return {name: name if name.startswith(known) else base + name for name in stored}
+
+    @classmethod
+    def model_name(cls, name: str, head: str | None) -> str:
+        """The name of a canonical parameter in a model and its checkpoint: without prefix where there is no head."""
+        return name if head else name.removeprefix(f"{cls.base_model_prefix}.")
+
+    def patch_embedding_shapes(self, name: str) -> dict[str, Shape]:
+        """The parameters of the patch embedding `name`, in the order of the computation."""
+        weight = (self.hidden_size, self.num_channels, *to_pair(self.patch_size))
+        return {f"{name}.projection.weight": weight, f"{name}.projection.bias": (self.hidden_size,)}
+
+    def encoder_layer_shapes(self, name: str) -> dict[str, Shape]:
+        """The parameters of the encoder layer `name`, in the order of the computation."""
+        width, mlp_width = self.hidden_size, self.intermediate_size
+        shapes = layer_norm_shapes(f"{name}.layernorm_before", width)
+        for part in ("query", "key", "value"):
+            shapes |= linear_shapes(f"{name}.attention.attention.{part}", width, width, bias=self.qkv_bias)
+        return {
+            **shapes,
+            **linear_shapes(f"{name}.attention.output.dense", width, width),
+            **layer_norm_shapes(f"{name}.layernorm_after", width),
+            **linear_shapes(f"{name}.intermediate.dense", width, mlp_width),
+            **linear_shapes(f"{name}.output.dense", mlp_width, width),
+        }
+
+    def initial_value(self, name: str) -> str:
+        """How a fresh parameter starts: "zeros", "ones", or "truncated_normal" of `initializer_range`."""
+        return initial_value(name)
+
+    def resample(self, name: str, array: np.ndarray, old_grid: tuple[int, int]) -> np.ndarray:
+        """A stored parameter, one of `grid_parameters`, for this configuration's grid of patches."""
+        from .posemb import interpolate  # NumPy's import would double that of this file
+
+        return interpolate(array, old_grid, self.grid_size)
 
 
-def _check_keys(keys: Iterable[str]) -> None:
+def read_config(folder: Path, **overrides: Any) -> Any:
+    """The configuration, of whichever family, in `folder`/config.json, with `overrides`.
+
+    Raises:
+        CheckpointError: no such file, or no JSON.
+        ConfigError: impossible values, or those of no family here; the file is named.
+    """
+    path = folder / CONFIG
+    try:
+        config = config_from_dict(read_json(path))
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config.replace(**overrides) if overrides else config
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Any:
+    """The configuration, of whichever family, that the content of a config.json describes; a ViT's if it names none.
+
+    Raises:
+        ConfigError: impossible values, or those of no family here.
+    """
+    model_type = values.get("model_type")
+    return families.config_class("vit" if model_type is None else model_type).from_dict(values)
+
+
+def _keys_of(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls) if field.init)
+
+
+keys_of: Callable[[type], tuple[str, ...]] = cache(_keys_of)
+"""The keys that the config.json of a configuration class may have."""
+
+
+def _check_keys(cls: type[PreTrainedConfig], keys: Iterable[str]) -> None:
+    known = keys_of(cls)
     for key in keys:
-        if key not in _FIELDS:
-            near = difflib.get_close_matches(key, _FIELDS, n=1)
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
             raise ConfigError(f"Unknown configuration key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -44,6 +45,13 @@ def install_line(extra: str) -> str:
 def missing_framework(what: str, extra: str) -> MissingFrameworkError:
     """The error for using `what` without the framework of `extra`, with the line that installs it."""
     return MissingFrameworkError(f"{what} needs {FRAMEWORKS[extra][1]}. Install it with: {install_line(extra)}")
+
+
+def summary(names: Iterable[str], most: int = 8) -> str:
+    """The first `most` names, and how many more there are."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 # === What a message quotes ===

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterable
 from functools import lru_cache
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from . import forks
-from .config import ViTConfig
+from . import families, forks, hub
+from .config import PreTrainedConfig
 from .errors import (
     FRAMEWORKS,
     InputError,
@@ -21,10 +20,6 @@ from .errors import (
     missing_framework,
 )
 from .outputs import ModelOutput
-
-CLASSES = {None: "ViTModel", "classifier": "ViTForImageClassification", "decoder": "ViTForMaskedImageModeling"}
-"""Head -> the class that has it; TensorFlow's and Flax's have a prefix."""
-
 
 PROGRAMS = 32
 """The most compiled programs that a `Forward` keeps, those used last; one takes 3 to 8 MB."""
@@ -40,7 +35,7 @@ class Forward:
         model: a checkpoint folder, the name of a model on the hub, or a model of this package that is loaded, whose
             weights are used as they are now.
         framework: "pt", "tf" or "flax"; None for that of the loaded model, or the first that is installed.
-        head: None, "classifier" or "decoder"; that of a loaded model is its own.
+        head: one of the family's, such as None or "classifier"; that of a loaded model is its own.
         **options: those of `from_pretrained`: dtype, device, attn_implementation, config overrides, ...
 
     Attributes:
@@ -66,8 +61,9 @@ class Forward:
         if isinstance(model, str | os.PathLike):
             (self.framework,) = choose_frameworks([framework] if framework else None, "vit")[:1]
             forks.check(self.framework)
-            prefix = {"pt": "", "tf": "TF", "flax": "Flax"}[self.framework]
-            cls = getattr(importlib.import_module(f"vit.{self.framework}"), prefix + CLASSES[head])
+            hub_options, _ = hub.split_options(options)
+            config = PreTrainedConfig.from_pretrained(model, **hub_options)
+            cls = families.model_class(self.framework, config.model_type, head)
             self.model = cls.from_pretrained(model, **options)
         else:
             self.framework = _framework_of(model)
@@ -75,7 +71,7 @@ class Forward:
                 given = ", ".join([*([f"framework={framework!r}"] if framework else []), *options])
                 raise InputError(f"{given} cannot change a model that is loaded; load it so, or give its folder.")
             self.model = model
-        self.config: ViTConfig = self.model.config
+        self.config: PreTrainedConfig = self.model.config
         forks.check(self.framework)
         if self.framework != "pt":
             forks.used.add(self.framework)
@@ -84,7 +80,7 @@ class Forward:
 
     @property
     def head(self) -> str | None:
-        """None, "classifier" or "decoder"."""
+        """The key of its class in the configuration's `heads`; None of a base model."""
         return self.model.head
 
     def __call__(

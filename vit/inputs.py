@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import ViTConfig, to_pair
+from .config import PreTrainedConfig, to_pair
 from .errors import InputError
 
 IGNORED_LABEL = -100
@@ -43,7 +43,7 @@ def check_torch_device(torch: Any, device: Any) -> None:
 
 
 def check_pixel_values(
-    config: ViTConfig, shape: Sequence[int | None], interpolate_pos_encoding: bool
+    config: PreTrainedConfig, shape: Sequence[int | None], interpolate_pos_encoding: bool
 ) -> tuple[int, int]:
     """Check the shape of `pixel_values`, (batch, channels, height, width), and return its grid (rows, columns).
 
@@ -102,7 +102,7 @@ def check_bool_masked_pos(
         )
 
 
-def resolve_problem_type(config: ViTConfig, labels_are_integers: bool) -> str:
+def resolve_problem_type(config: PreTrainedConfig, labels_are_integers: bool) -> str:
     """The loss that labels select: the configured one, or by the number of labels and their dtype."""
     if config.problem_type is not None:
         return config.problem_type

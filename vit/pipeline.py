@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from . import checkpoint, hub
-from .config import ViTConfig, to_pair
+from .config import PreTrainedConfig, to_pair
 from .errors import CheckpointError, InputError
 from .image_processing import ViTImageProcessor
 from .image_processing.batch import is_array
@@ -208,7 +208,7 @@ def default_batch_size(forward: Forward) -> int:
     return max(2, min(64, 1 << (floats // (tokens * forward.config.hidden_size)).bit_length()))
 
 
-def vector_shape(config: ViTConfig, pool: str) -> tuple[int, ...]:
+def vector_shape(config: PreTrainedConfig, pool: str) -> tuple[int, ...]:
     """The shape of the vector of one image."""
     if pool == "pooler":
         return (config.pooler_output_size,)
@@ -397,7 +397,7 @@ def _reason(image: Any, error: BaseException) -> str:
 NOT_FINITE = "came out of the model as values that are NaN or infinite; try the dtype float32."
 
 
-def _labels(config: ViTConfig, processor: ViTImageProcessor, top_k: int) -> Answer:
+def _labels(config: PreTrainedConfig, processor: ViTImageProcessor, top_k: int) -> Answer:
     default = {f"LABEL_{i}": str(i) for i in range(config.num_labels)}
     names = default if list(default) == list(config.id2label.values()) else {}  # no labels: their indices
 

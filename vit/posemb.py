@@ -33,16 +33,18 @@ def interpolate(position_embeddings: np.ndarray, old_grid: tuple[int, int], new_
     """Resample stored position embeddings to another grid.
 
     Args:
-        position_embeddings: (1, 1 + rows * columns, hidden_size), the CLS token's first.
+        position_embeddings: (1, prefix + rows * columns, hidden_size), first those of CLS and what else precedes the
+            patches.
         old_grid: (rows, columns) they were trained on.
         new_grid: (rows, columns) wanted.
 
     Returns:
-        (1, 1 + new rows * new columns, hidden_size) in the same dtype; computed in float64.
+        (1, prefix + new rows * new columns, hidden_size) in the same dtype; computed in float64.
     """
     hidden_size = position_embeddings.shape[-1]
-    cls_token, patches = position_embeddings[:, :1], position_embeddings[0, 1:].astype(np.float64)
+    first = position_embeddings.shape[1] - old_grid[0] * old_grid[1]
+    prefix, patches = position_embeddings[:, :first], position_embeddings[0, first:].astype(np.float64)
     rows, columns = (bicubic_matrix(old, new) for old, new in zip(old_grid, new_grid, strict=True))
     patches = np.einsum("hr,wc,rcd->hwd", rows, columns, patches.reshape(*old_grid, hidden_size), optimize=True)
     patches = patches.reshape(1, -1, hidden_size).astype(position_embeddings.dtype)
-    return np.concatenate([cls_token, patches], axis=1)
+    return np.concatenate([prefix, patches], axis=1)

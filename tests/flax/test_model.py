@@ -140,8 +140,8 @@ def test_model_can_be_copied_and_pickled(load: Load, hidden_act: str) -> None:
 def test_state_has_the_canonical_names(load: Load, cls: type) -> None:
     model = load(cls)
     parts = {"add_pooling_layer": cls.head is None, "use_mask_token": cls.head == "decoder"}
-    names = weights.parameter_shapes(model.config, head=cls.head, **parts)
-    expected = {weights.local_name(name if cls.head else name.removeprefix(weights.BASE), "flax") for name in names}
+    names = model.config.parameter_shapes(head=cls.head, **parts)
+    expected = {weights.local_name(name if cls.head else name.removeprefix("vit."), "flax") for name in names}
     state = nnx.to_pure_dict(nnx.state(model))  # all of it: no random state, no statistics
     assert {
         jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in jax.tree.leaves_with_path(state)
@@ -224,7 +224,7 @@ def test_loading_draws_nothing(load: Load, monkeypatch: pytest.MonkeyPatch) -> N
 def test_fresh_model_starts_as_published_and_in_training_mode(tiny_config: Any) -> None:
     config = tiny_config(hidden_size=64, intermediate_size=256, initializer_range=0.05)
     model = nnx.jit(lambda rngs: FlaxViTForImageClassification(config, rngs=rngs))(nnx.Rngs(0))
-    names = {weights.local_name(name, "flax"): name for name in weights.parameter_shapes(config, head="classifier")}
+    names = {weights.local_name(name, "flax"): name for name in config.parameter_shapes(head="classifier")}
     state = nnx.to_pure_dict(nnx.state(model))
     for path, value in jax.tree.leaves_with_path(state):
         name = names[jax.tree_util.keystr(path, simple=True, separator=".")]

@@ -125,7 +125,7 @@ def test_part_of_a_larger_functional_model_trains_and_survives_saving(load: Load
 def test_weights_exist_from_the_start_under_the_canonical_names(load: Load, cls: type) -> None:
     model = cls(load(cls).config)
     parts = {"add_pooling_layer": cls.head is None, "use_mask_token": cls.head == "decoder"}
-    shapes = weights.parameter_shapes(model.config, head=cls.head, **parts)
+    shapes = model.config.parameter_shapes(head=cls.head, **parts)
     assert model.built
     assert len(model.weights) == len(model.trainable_variables) == len(shapes)
     assert model.count_params() == sum(np.prod(shape) for shape in shapes.values())
@@ -206,7 +206,7 @@ def test_fresh_model_starts_as_published(tiny_config: Any) -> None:
     keras.utils.set_random_seed(0)
     config = tiny_config(hidden_size=64, intermediate_size=256, initializer_range=0.05)
     model = TFViTForImageClassification(config)
-    for name in weights.parameter_shapes(config, head="classifier"):
+    for name in config.parameter_shapes(head="classifier"):
         value, kind = model._parameter(name).numpy(), weights.initial_value(name)
         if kind == "truncated_normal":
             assert np.abs(value).max() <= 0.1, name

@@ -19,7 +19,7 @@ from .options import Device, DType, Force, Framework, Json, Model, Quiet
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..config import ViTConfig
+    from ..config import PreTrainedConfig
     from ..image_processing import ViTImageProcessor
 
 
@@ -111,7 +111,7 @@ class Pixels(NamedTuple):
 
 
 def preprocess(
-    image: Path, processor: ViTImageProcessor, config: ViTConfig, image_size: int | tuple[int, int] | None = None
+    image: Path, processor: ViTImageProcessor, config: PreTrainedConfig, image_size: int | tuple[int, int] | None = None
 ) -> Pixels:
     """Read an image and prepare it as the checkpoint's processor says.
 
@@ -193,7 +193,7 @@ class Answer(NamedTuple):
     shown: str
 
 
-def answers(processor: ViTImageProcessor, config: ViTConfig, logits: np.ndarray, top_k: int = 3) -> list[Answer]:
+def answers(processor: ViTImageProcessor, config: PreTrainedConfig, logits: np.ndarray, top_k: int = 3) -> list[Answer]:
     """The best answers first; of a regression every value, in its order."""
     names = {i: str(i) if name == f"LABEL_{i}" else name for i, name in config.id2label.items()}
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):

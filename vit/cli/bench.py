@@ -25,7 +25,7 @@ from .options import Device, Force, Frameworks, Json, Model, Quiet
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..config import ViTConfig
+    from ..config import PreTrainedConfig
     from ..inference import Forward
 
 
@@ -204,7 +204,7 @@ def measure(
         CheckpointError, ConfigError, InputError: a model, dtype, attention or device that there is not.
         ImportError: a framework that cannot be imported.
     """
-    from ..config import ATTENTION_IMPLEMENTATIONS, DTYPES, ViTConfig
+    from ..config import ATTENTION_IMPLEMENTATIONS, DTYPES, PreTrainedConfig
     from ..flops import forward_flops
     from ..measure import Worker, WorkerError, machine
 
@@ -212,7 +212,7 @@ def measure(
     for option, (given, allowed) in choices.items():
         if unknown := [value for value in given if value not in (None, *allowed)]:
             raise InputError(f"--{option} is {unknown[0]!r}; expected {', '.join(allowed)}.")
-    config = ViTConfig.from_pretrained(model or DIGITS)
+    config = PreTrainedConfig.from_pretrained(model or DIGITS)
     results = Results(model or "digits", forward_flops(config, _head(config)), machine())
     for framework, dtype, attention in product(frameworks, dict.fromkeys(dtypes), dict.fromkeys(attn_implementations)):
         if framework in results.broken:
@@ -294,9 +294,9 @@ def prepare(
 def _load(
     model: str | None, framework: str, dtype: str | None, attn_implementation: str | None, device: str | None
 ) -> Forward:
-    from ..config import ViTConfig
+    from ..config import PreTrainedConfig
 
-    head = _head(ViTConfig.from_pretrained(model or DIGITS))
+    head = _head(PreTrainedConfig.from_pretrained(model or DIGITS))
     return open_model(model, framework, device=device, dtype=dtype, head=head, attn_implementation=attn_implementation)
 
 
@@ -308,11 +308,9 @@ def rate(framework: str, dtype: str, device: str | None) -> float:
     return matrix_rate(framework, dtype, device)
 
 
-def _head(config: ViTConfig) -> str | None:
+def _head(config: PreTrainedConfig) -> str | None:
     """The head that a checkpoint's architecture has; that of a classifier where it does not say."""
-    from ..inference import CLASSES
-
-    heads = {name: head for head, name in CLASSES.items()}
+    heads = {each.name: head for head, each in config.heads.items()}
     return heads.get((config.architectures or ("",))[0], "classifier")
 
 

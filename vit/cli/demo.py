@@ -44,7 +44,7 @@ def command(
         results = classify(DIGITS, frameworks, status.update, skip_broken=not framework)
         if picture.available():
             status.update("Drawing")
-            picture.draw(output, results)
+            draw(output, results)
             results.picture = output
     if not framework:
         results.missing = {extra: install_line(extra) for extra in FRAMEWORKS if extra not in frameworks}
@@ -150,13 +150,13 @@ def classify(
         CheckpointError: no such files, or a broken checkpoint.
         ImportError: a framework that cannot be imported.
     """
-    from ..config import ViTConfig
+    from ..config import PreTrainedConfig
     from ..image_processing import ViTImageProcessor
 
     files = sorted(folder.glob("digit-*-*.png"))
     if not files:
         raise CheckpointError(f"{folder} has no files digit-<label>-<index>.png; install the package again.")
-    config = ViTConfig.from_pretrained(folder)
+    config = PreTrainedConfig.from_pretrained(folder)
     pixel_values = ViTImageProcessor.from_pretrained(folder)(files, return_tensors="np").pixel_values
     results = Results(
         files=files,
@@ -179,7 +179,8 @@ def classify(
         results.runs[extra] = Run(version(extra), logits, seconds)
         if results.attention is None:
             attention = forward(pixel_values, output_attentions=True).attentions[-1].mean(axis=1)  # (N, tokens, tokens)
-            results.attention = attention[:, 0, 1:].reshape(len(files), *config.grid_size)
+            patches = attention[:, 0, config.prefix_tokens :]
+            results.attention = patches.reshape(len(files), *config.grid_size)
     return results
 
 
@@ -219,3 +220,71 @@ def show(results: Results, console: Console) -> None:
         console.print(f"{FRAMEWORKS[extra][1]} is installed but cannot be imported: {reason}", markup=False)
     for extra, line in results.missing.items():
         console.print(f"{FRAMEWORKS[extra][1]} is not installed. Install it with: {line}", markup=False)
+
+
+# === The picture ===
+
+COLUMNS = 10
+HEADER, CAPTION, FOOTER = 2.03, 0.68, 1.14  # inches; 30 scans fill 16 by 9
+GAP = 0.24  # between panels
+
+
+def draw(path: Path, results: Results) -> None:
+    """Draw the results of `vit demo`: every scan with its answer and the CLS token's attention.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    columns = min(COLUMNS, len(results.files))
+    rows = -(-len(results.files) // columns)
+    side = (picture.WIDTH - 2 * picture.MARGIN - (COLUMNS - 1) * GAP) / COLUMNS
+    slide = picture.Slide(HEADER + rows * (side + CAPTION) + FOOTER)
+    slide.write(picture.MARGIN, 0.97, title(results), fontsize=25, weight="bold")
+    slide.write(picture.MARGIN, 1.45, summary(results), fontsize=15, color=picture.MUTED)
+    for i in range(len(results.files)):
+        column, row = divmod(i, rows)  # down the columns: with three scans of each digit, a column for each digit
+        left, top = picture.MARGIN + column * (side + GAP), HEADER + row * (side + CAPTION)
+        pixels = picture.overlay(results.images[i], results.attention[i], slide.colormap)
+        slide.panel(left, top, side, side).imshow(pixels, aspect="auto")
+        answer, right = caption(results, i)
+        size, color = (15, picture.RIGHT) if right else (12.5, picture.WRONG)
+        slide.write(left, top + side + 0.27, answer, weight="bold", fontsize=size, color=color)
+        probability = max(results.answer(extra, i)[1] for extra in results.runs)
+        slide.write(
+            left + side, top + side + 0.27, f"{probability:.1%}", fontsize=11.5, color=picture.MUTED, ha="right"
+        )
+    top = slide.height - 0.6
+    slide.bar(picture.MARGIN, top - 0.12, 1.5, 0.13)
+    legend = (
+        "the CLS token's attention to each patch: last layer, mean of its heads, from the least to the most in a scan"
+    )
+    slide.write(picture.MARGIN + 1.68, top, legend, fontsize=12, color=picture.MUTED)
+    slide.save(path)
+
+
+def title(results: Results) -> str:
+    """What the frameworks have in common."""
+    *names, last = (FRAMEWORKS[extra][1] for extra in results.runs)
+    where = f"in {', '.join(names)} and {last}" if names else f"in {last}"
+    answers = [[results.answer(extra, i)[0] for i in range(len(results.files))] for extra in results.runs]
+    same = len(answers) > 1 and all(each == answers[0] for each in answers)
+    return f"One checkpoint, the same answers {where}" if same else f"One checkpoint {where}"
+
+
+def summary(results: Results) -> str:
+    """What the picture shows, in a line."""
+    right = ",  ".join(f"{FRAMEWORKS[extra][1]} {results.correct(extra)}" for extra in results.runs)
+    text = f"Right of {len(results.files)} held-out handwritten digits:  {right}"
+    return (
+        text if results.difference is None else f"{text}.   Largest difference of any logit:  {results.difference:.1e}"
+    )
+
+
+def caption(results: Results, i: int) -> tuple[str, bool]:
+    """What stands under a scan, and whether every framework is right."""
+    answers = {extra: results.answer(extra, i)[0] for extra in results.runs}
+    if set(answers.values()) == {results.labels[i]}:
+        return results.labels[i], True
+    if len(set(answers.values())) == 1:
+        return f"{next(iter(answers.values()))}, is {results.labels[i]}", False
+    return " ".join(f"{extra} {answer}" for extra, answer in answers.items()), False

@@ -1,4 +1,4 @@
-"""What the pictures share: the slide and its panels, overlays, files; and the picture of `vit demo`.
+"""What the pictures share: the slide and its panels, overlays, files.
 
 Only `Slide` needs matplotlib. Places and sizes are inches, from the top left corner.
 """
@@ -11,19 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import FRAMEWORKS, InputError, MissingFrameworkError, install_line
+from ..errors import InputError, MissingFrameworkError, install_line
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from .demo import Results
-
 SUFFIXES = (".png", ".svg", ".pdf")
 BACKGROUND, INK, MUTED, RIGHT, WRONG = "#0d1117", "#f0f3f6", "#8b949e", "#7ee787", "#ff7b72"
 COLORMAP = "inferno"
-COLUMNS = 10
-WIDTH, MARGIN, HEADER, CAPTION, FOOTER = 16.0, 0.6, 2.03, 0.68, 1.14  # 30 scans fill 16 by 9
-GAP = 0.24  # between panels
+WIDTH, MARGIN = 16.0, 0.6
 DPI = 120  # 1920 pixels across
 PIXELS = 256  # height of an overlay
 SPACE = WIDTH - 2 * MARGIN  # across, for panels
@@ -289,65 +285,3 @@ class Slide:
             ) from None
         finally:
             beside.unlink(missing_ok=True)
-
-
-# === vit demo ===
-
-
-def draw(path: Path, results: Results) -> None:
-    """Draw the results of `vit demo`: every scan with its answer and the CLS token's attention.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    columns = min(COLUMNS, len(results.files))
-    rows = -(-len(results.files) // columns)
-    side = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) / COLUMNS
-    slide = Slide(HEADER + rows * (side + CAPTION) + FOOTER)
-    slide.write(MARGIN, 0.97, title(results), fontsize=25, weight="bold")
-    slide.write(MARGIN, 1.45, summary(results), fontsize=15, color=MUTED)
-    for i in range(len(results.files)):
-        column, row = divmod(i, rows)  # down the columns: with three scans of each digit, a column for each digit
-        left, top = MARGIN + column * (side + GAP), HEADER + row * (side + CAPTION)
-        pixels = overlay(results.images[i], results.attention[i], slide.colormap)
-        slide.panel(left, top, side, side).imshow(pixels, aspect="auto")
-        answer, right = caption(results, i)
-        style: dict[str, Any] = {"fontsize": 15, "color": RIGHT} if right else {"fontsize": 12.5, "color": WRONG}
-        slide.write(left, top + side + 0.27, answer, weight="bold", **style)
-        probability = max(results.answer(extra, i)[1] for extra in results.runs)
-        slide.write(left + side, top + side + 0.27, f"{probability:.1%}", fontsize=11.5, color=MUTED, ha="right")
-    top = slide.height - 0.6
-    slide.bar(MARGIN, top - 0.12, 1.5, 0.13)
-    legend = (
-        "the CLS token's attention to each patch: last layer, mean of its heads, from the least to the most in a scan"
-    )
-    slide.write(MARGIN + 1.68, top, legend, fontsize=12, color=MUTED)
-    slide.save(path)
-
-
-def title(results: Results) -> str:
-    """What the frameworks have in common."""
-    *names, last = (FRAMEWORKS[extra][1] for extra in results.runs)
-    where = f"in {', '.join(names)} and {last}" if names else f"in {last}"
-    answers = [[results.answer(extra, i)[0] for i in range(len(results.files))] for extra in results.runs]
-    same = len(answers) > 1 and all(each == answers[0] for each in answers)
-    return f"One checkpoint, the same answers {where}" if same else f"One checkpoint {where}"
-
-
-def summary(results: Results) -> str:
-    """What the picture shows, in a line."""
-    right = ",  ".join(f"{FRAMEWORKS[extra][1]} {results.correct(extra)}" for extra in results.runs)
-    text = f"Right of {len(results.files)} held-out handwritten digits:  {right}"
-    return (
-        text if results.difference is None else f"{text}.   Largest difference of any logit:  {results.difference:.1e}"
-    )
-
-
-def caption(results: Results, i: int) -> tuple[str, bool]:
-    """What stands under a scan, and whether every framework is right."""
-    answers = {extra: results.answer(extra, i)[0] for extra in results.runs}
-    if set(answers.values()) == {results.labels[i]}:
-        return results.labels[i], True
-    if len(set(answers.values())) == 1:
-        return f"{next(iter(answers.values()))}, is {results.labels[i]}", False
-    return " ".join(f"{extra} {answer}" for extra, answer in answers.items()), False

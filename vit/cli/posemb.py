@@ -88,12 +88,11 @@ def examine(name_or_folder: str | Path) -> View:
     """
     from ..checkpoint import Checkpoint, fit
     from ..hub import resolve
-    from ..weights import parameter_shapes
 
     checkpoint = Checkpoint(resolve(name_or_folder))
     config = checkpoint.config
-    stored, _, _ = fit(checkpoint, config, parameter_shapes(config))  # names them, and checks every shape
-    embeddings = "vit.embeddings."
+    stored, _, _ = fit(checkpoint, config)  # names them, and checks every shape
+    embeddings = f"{config.base_model_prefix}.embeddings."
     positions = checkpoint.read(stored[f"{embeddings}position_embeddings"])
     kernel = checkpoint.read(stored[f"{embeddings}patch_embeddings.projection.weight"])
     filters, shares = principal_filters(kernel)

@@ -10,6 +10,6 @@ except ModuleNotFoundError as error:
         raise  # Flax is there, but broken
     raise missing_framework("vit.flax", "flax") from None
 
-from .model import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
+from .vit import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
 
 __all__ = ["FlaxViTForImageClassification", "FlaxViTForMaskedImageModeling", "FlaxViTModel"]

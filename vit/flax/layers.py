@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from ..config import ViTConfig, to_pair
+from ..config import PreTrainedConfig, to_pair
+from ..families.vit import ViTConfig
 from ..posemb import bicubic_matrix
 from .eager import call
 
@@ -30,13 +31,13 @@ ACTIVATIONS = {
 }
 
 
-def initializer(config: ViTConfig) -> nnx.Initializer:
+def initializer(config: PreTrainedConfig) -> nnx.Initializer:
     """The truncated normal of fresh kernels and tokens, cut at two standard deviations; zeros where there is no key."""
     draw = jax.nn.initializers.truncated_normal(config.initializer_range)
     return lambda key, shape, dtype: jnp.zeros(shape, dtype) if key is None else draw(key, shape, dtype)
 
 
-def dense(config: ViTConfig, size_in: int, size_out: int, **options: Any) -> nnx.Linear:
+def dense(config: PreTrainedConfig, size_in: int, size_out: int, **options: Any) -> nnx.Linear:
     """A dense layer with the initial values of the published ones."""
     return nnx.Linear(size_in, size_out, kernel_init=initializer(config), **options)
 
@@ -72,7 +73,7 @@ def _normalize_jvp(epsilon: float, primals: tuple[Array], tangents: tuple[Array]
     return x, tangent - tangent.mean(-1, keepdims=True) - x * (x * tangent).mean(-1, keepdims=True)
 
 
-def layer_norm(config: ViTConfig, **options: Any) -> nnx.LayerNorm:
+def layer_norm(config: PreTrainedConfig, **options: Any) -> nnx.LayerNorm:
     """A LayerNorm with the epsilon of the configuration."""
     return LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, **options)
 
@@ -80,7 +81,7 @@ def layer_norm(config: ViTConfig, **options: Any) -> nnx.LayerNorm:
 class ViTPatchEmbeddings(nnx.Module):
     """Cuts images into patches and projects each to a token (Dosovitskiy et al. 2021, Section 3.1)."""
 
-    def __init__(self, config: ViTConfig, **options: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.patch_size = to_pair(config.patch_size)
         size_in = config.num_channels * self.patch_size[0] * self.patch_size[1]
         self.projection = dense(config, size_in, config.hidden_size, **options)
@@ -100,7 +101,7 @@ class ViTPatchEmbeddings(nnx.Module):
 class ViTEmbeddings(nnx.Module):
     """Patch tokens, masked ones replaced, behind a CLS token, plus position embeddings."""
 
-    def __init__(self, config: ViTConfig, use_mask_token: bool = False, **options: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False, **options: Any) -> None:
         self.config = config
         rngs, dtype, init = options["rngs"], options["param_dtype"], initializer(config)
         token = (1, 1, config.hidden_size)
@@ -169,7 +170,7 @@ def attend_on_cpu(query: Array, key: Array, value: Array) -> Array:
 class ViTSelfAttention(nnx.Module):
     """Multi-head attention of the tokens to each other, without the output projection."""
 
-    def __init__(self, config: ViTConfig, **options: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.config = config
         options |= {"use_bias": config.qkv_bias}
         self.query = dense(config, config.hidden_size, config.hidden_size, **options)
@@ -200,7 +201,7 @@ class ViTSelfAttention(nnx.Module):
 class ViTSelfOutput(nnx.Module):
     """The output projection of an attention; the residual is added in ViTLayer."""
 
-    def __init__(self, config: ViTConfig, **options: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.dense = dense(config, config.hidden_size, config.hidden_size, **options)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
@@ -211,7 +212,7 @@ class ViTSelfOutput(nnx.Module):
 class ViTAttention(nnx.Module):
     """Multi-head self-attention (Dosovitskiy et al. 2021, Equation 2)."""
 
-    def __init__(self, config: ViTConfig, **options: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.attention = ViTSelfAttention(config, **options)
         self.output = ViTSelfOutput(config, **options)
 
@@ -225,7 +226,7 @@ class ViTAttention(nnx.Module):
 class ViTIntermediate(nnx.Module):
     """The widening half of the MLP (Dosovitskiy et al. 2021, Equation 3)."""
 
-    def __init__(self, config: ViTConfig, **options: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.dense = dense(config, config.hidden_size, config.intermediate_size, **options)
         self.activation = config.hidden_act
 
@@ -236,7 +237,7 @@ class ViTIntermediate(nnx.Module):
 class ViTOutput(nnx.Module):
     """The narrowing half of the MLP; the residual is added in ViTLayer."""
 
-    def __init__(self, config: ViTConfig, **options: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.dense = dense(config, config.intermediate_size, config.hidden_size, **options)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
@@ -247,7 +248,7 @@ class ViTOutput(nnx.Module):
 class ViTLayer(nnx.Module):
     """One pre-norm encoder layer: attention and MLP, each with a residual."""
 
-    def __init__(self, config: ViTConfig, **options: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.layernorm_before = layer_norm(config, **options)
         self.attention = ViTAttention(config, **options)
         self.layernorm_after = layer_norm(config, **options)
@@ -266,7 +267,7 @@ class ViTLayer(nnx.Module):
 class ViTEncoder(nnx.Module):
     """The stack of encoder layers."""
 
-    def __init__(self, config: ViTConfig, **options: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.layer = nnx.List([ViTLayer(config, **options) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..config import ViTConfig, to_pair
+from ..config import PreTrainedConfig, to_pair
 from ..inputs import IGNORED_LABEL, check_label_values, check_labels_shape, resolve_problem_type
 
 
-def classification_loss(config: ViTConfig, logits: Array, labels: Array) -> Array:
+def classification_loss(config: PreTrainedConfig, logits: Array, labels: Array) -> Array:
     """The mean loss of a batch, by `config.problem_type`.
 
     Args:
@@ -45,7 +45,7 @@ def classification_loss(config: ViTConfig, logits: Array, labels: Array) -> Arra
 
 
 def reconstruction_loss(
-    config: ViTConfig, pixel_values: Array, reconstruction: Array, bool_masked_pos: Array, grid: tuple[int, int]
+    config: PreTrainedConfig, pixel_values: Array, reconstruction: Array, bool_masked_pos: Array, grid: tuple[int, int]
 ) -> Array:
     """The mean absolute difference over the pixels of masked patches (Xie et al. 2022, Section 3.4).
 

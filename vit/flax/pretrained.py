@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from .. import checkpoint, weights
-from ..config import ViTConfig
+from ..config import PreTrainedConfig
 from ..errors import InputError
 from ..outputs import ModelOutput, flatten, unflatten
 
@@ -25,12 +25,13 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
-class FlaxViTPreTrainedModel(nnx.Module):
+class FlaxPreTrainedModel(nnx.Module):
     """A model with a configuration, whose modules form the tree that the published parameter names spell."""
 
-    head: ClassVar[str | None] = None
+    config_class: ClassVar[type[PreTrainedConfig]]
+    head: ClassVar[str | None] = None  # the key of the class in the configuration's `heads`
 
-    def __init__(self, config: ViTConfig, dtype: DTypeLike) -> None:
+    def __init__(self, config: PreTrainedConfig, dtype: DTypeLike) -> None:
         self.config = config
         self.dtype = jnp.dtype(dtype)  # of the computation
 
@@ -43,7 +44,11 @@ class FlaxViTPreTrainedModel(nnx.Module):
         self._base().encoder.gradient_checkpointing = False
 
     def _base(self) -> Any:
-        return self if self.head is None else self.vit
+        return self if self.head is None else getattr(self, self.config.base_model_prefix)
+
+    def parts(self) -> dict[str, bool]:
+        """The optional parts of a base model: which of them it has."""
+        return {}
 
     @classmethod
     def from_pretrained(
@@ -64,9 +69,9 @@ class FlaxViTPreTrainedModel(nnx.Module):
             attn_implementation: "sdpa" or "eager"; None for the configuration's.
             device: a device, a sharding, or a name such as "cpu" or "gpu:1"; None for JAX's default device.
             ignore_mismatched_sizes: let mis-shaped parameters start fresh, with a warning.
-            **config_overrides: any key of `ViTConfig` (another number of labels gives a fresh head, another
-                image_size resamples the position embeddings), `add_pooling_layer` and `use_mask_token` of a model
-                without a head, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
+            **config_overrides: any key of the configuration (another number of labels gives a fresh head, another
+                image_size resamples the position embeddings), the other arguments of a model without a head, such as
+                `add_pooling_layer`, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
 
         Raises:
             CheckpointError: no checkpoint there, a broken one, or one that does not fit.
@@ -74,7 +79,13 @@ class FlaxViTPreTrainedModel(nnx.Module):
             InputError: float64 while JAX has it switched off, or a device that is not there.
         """
         fit = checkpoint.plan(
-            name_or_folder, cls.head, dtype, attn_implementation, ignore_mismatched_sizes, **config_overrides
+            name_or_folder,
+            cls.head,
+            dtype,
+            attn_implementation,
+            ignore_mismatched_sizes,
+            cls.config_class,
+            **config_overrides,
         )
         if jax.dtypes.canonicalize_dtype(fit.dtype) != fit.dtype:
             raise InputError(
@@ -106,13 +117,9 @@ class FlaxViTPreTrainedModel(nnx.Module):
 
         The old files stay whole until the new ones are complete. transformers and the other frameworks read the result.
         """
-        base = self._base()
-        has_pooler, has_mask_token = base.pooler is not None, base.embeddings.mask_token is not None
-        shapes = weights.parameter_shapes(
-            self.config, head=self.head, add_pooling_layer=has_pooler, use_mask_token=has_mask_token
-        )
-        dtype = np.dtype(base.embeddings.cls_token.dtype)
-        stored = {weights.model_name(name, self.head): name for name in shapes}
+        shapes = self.config.parameter_shapes(head=self.head, **self._base().parts())
+        dtype = np.dtype(self._base().embeddings.cls_token.dtype)
+        stored = {self.config.model_name(name, self.head): name for name in shapes}
         checkpoint.write(
             folder,
             self.config.replace(architectures=(type(self).__name__.removeprefix("Flax"),), dtype=dtype.name),
@@ -125,7 +132,7 @@ class FlaxViTPreTrainedModel(nnx.Module):
     def _parameter(self, name: str) -> nnx.Variable:
         """The variable of a canonical parameter."""
         node: Any = self
-        for part in weights.local_name(weights.model_name(name, self.head), "flax").split("."):
+        for part in weights.local_name(self.config.model_name(name, self.head), "flax").split("."):
             node = node[int(part)] if part.isdigit() else getattr(node, part)
         return node
 
@@ -137,8 +144,8 @@ class _NoKeys:
         return None
 
 
-def _initialise(name: str, shape: tuple[int, ...], dtype: np.dtype, rngs: Any, config: ViTConfig) -> jax.Array:
-    kind = weights.initial_value(name)
+def _initialise(name: str, shape: tuple[int, ...], dtype: np.dtype, rngs: Any, config: PreTrainedConfig) -> jax.Array:
+    kind = config.initial_value(name)
     if kind == "truncated_normal":
         return jax.nn.initializers.truncated_normal(config.initializer_range)(rngs.params(), shape, dtype)
     return jnp.zeros(shape, dtype) if kind == "zeros" else jnp.ones(shape, dtype)

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ViTConfig
+from ..config import PreTrainedConfig
 from ..errors import InputError
 from .batch import check_tensor_type, to_tensor
 
 
 def random_patch_mask(
-    config: ViTConfig,
+    config: PreTrainedConfig,
     batch: int = 1,
     ratio: float = 0.5,
     generator: int | np.random.Generator | None = None,

@@ -20,9 +20,10 @@ from PIL import Image
 
 from .. import hub
 from ..budgets import image_bytes, output_pixels
-from ..checkpoint import read_json, replace_files
-from ..config import ViTConfig
+from ..config import PreTrainedConfig, read_config
 from ..errors import ConfigError, InputError, quoted
+from ..families import CONFIGS
+from ..files import read_json, replace_files
 from . import options as opts
 from .batch import BatchFeature, check_tensor_type, is_torch, to_array, to_tensor
 from .inputs import FIRST, LAST, Frame, Reader, flatten, to_bytes
@@ -73,7 +74,7 @@ class ViTImageProcessor:
         for name, value in opts.check({**opts.defaults(self.family, self.is_fast), **given}, self.family).items():
             setattr(self, name, value)
         self.extra: dict[str, Any] = {}  # keys of the file that are no options, for the round trip
-        self.config: ViTConfig | None = None  # of the checkpoint it was read from, for its labels
+        self.config: PreTrainedConfig | None = None  # of the checkpoint it was read from, for its labels
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
         """`preprocess`, by another name."""
@@ -146,7 +147,7 @@ class ViTImageProcessor:
     # === Results ===
 
     def post_process_image_classification(
-        self, outputs: Any, top_k: int = 5, config: ViTConfig | None = None
+        self, outputs: Any, top_k: int = 5, config: PreTrainedConfig | None = None
     ) -> list[list[dict[str, Any]]]:
         """The most probable labels of each image, best first.
 
@@ -213,8 +214,8 @@ class ViTImageProcessor:
         config = read_beside(path)
         family = opts.FAMILIES.get(config.get("model_type", ""), cls.family)  # where the file has no type
         processor = cls._from(values, path, family, overrides)
-        if config.get("model_type") == "vit":
-            processor.config = ViTConfig.from_pretrained(path.parent)
+        if config.get("model_type") in CONFIGS:
+            processor.config = read_config(path.parent)
         return processor
 
     @classmethod

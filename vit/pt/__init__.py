@@ -9,7 +9,7 @@ except ModuleNotFoundError as error:
         raise  # PyTorch is there, but broken
     raise missing_framework("vit.pt", "pt") from None
 
-from .model import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 from .quantization import prepack, quantize
+from .vit import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
 __all__ = ["ViTForImageClassification", "ViTForMaskedImageModeling", "ViTModel", "prepack", "quantize"]

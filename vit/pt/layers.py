@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import ViTConfig, to_pair
+from ..config import PreTrainedConfig, to_pair
+from ..families.vit import ViTConfig
 from .attention import attend
 from .linear import ACTIVATIONS, linear, linears
 
@@ -20,7 +21,7 @@ from .linear import ACTIVATIONS, linear, linears
 class ViTPatchEmbeddings(nn.Module):
     """Cuts images into patches and projects each to a token (Dosovitskiy et al. 2021, Section 3.1)."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         patch_size = to_pair(config.patch_size)
         self.projection = nn.Conv2d(config.num_channels, config.hidden_size, patch_size, stride=patch_size)
@@ -32,7 +33,7 @@ class ViTPatchEmbeddings(nn.Module):
 class ViTEmbeddings(nn.Module):
     """Patch tokens, masked ones replaced, behind a CLS token, plus position embeddings."""
 
-    def __init__(self, config: ViTConfig, use_mask_token: bool = False) -> None:
+    def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False) -> None:
         super().__init__()
         self.config = config
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
@@ -80,7 +81,7 @@ def bicubic_matrix(old: int, new: int, like: Tensor) -> Tensor:
 class ViTSelfAttention(nn.Module):
     """Multi-head attention of the tokens to each other, without the output projection."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.config = config
         self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
@@ -109,7 +110,7 @@ class ViTSelfAttention(nn.Module):
 class ViTSelfOutput(nn.Module):
     """The output projection of an attention; the residual is added in ViTLayer."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -121,7 +122,7 @@ class ViTSelfOutput(nn.Module):
 class ViTAttention(nn.Module):
     """Multi-head self-attention (Dosovitskiy et al. 2021, Equation 2)."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.attention = ViTSelfAttention(config)
         self.output = ViTSelfOutput(config)
@@ -134,7 +135,7 @@ class ViTAttention(nn.Module):
 class ViTIntermediate(nn.Module):
     """The widening half of the MLP (Dosovitskiy et al. 2021, Equation 3)."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = config.hidden_act
@@ -146,7 +147,7 @@ class ViTIntermediate(nn.Module):
 class ViTOutput(nn.Module):
     """The narrowing half of the MLP; the residual is added in ViTLayer."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -158,7 +159,7 @@ class ViTOutput(nn.Module):
 class ViTLayer(nn.Module):
     """One pre-norm encoder layer: attention and MLP, each with a residual."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = ViTAttention(config)
@@ -176,7 +177,7 @@ class ViTLayer(nn.Module):
 class ViTEncoder(nn.Module):
     """The stack of encoder layers."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing: dict[str, Any] | None = None  # arguments of checkpoint

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import ViTConfig, to_pair
+from ..config import PreTrainedConfig, to_pair
 from ..errors import InputError
 from ..inputs import IGNORED_LABEL, check_label_values, check_labels_shape, check_tensors, resolve_problem_type
 
 
-def classification_loss(config: ViTConfig, logits: Tensor, labels: Tensor) -> Tensor:
+def classification_loss(config: PreTrainedConfig, logits: Tensor, labels: Tensor) -> Tensor:
     """The mean loss of a batch, by `config.problem_type`.
 
     Args:
@@ -43,7 +43,11 @@ def classification_loss(config: ViTConfig, logits: Tensor, labels: Tensor) -> Te
 
 
 def reconstruction_loss(
-    config: ViTConfig, pixel_values: Tensor, reconstruction: Tensor, bool_masked_pos: Tensor, grid: tuple[int, int]
+    config: PreTrainedConfig,
+    pixel_values: Tensor,
+    reconstruction: Tensor,
+    bool_masked_pos: Tensor,
+    grid: tuple[int, int],
 ) -> Tensor:
     """The mean absolute difference over the pixels of masked patches (Xie et al. 2022, Section 3.4).
 

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from .. import checkpoint, weights
-from ..config import ViTConfig
+from .. import checkpoint
+from ..config import PreTrainedConfig
 from ..errors import InputError
 from ..inputs import check_torch_device
 from ..outputs import ModelOutput, flatten, unflatten
@@ -29,13 +29,14 @@ _pytree.register_pytree_node(
 )
 
 
-class ViTPreTrainedModel(nn.Module):
+class PreTrainedModel(nn.Module):
     """A model with a configuration, whose state_dict has the names and shapes of the published checkpoints."""
 
-    head: ClassVar[str | None] = None
+    config_class: ClassVar[type[PreTrainedConfig]]
+    head: ClassVar[str | None] = None  # the key of the class in the configuration's `heads`
     inference_only: str | None = None  # "quantised to int8" or "prepacked", once vit.pt.quantize or prepack made it so
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.config = config
 
@@ -67,7 +68,7 @@ class ViTPreTrainedModel(nn.Module):
         self._base().encoder.gradient_checkpointing = None
 
     def _base(self) -> Any:
-        return self if self.head is None else self.vit
+        return self if self.head is None else getattr(self, self.config.base_model_prefix)
 
     @classmethod
     def from_pretrained(
@@ -88,9 +89,9 @@ class ViTPreTrainedModel(nn.Module):
             attn_implementation: "sdpa" or "eager"; None for the configuration's.
             device: None for the CPU, where the weights stay mapped to the file until they are used.
             ignore_mismatched_sizes: let mis-shaped parameters start fresh, with a warning.
-            **config_overrides: any key of `ViTConfig` (another number of labels gives a fresh head, another
-                image_size resamples the position embeddings), `add_pooling_layer` and `use_mask_token` of a model
-                without a head, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
+            **config_overrides: any key of the configuration (another number of labels gives a fresh head, another
+                image_size resamples the position embeddings), the other arguments of a model without a head, such as
+                `add_pooling_layer`, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
 
         Raises:
             CheckpointError: no checkpoint there, a broken one, or one that does not fit.
@@ -99,16 +100,23 @@ class ViTPreTrainedModel(nn.Module):
         """
         check_torch_device(torch, device)
         fit = checkpoint.plan(
-            name_or_folder, cls.head, dtype, attn_implementation, ignore_mismatched_sizes, **config_overrides
+            name_or_folder,
+            cls.head,
+            dtype,
+            attn_implementation,
+            ignore_mismatched_sizes,
+            cls.config_class,
+            **config_overrides,
         )
         target = {"dtype": getattr(torch, fit.dtype.name), "device": device}
         files: dict[Path, Any] = {}
         with checkpoint.garbage_uncollected():
             with torch.device("meta"):
                 model = cls(fit.config, **fit.model_options)
-            state = {weights.model_name(name, cls.head): _read(fit, name, files).to(**target) for name in fit.stored}
+            state = {name: _read(fit, name, files).to(**target) for name in fit.stored}
             for name, shape in fit.fresh.items():
-                state[weights.model_name(name, cls.head)] = _initialise(name, torch.empty(shape, **target), fit.config)
+                state[name] = _initialise(name, torch.empty(shape, **target), fit.config)
+            state = {fit.config.model_name(name, cls.head): value for name, value in state.items()}
             model.load_state_dict(state, assign=True)
         if message := fit.warning():
             warnings.warn(message, stacklevel=2)
@@ -132,9 +140,9 @@ class ViTPreTrainedModel(nn.Module):
         )
 
 
-def _initialise(name: str, parameter: Tensor, config: ViTConfig) -> Tensor:
+def _initialise(name: str, parameter: Tensor, config: PreTrainedConfig) -> Tensor:
     std = config.initializer_range
-    kind = weights.initial_value(name)
+    kind = config.initial_value(name)
     if kind == "truncated_normal" and std > 0:
         return nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
     return nn.init.ones_(parameter) if kind == "ones" else nn.init.zeros_(parameter)

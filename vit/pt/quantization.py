@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .linear import InferenceLinear, PackedLinear, has_kernel
-from .pretrained import ViTPreTrainedModel
+from .pretrained import PreTrainedModel
 
-Model = TypeVar("Model", bound=ViTPreTrainedModel)
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def has_int8_kernel() -> bool:
@@ -136,7 +136,7 @@ def prepack(model: Model, batch_size: int = 1) -> Model:
             f"The model is {model.dtype} on {model.device}; expected a dtype that PyTorch's oneDNN multiplies on this "
             "CPU, such as float32."
         )
-    rows = batch_size * (model.config.num_patches + 1)
+    rows = batch_size * (model.config.num_patches + model.config.prefix_tokens)
     return _replace_linear(model, lambda layer: PackedLinear(layer, rows), "prepacked")
 
 

@@ -16,6 +16,6 @@ if keras.config.backend() != "tensorflow":
         "KERAS_BACKEND=tensorflow (or unset it) before Python imports keras."
     )
 
-from .model import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
+from .vit import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
 
 __all__ = ["TFViTForImageClassification", "TFViTForMaskedImageModeling", "TFViTModel"]

@@ -14,7 +14,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from ..config import ViTConfig, to_pair
+from ..config import PreTrainedConfig, config_from_dict, to_pair
+from ..families.vit import ViTConfig
 from ..posemb import bicubic_matrix
 
 
@@ -40,12 +41,12 @@ ACTIVATIONS = {
 }
 
 
-def initializer(config: ViTConfig) -> keras.initializers.Initializer:
+def initializer(config: PreTrainedConfig) -> keras.initializers.Initializer:
     """The truncated normal of fresh kernels and tokens, cut at two standard deviations."""
     return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
 
 
-def dense(config: ViTConfig, units: int, name: str, **options: Any) -> keras.layers.Dense:
+def dense(config: PreTrainedConfig, units: int, name: str, **options: Any) -> keras.layers.Dense:
     """A dense layer with the initial values of the published ones."""
     return keras.layers.Dense(units, kernel_initializer=initializer(config), name=name, **options)
 
@@ -71,7 +72,7 @@ class LayerNorm(keras.layers.LayerNormalization):
         return ops.cast(x * gamma + beta, self.compute_dtype)
 
 
-def layer_norm(config: ViTConfig, name: str, **options: Any) -> LayerNorm:
+def layer_norm(config: PreTrainedConfig, name: str, **options: Any) -> LayerNorm:
     """A LayerNorm with the epsilon of the configuration."""
     return LayerNorm(epsilon=config.layer_norm_eps, name=name, **options)
 
@@ -79,7 +80,7 @@ def layer_norm(config: ViTConfig, name: str, **options: Any) -> LayerNorm:
 class ViTKerasLayer(keras.layers.Layer):
     """A layer with a configuration, and `options` that hand its dtype policy to its sublayers."""
 
-    def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = config
         self.options = {"dtype": self.dtype_policy}
@@ -89,13 +90,13 @@ class ViTKerasLayer(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        return cls(**{**config, "config": ViTConfig.from_dict(config["config"])})
+        return cls(**{**config, "config": config_from_dict(config["config"])})
 
 
 class ViTPatchEmbeddings(ViTKerasLayer):
     """Cuts images into patches and projects each to a token (Dosovitskiy et al. 2021, Section 3.1)."""
 
-    def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.patch_size = to_pair(config.patch_size)
         self.projection = dense(config, config.hidden_size, "projection", **self.options)
@@ -116,7 +117,7 @@ class ViTPatchEmbeddings(ViTKerasLayer):
 class ViTEmbeddings(ViTKerasLayer):
     """Patch tokens, masked ones replaced, behind a CLS token, plus position embeddings."""
 
-    def __init__(self, config: ViTConfig, use_mask_token: bool = False, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.use_mask_token = use_mask_token
         self.cls_token_initializer = self.position_embeddings_initializer = initializer(config)
@@ -166,7 +167,7 @@ class ViTEmbeddings(ViTKerasLayer):
 class ViTSelfAttention(ViTKerasLayer):
     """Multi-head attention of the tokens to each other, without the output projection."""
 
-    def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         options = {**self.options, "use_bias": config.qkv_bias}
         self.query = dense(config, config.hidden_size, "query", **options)
@@ -196,7 +197,7 @@ class ViTSelfAttention(ViTKerasLayer):
 class ViTSelfOutput(ViTKerasLayer):
     """The output projection of an attention; the residual is added in ViTLayer."""
 
-    def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.dense = dense(config, config.hidden_size, "dense", **self.options)
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", **self.options)
@@ -211,7 +212,7 @@ class ViTSelfOutput(ViTKerasLayer):
 class ViTAttention(ViTKerasLayer):
     """Multi-head self-attention (Dosovitskiy et al. 2021, Equation 2)."""
 
-    def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.attention = ViTSelfAttention(config, name="attention", **self.options)
         self.dense_output = ViTSelfOutput(config, name="output", **self.options)
@@ -228,7 +229,7 @@ class ViTAttention(ViTKerasLayer):
 class ViTIntermediate(ViTKerasLayer):
     """The widening half of the MLP (Dosovitskiy et al. 2021, Equation 3)."""
 
-    def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.dense = dense(config, config.intermediate_size, "dense", **self.options)
         self.activation = config.hidden_act
@@ -243,7 +244,7 @@ class ViTIntermediate(ViTKerasLayer):
 class ViTOutput(ViTKerasLayer):
     """The narrowing half of the MLP; the residual is added in ViTLayer."""
 
-    def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.dense = dense(config, config.hidden_size, "dense", **self.options)
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", **self.options)
@@ -258,7 +259,7 @@ class ViTOutput(ViTKerasLayer):
 class ViTLayer(ViTKerasLayer):
     """One pre-norm encoder layer: attention and MLP, each with a residual."""
 
-    def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.layernorm_before = layer_norm(config, "layernorm_before", **self.options)
         self.attention = ViTAttention(config, name="attention", **self.options)
@@ -306,7 +307,7 @@ def recomputed(layer: ViTLayer) -> Any:
 class ViTEncoder(ViTKerasLayer):
     """The stack of encoder layers."""
 
-    def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.layer = [ViTLayer(config, name=f"layer_{i}", **self.options) for i in range(config.num_hidden_layers)]
         self.gradient_checkpointing = False

@@ -6,11 +6,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from ..config import ViTConfig, to_pair
+from ..config import PreTrainedConfig, to_pair
 from ..inputs import IGNORED_LABEL, check_label_values, check_labels_shape, resolve_problem_type
 
 
-def classification_loss(config: ViTConfig, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+def classification_loss(config: PreTrainedConfig, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """The mean loss of a batch, by `config.problem_type`.
 
     Args:
@@ -45,7 +45,7 @@ def classification_loss(config: ViTConfig, logits: tf.Tensor, labels: tf.Tensor)
 
 
 def reconstruction_loss(
-    config: ViTConfig,
+    config: PreTrainedConfig,
     pixel_values: tf.Tensor,
     reconstruction: tf.Tensor,
     bool_masked_pos: tf.Tensor,

@@ -14,7 +14,7 @@ import optree
 import tensorflow as tf
 
 from .. import checkpoint, weights
-from ..config import ViTConfig, to_pair
+from ..config import PreTrainedConfig, to_pair
 from ..errors import InputError
 from ..outputs import ModelOutput, flatten, unflatten
 
@@ -27,12 +27,13 @@ optree.register_pytree_node(ModelOutput, _flatten, unflatten, namespace="keras")
 InputError.ag_pass_through = True  # type: ignore[attr-defined]  # tf.function then raises it as it is
 
 
-class TFViTPreTrainedModel(keras.Model):
+class TFPreTrainedModel(keras.Model):
     """A model with a configuration, whose layers form the tree that the published parameter names spell."""
 
-    head: ClassVar[str | None] = None
+    config_class: ClassVar[type[PreTrainedConfig]]
+    head: ClassVar[str | None] = None  # the key of the class in the configuration's `heads`
 
-    def __init__(self, config: ViTConfig, build: bool = True, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, build: bool = True, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)  # labels and pixels keep their dtype; `call` casts what it computes
         self.config = config
         self.options = {"dtype": self.dtype_policy}
@@ -62,7 +63,7 @@ class TFViTPreTrainedModel(keras.Model):
         self._base().encoder.gradient_checkpointing = False
 
     def _base(self) -> Any:
-        return self if self.head is None else self.vit
+        return self if self.head is None else getattr(self, self.config.base_model_prefix)
 
     # === Training ===
 
@@ -104,19 +105,18 @@ class TFViTPreTrainedModel(keras.Model):
         """The output that losses and metrics see."""
         if not isinstance(y_pred, dict):
             raise InputError("fit and evaluate need named outputs: load or build the model with return_dict=True.")
-        main = {"classifier": "logits", "decoder": "reconstruction", None: "last_hidden_state"}[self.head]
-        return y_pred[main]
+        return y_pred[self.config.heads[self.head].output]
 
     # === Config ===
 
     def get_config(self) -> dict[str, Any]:
-        config = {**super().get_config(), "config": self.config.to_dict()}
+        config = {**super().get_config(), "config": self.config.to_dict(), **self.parts()}
         config.pop("autocast", None)
         return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        return cls(**{**config, "config": ViTConfig.from_dict(config["config"])})
+        return cls(**{**config, "config": cls.config_class.from_dict(config["config"])})
 
     # === Checkpoints ===
 
@@ -126,6 +126,10 @@ class TFViTPreTrainedModel(keras.Model):
             shape = (None, self.config.num_channels, *to_pair(self.config.image_size))
             input_signature = [keras.InputSpec(dtype="float32", shape=shape, name="pixel_values")]
         super().export(filepath, *args, input_signature=input_signature, **kwargs)
+
+    def parts(self) -> dict[str, bool]:
+        """The optional parts of a base model: which of them it has."""
+        return {}
 
     @classmethod
     def from_pretrained(
@@ -147,9 +151,9 @@ class TFViTPreTrainedModel(keras.Model):
             attn_implementation: "sdpa" or "eager", which TensorFlow computes alike; None for the configuration's.
             device: such as "CPU:0" or "GPU:0"; None for TensorFlow's default device.
             ignore_mismatched_sizes: let mis-shaped parameters start fresh, with a warning.
-            **config_overrides: any key of `ViTConfig` (another number of labels gives a fresh head, another
-                image_size resamples the position embeddings), `add_pooling_layer` and `use_mask_token` of a model
-                without a head, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
+            **config_overrides: any key of the configuration (another number of labels gives a fresh head, another
+                image_size resamples the position embeddings), the other arguments of a model without a head, such as
+                `add_pooling_layer`, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
 
         Raises:
             CheckpointError: no checkpoint there, a broken one, or one that does not fit.
@@ -163,6 +167,7 @@ class TFViTPreTrainedModel(keras.Model):
             policy and policy.variable_dtype,
             attn_implementation,
             ignore_mismatched_sizes,
+            cls.config_class,
             **config_overrides,
         )
         if policy is None:
@@ -191,13 +196,9 @@ class TFViTPreTrainedModel(keras.Model):
 
         The old files stay whole until the new ones are complete. transformers and the other frameworks read the result.
         """
-        base = self._base()
-        has_pooler, has_mask_token = base.pooler is not None, base.embeddings.mask_token is not None
-        shapes = weights.parameter_shapes(
-            self.config, head=self.head, add_pooling_layer=has_pooler, use_mask_token=has_mask_token
-        )
+        shapes = self.config.parameter_shapes(head=self.head, **self._base().parts())
         dtype = checkpoint.dtype_of(self.variable_dtype)
-        stored = {weights.model_name(name, self.head): name for name in shapes}
+        stored = {self.config.model_name(name, self.head): name for name in shapes}
         checkpoint.write(
             folder,
             self.config.replace(architectures=(type(self).__name__.removeprefix("TF"),), dtype=dtype.name),
@@ -214,7 +215,7 @@ class TFViTPreTrainedModel(keras.Model):
     def _owner(self, name: str) -> tuple[keras.layers.Layer, str]:
         """The layer that holds a canonical parameter, and the attribute it holds it in."""
         node: Any = self
-        *path, leaf = weights.local_name(weights.model_name(name, self.head), "tf").split(".")
+        *path, leaf = weights.local_name(self.config.model_name(name, self.head), "tf").split(".")
         for part in path:
             node = node[int(part)] if part.isdigit() else getattr(node, part)
         return node, leaf

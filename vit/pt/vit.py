@@ -1,6 +1,6 @@
 """ViTModel and its heads in PyTorch.
 
-Side by side with vit/tf/model.py and vit/flax/model.py: the same classes, the same attributes, the same order.
+Side by side with vit/tf/vit.py and vit/flax/vit.py: the same classes, the same attributes, the same order.
 """
 
 from __future__ import annotations
@@ -10,14 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import ViTConfig, to_pair
+from ..config import to_pair
 from ..errors import ConfigError
+from ..families.vit import ViTConfig
 from ..inputs import check_bool_masked_pos, check_pixel_values, check_tensors
 from ..outputs import ModelOutput, collect
 from .layers import ViTEmbeddings, ViTEncoder, ViTPooler
 from .linear import keep_freed_memory, takes_kernels
 from .loss import classification_loss, reconstruction_loss
-from .pretrained import ViTPreTrainedModel
+from .pretrained import PreTrainedModel
+
+
+class ViTPreTrainedModel(PreTrainedModel):
+    """What the classes of this family are."""
+
+    config_class = ViTConfig
+    config: ViTConfig
 
 
 class ViTModel(ViTPreTrainedModel):

@@ -1,6 +1,6 @@
 """ViTModel and its heads in Keras 3 on TensorFlow.
 
-Side by side with vit/pt/model.py and vit/flax/model.py: the same classes, the same attributes, the same order.
+Side by side with vit/pt/vit.py and vit/flax/vit.py: the same classes, the same attributes, the same order.
 """
 
 from __future__ import annotations
@@ -11,13 +11,21 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from ..config import ViTConfig, to_pair
+from ..config import to_pair
 from ..errors import ConfigError
+from ..families.vit import ViTConfig
 from ..inputs import check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, dense, layer_norm
 from .loss import classification_loss, reconstruction_loss
-from .pretrained import TFViTPreTrainedModel
+from .pretrained import TFPreTrainedModel
+
+
+class TFViTPreTrainedModel(TFPreTrainedModel):
+    """What the classes of this family are."""
+
+    config_class = ViTConfig
+    config: ViTConfig
 
 
 @keras.saving.register_keras_serializable("trivit")
@@ -100,9 +108,8 @@ class TFViTModel(TFViTPreTrainedModel):
             attentions=all_attentions,
         )
 
-    def get_config(self) -> dict[str, Any]:
-        options = {"add_pooling_layer": self.pooler is not None, "use_mask_token": self.embeddings.use_mask_token}
-        return {**super().get_config(), **options}
+    def parts(self) -> dict[str, bool]:
+        return {"add_pooling_layer": self.pooler is not None, "use_mask_token": self.embeddings.use_mask_token}
 
 
 @keras.saving.register_keras_serializable("trivit")

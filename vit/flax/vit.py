@@ -1,6 +1,6 @@
 """ViTModel and its heads in Flax NNX.
 
-Side by side with vit/pt/model.py and vit/tf/model.py: the same classes, the same attributes, the same order.
+Side by side with vit/pt/vit.py and vit/tf/vit.py: the same classes, the same attributes, the same order.
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from ..config import ViTConfig, to_pair
+from ..config import to_pair
 from ..errors import ConfigError
+from ..families.vit import ViTConfig
 from ..inputs import check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .eager import call, first_token
 from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, dense, layer_norm
 from .loss import classification_loss, reconstruction_loss
-from .pretrained import FlaxViTPreTrainedModel
+from .pretrained import FlaxPreTrainedModel
+
+
+class FlaxViTPreTrainedModel(FlaxPreTrainedModel):
+    """What the classes of this family are."""
+
+    config_class = ViTConfig
+    config: ViTConfig
 
 
 class FlaxViTModel(FlaxViTPreTrainedModel):
@@ -104,6 +112,10 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
             hidden_states=all_hidden_states,
             attentions=all_attentions,
         )
+
+    def parts(self) -> dict[str, bool]:
+        has_mask_token = self.embeddings.mask_token is not None
+        return {"add_pooling_layer": self.pooler is not None, "use_mask_token": has_mask_token}
 
 
 class FlaxViTForImageClassification(FlaxViTPreTrainedModel):

@@ -1,0 +1,201 @@
+"""Where each parameter of a model comes from: a stored tensor, as it is or resampled, or a fresh start."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import hub
+from ..config import PreTrainedConfig
+from ..errors import CheckpointError, summary
+from ..files import CONFIG
+from ..weights import Shape, to_local
+from .copying import aligned_copy
+from .reading import Checkpoint, dtype_of
+
+
+@dataclass
+class Fit:
+    """How a checkpoint fills a model: for each parameter, under its canonical name, the tensor to load, or fresh."""
+
+    checkpoint: Checkpoint
+    config: PreTrainedConfig
+    stored: dict[str, str]  # parameter -> stored tensor
+    fresh: dict[str, Shape]  # parameters that the checkpoint lacks, or holds in another shape -> shape
+    resampled: set[str]  # parameters whose stored grid is not the model's
+    dtype: np.dtype  # what the model is to hold and compute in
+    model_options: dict[str, bool]  # arguments of the model besides the configuration
+
+    def read(self, name: str) -> np.ndarray:
+        """The canonical array of a parameter, position embeddings resampled if the image size was overridden."""
+        array = self.checkpoint.read(self.stored[name])
+        if name in self.resampled:
+            array = self.config.resample(name, array, self.checkpoint.config.grid_size)
+        return array
+
+    def start_reading(self, framework: str) -> dict[str, Future[np.ndarray]]:
+        """Read every stored parameter as a framework stores it, in threads, while the caller builds the model.
+
+        Returns:
+            {parameter: future of its array}, each in memory of its own that TensorFlow and JAX take over as it is.
+        """
+
+        def read(name: str) -> np.ndarray:
+            return aligned_copy(to_local(self.read(name), framework), self.dtype)
+
+        pool = ThreadPoolExecutor(2)
+        futures = {name: pool.submit(read, name) for name in self.stored}
+        pool.shutdown(wait=False)
+        return futures
+
+    def warning(self) -> str | None:
+        """What the user should know about fresh parameters, in one sentence."""
+        if not self.fresh:
+            return None
+        return (
+            f"{self.checkpoint.folder} holds no fitting {summary(sorted(self.fresh))}: freshly initialised. "
+            "Train the model before relying on what depends on them."
+        )
+
+
+@contextmanager
+def garbage_uncollected() -> Iterator[None]:
+    """Pause the garbage collector, which would go through all that a framework's import left, for nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def plan(
+    name_or_folder: str | os.PathLike[str],
+    head: str | None,
+    dtype: Any = None,
+    attn_implementation: str | None = None,
+    ignore_mismatched_sizes: bool = False,
+    config_class: type[PreTrainedConfig] = PreTrainedConfig,
+    **kwargs: Any,
+) -> Fit:
+    """What every from_pretrained does before it builds a model: find the checkpoint and fit it to the arguments.
+
+    Args:
+        name_or_folder: a checkpoint folder, or the name of a model on the hub.
+        head: one of the family's.
+        dtype: a dtype or its name; None or "auto" for the checkpoint's.
+        attn_implementation: None for the configuration's.
+        ignore_mismatched_sizes: let mis-shaped parameters start fresh.
+        config_class: the family's; a checkpoint of any family when it is left out.
+        **kwargs: options of the hub, of a model without a head, and overrides of the configuration.
+
+    Raises:
+        CheckpointError: no checkpoint there, a broken one, or one that does not fit.
+        ConfigError: impossible values in its config.json or the overrides.
+    """
+    hub_options, overrides = hub.split_options(kwargs)
+    wanted = None if dtype is None or (isinstance(dtype, str) and dtype == "auto") else dtype_of(dtype)
+    if attn_implementation is not None:
+        overrides["attn_implementation"] = attn_implementation
+    checkpoint = Checkpoint(hub.resolve(name_or_folder, **hub_options))
+    check_family(checkpoint, config_class, head)
+    parts = dict(checkpoint.config.heads[head].parts)
+    model_options = {part: overrides.pop(part) for part in parts if head is None and part in overrides}
+    wanted = wanted or checkpoint.dtype
+    config = checkpoint.config.replace(**overrides, dtype=wanted.name)
+    stored, fresh, resampled = fit(checkpoint, config, head, ignore_mismatched_sizes, **{**parts, **model_options})
+    return Fit(checkpoint, config, stored, fresh, resampled, wanted, model_options)
+
+
+def check_family(checkpoint: Checkpoint, config_class: type[PreTrainedConfig], head: str | None) -> None:
+    """Refuse a checkpoint of another family than a model's, or of one that has no such head.
+
+    Raises:
+        CheckpointError: it is; the class that fits is named.
+    """
+    config = checkpoint.config
+    if config_class is not PreTrainedConfig and config.model_type != config_class.model_type:
+        fits = config.heads.get(head, config.heads[None]).name
+        raise CheckpointError(
+            f"{checkpoint.folder} is of model_type {config.model_type!r}, not {config_class.model_type!r}: load it "
+            f"with {fits}, TF{fits} or Flax{fits}."
+        )
+    if head not in config.heads:
+        known = ", ".join(each.name for each in config.heads.values())
+        raise CheckpointError(f"{checkpoint.folder} is of model_type {config.model_type!r}, which has {known} only.")
+
+
+def fit(
+    checkpoint: Checkpoint,
+    config: PreTrainedConfig,
+    head: str | None = None,
+    ignore_mismatched_sizes: bool = False,
+    **parts: bool,
+) -> tuple[dict[str, str], dict[str, Shape], set[str]]:
+    """Decide where each parameter of a model comes from.
+
+    Args:
+        checkpoint: the open checkpoint.
+        config: the model's configuration: the checkpoint's, or one with overrides.
+        head: the model's; with `parts` it says which parameters there are (`config.parameter_shapes`).
+        ignore_mismatched_sizes: let mis-shaped parameters start fresh.
+        **parts: the model's.
+
+    Returns:
+        {parameter: stored tensor}, {fresh parameter: shape}, and the parameters to resample to another grid.
+
+    Raises:
+        CheckpointError: parameters are missing, unexpected or mis-shaped; all of them are named.
+    """
+    old, new = checkpoint.config, config
+    canonical = new.canonical_names(checkpoint.tensors)
+    available = {name: stored for stored, name in canonical.items()}
+    if len(available) < len(canonical):
+        doubled = sorted(name for name in canonical if canonical[name] != name and canonical[name] in canonical)
+        raise CheckpointError(
+            f"{checkpoint.folder} stores parameters with and without '{new.base_model_prefix}.' before: "
+            f"{summary(doubled)}."
+        )
+
+    shapes = new.parameter_shapes(head=head, **parts)
+    before = new.replace(image_size=old.image_size, patch_size=old.patch_size).parameter_shapes(head=head, **parts)
+    stored: dict[str, str] = {}
+    fresh: dict[str, Shape] = {}
+    resampled: set[str] = set()
+    missing, mismatched = [], []
+    for name, shape in shapes.items():
+        if name not in available:
+            fresh[name] = shape
+            if not name.startswith(new.optional):
+                missing.append(name)
+            continue
+        stored_shape = checkpoint.tensors[available[name]].shape
+        has_grid = name.endswith(new.grid_parameters) and stored_shape == before[name]
+        if has_grid and old.grid_size != new.grid_size:
+            stored[name] = available[name]
+            resampled.add(name)
+        elif stored_shape == shape:
+            stored[name] = available[name]
+        else:
+            fresh[name] = shape
+            new_head = name.startswith(new.label_parameters) and old.num_labels != new.num_labels
+            if not (ignore_mismatched_sizes or new_head):
+                mismatched.append(f"{name} is {stored_shape}, expected {shape}")
+    unexpected = [available[name] for name in available if name not in shapes and not name.startswith(new.optional)]
+
+    lists = {"missing": missing, "unexpected": unexpected, "mis-shaped": mismatched}
+    if any(lists.values()):
+        problems = "; ".join(f"{what}: {summary(names)}" for what, names in lists.items() if names)
+        remedy = " Pass ignore_mismatched_sizes=True to start the mis-shaped ones fresh." if mismatched else ""
+        raise CheckpointError(
+            f"{checkpoint.folder} does not fit the model that {CONFIG} and the arguments describe. {problems}.{remedy}"
+        )
+    return stored, fresh, resampled
