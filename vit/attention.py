@@ -11,17 +11,20 @@ from .errors import InputError
 from .image_processing.batch import to_array
 
 
-def cls_attention(attentions: Sequence[Any], grid: tuple[int, int], layer: int = -1) -> np.ndarray:
+def cls_attention(
+    attentions: Sequence[Any], grid: tuple[int, int], layer: int = -1, prefix_tokens: int = 1
+) -> np.ndarray:
     """How much the CLS token attends to each patch in one layer, head by head (Caron et al. 2021, Figure 3).
 
     Args:
         attentions: `outputs.attentions` of a model in any framework: for each layer (batch, heads, tokens, tokens).
         grid: (rows, columns) of the patches, such as `config.grid_size`.
         layer: which one, from 0; negative from the last.
+        prefix_tokens: how many tokens precede the patches, CLS the first of them (`config.prefix_tokens`).
 
     Returns:
         (batch, heads, rows, columns): probabilities, in the dtype of the attentions. They sum to 1 less what the CLS
-        token gives to itself. `.mean(axis=1)` is the mean of the heads.
+        token gives to itself and to other tokens before the patches. `.mean(axis=1)` is the mean of the heads.
 
     Raises:
         InputError: there is no such layer, or the grid is not that of the attentions.
@@ -29,11 +32,12 @@ def cls_attention(attentions: Sequence[Any], grid: tuple[int, int], layer: int =
     check_layer(layer, len(attentions))
     attention = _layer(attentions[layer])
     batch, heads, tokens, _ = attention.shape
-    if tokens != 1 + grid[0] * grid[1]:
+    if tokens != prefix_tokens + grid[0] * grid[1]:
         raise InputError(
-            f"The attentions are of {tokens} tokens; expected 1 for CLS and {grid[0]} x {grid[1]} for the patches."
+            f"The attentions are of {tokens} tokens; expected {prefix_tokens} for CLS"
+            f"{' and its like' * (prefix_tokens > 1)} and {grid[0]} x {grid[1]} for the patches."
         )
-    return attention[:, :, 0, 1:].reshape(batch, heads, *grid)
+    return attention[:, :, 0, prefix_tokens:].reshape(batch, heads, *grid)
 
 
 def attention_rollout(attentions: Sequence[Any], tokens: Sequence[int] | None = None) -> np.ndarray:

@@ -45,4 +45,4 @@ def first_token(hidden_states: jax.Array) -> jax.Array:
 
 def is_plain(module: Any) -> bool:
     """Whether it is one of ours or Flax's own layers, which keep nothing of a call, as a subclass might (`sow`)."""
-    return type(module) in (nnx.Linear, nnx.Dropout, nnx.List) or type(module).__module__ == f"{__package__}.layers"
+    return type(module) in (nnx.Linear, nnx.Dropout, nnx.List) or type(module).__module__.startswith(f"{__package__}.")
