@@ -136,12 +136,10 @@ def test_a_frameworks_folder_imports_no_other_framework(framework):
 
 
 def test_shared_files_import_no_framework():
-    exceptions = {ROOT / name for name in ("__init__.py", "inference.py", "measure.py", "checkpoint/reading.py")}
+    exceptions = {ROOT / name for name in ("__init__.py", "inference.py", "measure.py")}  # serve and time all
     shared = {*ROOT.glob("*.py"), *ROOT.glob("families/*.py"), *ROOT.glob("checkpoint/*.py")}
     for path in shared - exceptions:
         assert imported(path).isdisjoint({*FRAMEWORKS, *MODULES}), path
-    # Exceptions: PyTorch's own reader of PyTorch's own files, and the three ways of serving and timing side by side.
-    assert imported(ROOT / "checkpoint" / "reading.py") & {*FRAMEWORKS, *MODULES} == {"torch"}
 
 
 def imports(path: Path, inside_functions: bool = True) -> set[str]:
