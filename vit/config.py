@@ -9,15 +9,15 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from . import families, hub
+from . import families
 from .errors import ConfigError
-from .files import CONFIG, read_json, replace_files
 from .weights import Shape, initial_value, layer_norm_shapes, linear_shapes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "selu", "silu", "tanh")
@@ -321,18 +321,22 @@ class PreTrainedConfig:
             CheckpointError: no config.json there, or one that is no JSON.
             ConfigError: impossible values, or those of another family; the file is named.
         """
+        from . import hub  # what reads and writes files is imported by who does: a configuration is made in less time
+
         hub_options, overrides = hub.split_options(kwargs)
         folder = hub.resolve(name_or_folder, config_only=True, **hub_options)
         config = read_config(folder, **overrides)
         if cls.model_type not in ("", config.model_type):
             raise ConfigError(
-                f"{folder / CONFIG}: model_type is {config.model_type!r}, which {type(config).__name__} reads; "
+                f"{folder / 'config.json'}: model_type is {config.model_type!r}, which {type(config).__name__} reads; "
                 f"{cls.__name__} reads {cls.model_type!r}."
             )
         return config
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json into `folder`, which is made if needed."""
+        from .files import CONFIG, replace_files
+
         with replace_files(folder) as staging:
             (staging / CONFIG).write_text(self.to_json(), encoding="utf-8")
 
@@ -398,6 +402,8 @@ def read_config(folder: Path, **overrides: Any) -> Any:
         CheckpointError: no such file, or no JSON.
         ConfigError: impossible values, or those of no family here; the file is named.
     """
+    from .files import CONFIG, read_json
+
     path = folder / CONFIG
     try:
         config = config_from_dict(read_json(path))

@@ -166,7 +166,9 @@ def fit(
         )
 
     shapes = new.parameter_shapes(head=head, **parts)
-    before = new.replace(image_size=old.image_size, patch_size=old.patch_size).parameter_shapes(head=head, **parts)
+    before = shapes
+    if old.grid_size != new.grid_size:
+        before = new.replace(image_size=old.image_size, patch_size=old.patch_size).parameter_shapes(head=head, **parts)
     stored: dict[str, str] = {}
     fresh: dict[str, Shape] = {}
     resampled: set[str] = set()
