@@ -228,7 +228,7 @@ def run_tf(
         gradients = tape.gradient(value, variables)
     return (
         {name: value.numpy() for name, value in named(output).items()},
-        {name: weights.from_local(value.numpy(), shapes[name], "tf")
+        {name: weights.from_local(name, value.numpy(), shapes[name], "tf")
          for name, value in gradients.items() if value is not None},
     )  # fmt: skip
 
@@ -262,7 +262,7 @@ def run_flax(
     gradients = nnx.merge(graphdef, gradients)
     return (
         {name: np.asarray(value) for name, value in named(output).items()},
-        {name: weights.from_local(np.asarray(gradients._parameter(name).get_value()), shapes[name], "flax")
+        {name: weights.from_local(name, np.asarray(gradients._parameter(name).get_value()), shapes[name], "flax")
          for name in shapes},
     )  # fmt: skip
 

@@ -280,6 +280,26 @@ class PreTrainedConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def key_bias(self) -> bool:
+        """Whether the keys have a bias, which changes no output; queries and values have one if `qkv_bias`."""
+        return self.qkv_bias
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether position embeddings are added to the tokens."""
+        return True
+
+    @property
+    def layer_scale(self) -> float:
+        """Initial value of the factors of each branch of an encoder layer; 0 where there are none."""
+        return 0.0
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """For each encoder layer, how often each of its branches is dropped in training."""
+        return (0.0,) * self.num_hidden_layers
+
+    @property
     def pooler_output_size(self) -> int:
         """Width of a base model's pooler_output."""
         return self.hidden_size
@@ -374,8 +394,8 @@ class PreTrainedConfig:
         """The parameters of the encoder layer `name`, in the order of the computation."""
         width, mlp_width = self.hidden_size, self.intermediate_size
         shapes = layer_norm_shapes(f"{name}.layernorm_before", width)
-        for part in ("query", "key", "value"):
-            shapes |= linear_shapes(f"{name}.attention.attention.{part}", width, width, bias=self.qkv_bias)
+        for part, bias in (("query", self.qkv_bias), ("key", self.key_bias), ("value", self.qkv_bias)):
+            shapes |= linear_shapes(f"{name}.attention.attention.{part}", width, width, bias)
         return {
             **shapes,
             **linear_shapes(f"{name}.attention.output.dense", width, width),
@@ -384,8 +404,8 @@ class PreTrainedConfig:
             **linear_shapes(f"{name}.output.dense", mlp_width, width),
         }
 
-    def initial_value(self, name: str) -> str:
-        """How a fresh parameter starts: "zeros", "ones", or "truncated_normal" of `initializer_range`."""
+    def initial_value(self, name: str) -> float | None:
+        """The number that a fresh parameter starts from; None for a truncated normal of `initializer_range`."""
         return initial_value(name)
 
     def resample(self, name: str, array: np.ndarray, old_grid: tuple[int, int]) -> np.ndarray:

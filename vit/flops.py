@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 
 from .config import PreTrainedConfig, to_pair
+from .weights import is_matrix
 
 
 def forward_flops(config: PreTrainedConfig, head: str | None = "classifier", **parts: bool) -> int:
@@ -31,7 +32,7 @@ def forward_flops(config: PreTrainedConfig, head: str | None = "classifier", **p
     tokens = config.num_patches + config.prefix_tokens
     parts = {**config.heads[head].parts, **parts}
     matrices = {name: math.prod(shape) for name, shape in config.parameter_shapes(head=head, **parts).items()
-                if len(shape) in (2, 4)}  # fmt: skip
+                if is_matrix(name)}  # fmt: skip
     products = sum(size * _rows(name, config.num_patches, tokens) for name, size in matrices.items())
     return 2 * (products + config.num_hidden_layers * 2 * tokens**2 * config.hidden_size)
 

@@ -62,25 +62,30 @@ def local_name(name: str, framework: str) -> str:
     return ".".join([*(layout.renamed.get(part, part) for part in path.split(".")), leaf])
 
 
-def to_local(array: np.ndarray, framework: str) -> np.ndarray:
-    """A canonical array as a framework stores it; a view. Tokens, (1, tokens, width), stay as they are."""
-    if not LAYOUTS[framework].in_out or array.ndim not in (2, 4):
+def is_matrix(name: str) -> bool:
+    """Whether a parameter is a matrix, or a convolution, that multiplies vectors; tokens and tables are none."""
+    return name.endswith(".weight") and not is_norm(name)
+
+
+def to_local(name: str, array: np.ndarray, framework: str) -> np.ndarray:
+    """A canonical array as a framework stores it; a view."""
+    if not LAYOUTS[framework].in_out or not is_matrix(name):
         return array
     return array.reshape(array.shape[0], -1).T
 
 
-def from_local(array: np.ndarray, shape: Shape, framework: str) -> np.ndarray:
+def from_local(name: str, array: np.ndarray, shape: Shape, framework: str) -> np.ndarray:
     """The canonical array, of the canonical `shape`, of what a framework stores; a view where that is possible."""
-    if not LAYOUTS[framework].in_out or len(shape) not in (2, 4):
+    if not LAYOUTS[framework].in_out or not is_matrix(name):
         return array
     return array.T.reshape(shape)
 
 
-def initial_value(name: str) -> str:
-    """How a fresh parameter starts: "zeros", "ones" or "truncated_normal" of `config.initializer_range`, cut at 2 std.
+def initial_value(name: str) -> float | None:
+    """The number that a fresh parameter starts from; None for a truncated normal, cut at 2 standard deviations.
 
     As in the published training code (Dosovitskiy et al. 2021, transformers' ViTPreTrainedModel).
     """
     if name.endswith((".bias", "mask_token")):
-        return "zeros"
-    return "ones" if is_norm(name) else "truncated_normal"
+        return 0.0
+    return 1.0 if is_norm(name) else None

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from vit.flax.layers import attend, attend_on_cpu, normalize
+from vit.flax.attention import attend, attend_on_cpu
+from vit.flax.norm import normalize
 
 
 def test_attention_is_that_of_the_platform_it_is_compiled_for_wherever_that_happens() -> None:

@@ -48,7 +48,7 @@ class Fit:
         """
 
         def read(name: str) -> np.ndarray:
-            return aligned_copy(to_local(self.read(name), framework), self.dtype)
+            return aligned_copy(to_local(name, self.read(name), framework), self.dtype)
 
         pool = ThreadPoolExecutor(2)
         futures = {name: pool.submit(read, name) for name in self.stored}

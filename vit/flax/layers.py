@@ -1,13 +1,14 @@
 """The layers of the Vision Transformer in Flax NNX, in the order of the computation.
 
-Side by side with vit/pt/layers.py and vit/tf/layers.py: the same classes, the same attributes, the same order.
-Shapes: B batch, C channels, N patches, T = N + 1 tokens, D hidden_size, H heads.
+Side by side with vit/pt/layers.py and vit/tf/layers.py: the same classes, the same attributes, the same order. What
+only some families have (tokens, layer scale, stochastic depth, biases of the scores) their configurations ask for.
+Shapes: B batch, C channels, N patches, T tokens (the patches and those before them), D hidden_size, H heads.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from jax import Array
 from ..config import PreTrainedConfig, to_pair
 from ..families.vit import ViTConfig
 from ..posemb import bicubic_matrix
+from .attention import attend
 from .eager import call
+from .norm import layer_norm
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -40,42 +43,6 @@ def initializer(config: PreTrainedConfig) -> nnx.Initializer:
 def dense(config: PreTrainedConfig, size_in: int, size_out: int, **options: Any) -> nnx.Linear:
     """A dense layer with the initial values of the published ones."""
     return nnx.Linear(size_in, size_out, kernel_init=initializer(config), **options)
-
-
-class LayerNorm(nnx.LayerNorm):
-    """nnx.LayerNorm with the two-pass variance, which does not cancel where the mean is large, and a cheap gradient."""
-
-    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
-        assert mask is None, "A ViT has no padding."
-        scale, bias = self.scale[...], self.bias[...]
-        dtype = self.dtype or jnp.result_type(x, scale, bias)
-        x = normalize(x.astype(jnp.promote_types(x.dtype, jnp.float32)), self.epsilon)
-        return (x * scale + bias).astype(dtype)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def normalize(x: Array, epsilon: float) -> Array:
-    """Mean 0 and variance 1 along the last axis."""
-    return _normalize(x, epsilon)[0]
-
-
-def _normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
-    x = x - x.mean(-1, keepdims=True)
-    factor = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
-    return x * factor, factor
-
-
-@normalize.defjvp
-def _normalize_jvp(epsilon: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # What JAX derives step by step has XLA on CPUs compute the same reductions again and again.
-    x, factor = _normalize(*primals, epsilon)
-    tangent = tangents[0] * factor
-    return x, tangent - tangent.mean(-1, keepdims=True) - x * (x * tangent).mean(-1, keepdims=True)
-
-
-def layer_norm(config: PreTrainedConfig, **options: Any) -> nnx.LayerNorm:
-    """A LayerNorm with the epsilon of the configuration."""
-    return LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, **options)
 
 
 class ViTPatchEmbeddings(nnx.Module):
@@ -101,14 +68,17 @@ class ViTPatchEmbeddings(nnx.Module):
 class ViTEmbeddings(nnx.Module):
     """Patch tokens, masked ones replaced, behind a CLS token, plus position embeddings."""
 
+    tokens: ClassVar[tuple[str, ...]] = ("cls_token",)  # what precedes the patches and has positions, too
+
     def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False, **options: Any) -> None:
         self.config = config
         rngs, dtype, init = options["rngs"], options["param_dtype"], initializer(config)
-        token = (1, 1, config.hidden_size)
-        self.cls_token = nnx.Param(init(rngs.params(), token, dtype))
-        self.mask_token: Any = nnx.Param(jnp.zeros(token, dtype)) if use_mask_token else None
-        self.position_embeddings = nnx.Param(
-            init(rngs.params(), (1, config.num_patches + 1, config.hidden_size), dtype)
+        width, positions = config.hidden_size, len(self.tokens) + config.num_patches
+        for name in self.tokens:
+            setattr(self, name, nnx.Param(init(rngs.params(), (1, 1, width), dtype)))
+        self.mask_token: Any = nnx.Param(jnp.zeros((1, 1, width), dtype)) if use_mask_token else None
+        self.position_embeddings: Any = (
+            nnx.Param(init(rngs.params(), (1, positions, width), dtype)) if config.has_positions else None
         )
         self.patch_embeddings = ViTPatchEmbeddings(config, **options)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
@@ -125,17 +95,21 @@ class ViTEmbeddings(nnx.Module):
         if bool_masked_pos is not None:
             mask = bool_masked_pos.astype(bool)[:, :, None]
             hidden_states = jnp.where(mask, self.mask_token[...].astype(dtype), hidden_states)
-        cls_token = jnp.zeros_like(hidden_states[:, :1]) + self.cls_token[...].astype(dtype)  # sharded as the patches
-        hidden_states = jnp.concatenate([cls_token, hidden_states], axis=1)  # (B, T, D)
-        return self.dropout(hidden_states + self.interpolated_position_embeddings(grid).astype(dtype), rngs=rngs)
+        zeros = jnp.zeros_like(hidden_states[:, :1])  # sharded as the patches
+        tokens = [zeros + getattr(self, name)[...].astype(dtype) for name in self.tokens]
+        hidden_states = jnp.concatenate([*tokens, hidden_states], axis=1)  # (B, T, D)
+        if self.position_embeddings is not None:
+            hidden_states = hidden_states + self.interpolated_position_embeddings(grid).astype(dtype)
+        return self.dropout(hidden_states, rngs=rngs)
 
     def interpolated_position_embeddings(self, grid: tuple[int, int]) -> Array:
-        """Position embeddings for a grid of (rows, columns) patches: (1, 1 + rows * columns, D)."""
+        """Position embeddings for a grid of (rows, columns) patches: (1, T, D)."""
         position_embeddings = self.position_embeddings[...]
         if grid == self.config.grid_size:
             return position_embeddings
         dtype = jnp.promote_types(position_embeddings.dtype, jnp.float32)
-        cls_token, patches = position_embeddings[:, :1], position_embeddings[0, 1:].astype(dtype)
+        first = len(self.tokens)
+        tokens, patches = position_embeddings[:, :first], position_embeddings[0, first:].astype(dtype)
         patches = patches.reshape(*self.config.grid_size, -1)  # (rows, columns, D)
         rows, columns = (
             jnp.asarray(bicubic_matrix(old, new), dtype)
@@ -143,28 +117,7 @@ class ViTEmbeddings(nnx.Module):
         )  # fmt: skip
         patches = jnp.einsum("hr,rcd->hcd", rows, patches)
         patches = jnp.einsum("wc,hcd->hwd", columns, patches).reshape(1, -1, patches.shape[-1])
-        return jnp.concatenate([cls_token, patches.astype(cls_token.dtype)], axis=1)
-
-
-def attend(query: Array, key: Array, value: Array) -> Array:
-    """Scaled dot-product attention, (B, T, H, D / H) each: JAX's own, and on CPUs one that suits XLA there."""
-    if query.dtype == jnp.float64:  # which JAX's own computes in float32
-        return attend_on_cpu(query, key, value)
-    return jax.lax.platform_dependent(query, key, value, cpu=attend_on_cpu, default=jax.nn.dot_product_attention)
-
-
-def attend_on_cpu(query: Array, key: Array, value: Array) -> Array:
-    """Attention of plain matrix products, heads before tokens, divided after the second one: a pass over (T, D / H).
-
-    JAX's own is slower on CPUs, has no float16 there, and divides in a pass over (T, T).
-    """
-    query, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, value))  # (B, H, T, D / H)
-    key = key.transpose(0, 2, 3, 1)  # (B, H, D / H, T)
-    at_least_float32 = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.matmul(query, key, preferred_element_type=at_least_float32)  # (B, H, T, T)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    context = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=at_least_float32)
-    return (context / weights.sum(-1, keepdims=True)).astype(value.dtype).swapaxes(1, 2)
+        return jnp.concatenate([tokens, patches.astype(tokens.dtype)], axis=1)
 
 
 class ViTSelfAttention(nnx.Module):
@@ -172,15 +125,19 @@ class ViTSelfAttention(nnx.Module):
 
     def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.config = config
-        options |= {"use_bias": config.qkv_bias}
-        self.query = dense(config, config.hidden_size, config.hidden_size, **options)
-        self.key = dense(config, config.hidden_size, config.hidden_size, **options)
-        self.value = dense(config, config.hidden_size, config.hidden_size, **options)
+        self.query = dense(config, config.hidden_size, config.hidden_size, use_bias=config.qkv_bias, **options)
+        self.key = dense(config, config.hidden_size, config.hidden_size, use_bias=config.key_bias, **options)
+        self.value = dense(config, config.hidden_size, config.hidden_size, use_bias=config.qkv_bias, **options)
         self.dropout = nnx.Dropout(config.attention_probs_dropout_prob)
 
     def __call__(
-        self, hidden_states: Array, output_attentions: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        hidden_states: Array,
+        output_attentions: bool = False,
+        rngs: nnx.Rngs | None = None,
+        bias: Array | None = None,
     ) -> tuple[Array, Array | None]:
+        """`bias`, (1 or B, H, T, T), is added to the scores."""
         heads = (self.config.num_attention_heads, self.config.head_dim)
         query, key, value = (
             projection(hidden_states).reshape(*hidden_states.shape[:2], *heads)  # (B, T, H, D / H)
@@ -189,12 +146,13 @@ class ViTSelfAttention(nnx.Module):
         has_dropout = self.dropout.rate > 0 and not self.dropout.deterministic  # which the fused attention lacks
         if output_attentions or has_dropout or self.config.attn_implementation == "eager":
             scores = jnp.einsum("bqhd,bkhd->bhqk", query * self.config.head_dim**-0.5, key)  # (B, H, T, T)
+            scores = scores if bias is None else scores + bias
             at_least_float32 = jnp.promote_types(scores.dtype, jnp.float32)
             attentions = jax.nn.softmax(scores.astype(at_least_float32)).astype(scores.dtype)
             context = jnp.einsum("bhqk,bkhd->bqhd", self.dropout(attentions, rngs=rngs), value)
         else:
             attentions = None
-            context = attend(query, key, value)
+            context = attend(query, key, value, bias)
         return context.reshape(hidden_states.shape), attentions if output_attentions else None  # (B, T, D)
 
 
@@ -217,9 +175,13 @@ class ViTAttention(nnx.Module):
         self.output = ViTSelfOutput(config, **options)
 
     def __call__(
-        self, hidden_states: Array, output_attentions: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        hidden_states: Array,
+        output_attentions: bool = False,
+        rngs: nnx.Rngs | None = None,
+        bias: Array | None = None,
     ) -> tuple[Array, Array | None]:
-        context, attentions = self.attention(hidden_states, output_attentions, rngs)
+        context, attentions = self.attention(hidden_states, output_attentions, rngs, bias)
         return self.output(context, rngs), attentions
 
 
@@ -245,30 +207,55 @@ class ViTOutput(nnx.Module):
         return self.dropout(self.dense(hidden_states), rngs=rngs)
 
 
+class DropPath(nnx.Dropout):
+    """Stochastic depth: in training drops all that a branch adds to an image (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(rate, broadcast_dims=(1, 2))  # of a branch (B, T, D)
+
+
+def residual(
+    hidden_states: Array, branch: Array, scale: Any, drop_path: DropPath | None, rngs: nnx.Rngs | None
+) -> Array:
+    """hidden_states + branch, which layer scale (Touvron et al. 2021, Section 2.1) multiplies by a factor a channel."""
+    branch = branch if scale is None else branch * scale[...].astype(branch.dtype)
+    return hidden_states + (branch if drop_path is None else drop_path(branch, rngs=rngs))
+
+
 class ViTLayer(nnx.Module):
     """One pre-norm encoder layer: attention and MLP, each with a residual."""
 
-    def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, drop_path_rate: float = 0.0, **options: Any) -> None:
         self.layernorm_before = layer_norm(config, **options)
         self.attention = ViTAttention(config, **options)
         self.layernorm_after = layer_norm(config, **options)
         self.intermediate = ViTIntermediate(config, **options)
         self.output = ViTOutput(config, **options)
+        scale = jnp.full(config.hidden_size, config.layer_scale, options["param_dtype"])
+        self.lambda_1: Any = nnx.Param(scale) if config.layer_scale else None
+        self.lambda_2: Any = nnx.Param(scale) if config.layer_scale else None
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else None
 
     def __call__(
-        self, hidden_states: Array, output_attentions: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        hidden_states: Array,
+        output_attentions: bool = False,
+        rngs: nnx.Rngs | None = None,
+        bias: Array | None = None,
     ) -> tuple[Array, Array | None]:
-        context, attentions = self.attention(self.layernorm_before(hidden_states), output_attentions, rngs)
-        hidden_states = hidden_states + context
-        hidden_states = hidden_states + self.output(self.intermediate(self.layernorm_after(hidden_states)), rngs)
-        return hidden_states, attentions
+        context, attentions = self.attention(self.layernorm_before(hidden_states), output_attentions, rngs, bias)
+        hidden_states = residual(hidden_states, context, self.lambda_1, self.drop_path, rngs)
+        mlp = self.output(self.intermediate(self.layernorm_after(hidden_states)), rngs)
+        return residual(hidden_states, mlp, self.lambda_2, self.drop_path, rngs), attentions
 
 
 class ViTEncoder(nnx.Module):
     """The stack of encoder layers."""
 
+    layer_class: ClassVar[type[nnx.Module]] = ViTLayer
+
     def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
-        self.layer = nnx.List([ViTLayer(config, **options) for _ in range(config.num_hidden_layers)])
+        self.layer = nnx.List([self.layer_class(config, rate, **options) for rate in config.drop_path_rates])
         self.gradient_checkpointing = False
 
     def __call__(
@@ -277,11 +264,13 @@ class ViTEncoder(nnx.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         rngs: nnx.Rngs | None = None,
+        biases: Sequence[Array | None] | None = None,
     ) -> tuple[Array, tuple[Array, ...] | None, tuple[Array, ...] | None]:
-        run = nnx.remat(ViTLayer.__call__, static_argnums=2) if self.gradient_checkpointing else call
+        """`biases`, one for each layer, are added to the scores of its attention."""
+        run = nnx.remat(self.layer_class.__call__, static_argnums=2) if self.gradient_checkpointing else call
         all_hidden_states, all_attentions = [hidden_states], []
-        for layer in self.layer:
-            hidden_states, attentions = run(layer, hidden_states, output_attentions, rngs)
+        for layer, bias in zip(self.layer, biases or [None] * len(self.layer), strict=True):
+            hidden_states, attentions = run(layer, hidden_states, output_attentions, rngs, bias)
             all_hidden_states.append(hidden_states)
             all_attentions.append(attentions)
         return (

@@ -125,7 +125,7 @@ class FlaxPreTrainedModel(nnx.Module):
             self.config.replace(architectures=(type(self).__name__.removeprefix("Flax"),), dtype=dtype.name),
             {name: (shapes[full], dtype) for name, full in stored.items()},
             lambda name: weights.from_local(
-                np.asarray(self._parameter(stored[name]).get_value()), shapes[stored[name]], "flax"),
+                name, np.asarray(self._parameter(stored[name]).get_value()), shapes[stored[name]], "flax"),
             max_shard_size,
         )  # fmt: skip
 
@@ -145,10 +145,10 @@ class _NoKeys:
 
 
 def _initialise(name: str, shape: tuple[int, ...], dtype: np.dtype, rngs: Any, config: PreTrainedConfig) -> jax.Array:
-    kind = config.initial_value(name)
-    if kind == "truncated_normal":
+    value = config.initial_value(name)
+    if value is None:
         return jax.nn.initializers.truncated_normal(config.initializer_range)(rngs.params(), shape, dtype)
-    return jnp.zeros(shape, dtype) if kind == "zeros" else jnp.ones(shape, dtype)
+    return jnp.full(shape, value, dtype)
 
 
 def _device(device: Any) -> Any:

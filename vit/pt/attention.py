@@ -8,6 +8,7 @@ those of the eager implementation are. They are computed for a few images at a t
 from __future__ import annotations
 
 from functools import cache
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -21,27 +22,31 @@ MOST_TOKENS = 2048
 """Beyond it the scores of one image are too many to keep, and the fused kernel keeps none."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, bias: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, Section 3.2.1).
 
     Args:
         query, key, value: (B, H, T, D / H).
         dropout_p: share of the attention weights to drop.
+        bias: (1 or B, H, T, T), added to the scores.
 
     Returns:
         (B, H, T, D / H).
     """
     # First whether somebody compiles, who may leave the number of tokens open.
     if not takes_kernels(query) or not suits(query) or dropout_p or torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout_p)
     batch, heads, tokens, size = query.shape
     images = max(1, MOST_SCORES // (heads * tokens * tokens))
     query, key, value = (x.contiguous().flatten(0, 1) for x in (query * size**-0.5, key, value))  # (B * H, T, D / H)
     context = torch.empty_like(query)
     scores = query.new_empty(min(images, batch) * heads, tokens, tokens)
+    added = repeat(None) if bias is None else bias.expand(batch, -1, -1, -1).split(images)
     parts = (tensor.split(images * heads) for tensor in (query, key.transpose(1, 2), value, context))
-    for query, key, value, out in zip(*parts, strict=True):  # (images * H, T, D / H), the key transposed
+    for query, key, value, out, bias in zip(*parts, added, strict=False):  # (images * H, T, D / H), the key transposed
         weights = torch.bmm(query, key, out=scores[: len(query)])
+        if bias is not None:
+            weights.unflatten(0, (-1, heads)).add_(bias)
         torch.bmm(torch.softmax(weights, -1, out=weights), value, out=out)
     context = context.unflatten(0, (batch, heads)).transpose(1, 2).contiguous()  # (B, T, H, D / H), as heads are joined
     return context.transpose(1, 2)

@@ -1,12 +1,14 @@
 """The layers of the Vision Transformer in PyTorch, in the order of the computation.
 
-Side by side with vit/tf/layers.py and vit/flax/layers.py: the same classes, the same attributes, the same order.
-Shapes: B batch, C channels, N patches, T = N + 1 tokens, D hidden_size, H heads.
+Side by side with vit/tf/layers.py and vit/flax/layers.py: the same classes, the same attributes, the same order. What
+only some families have (tokens, layer scale, stochastic depth, biases of the scores) their configurations ask for.
+Shapes: B batch, C channels, N patches, T tokens (the patches and those before them), D hidden_size, H heads.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +35,16 @@ class ViTPatchEmbeddings(nn.Module):
 class ViTEmbeddings(nn.Module):
     """Patch tokens, masked ones replaced, behind a CLS token, plus position embeddings."""
 
+    tokens: ClassVar[tuple[str, ...]] = ("cls_token",)  # what precedes the patches and has positions, too
+
     def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if use_mask_token else None
-        self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches + 1, config.hidden_size))
+        width, positions = config.hidden_size, len(self.tokens) + config.num_patches
+        for name in self.tokens:
+            setattr(self, name, nn.Parameter(torch.empty(1, 1, width)))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if use_mask_token else None
+        self.position_embeddings: Any = nn.Parameter(torch.empty(1, positions, width)) if config.has_positions else None
         self.patch_embeddings = ViTPatchEmbeddings(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -47,24 +53,28 @@ class ViTEmbeddings(nn.Module):
         if bool_masked_pos is not None:
             mask = bool_masked_pos.bool()[:, :, None]
             hidden_states = torch.where(mask, self.mask_token, hidden_states)
-        cls_token = self.cls_token.expand(hidden_states.shape[0], -1, -1)  # len would fix the size in an export
-        hidden_states = torch.cat([cls_token, hidden_states], dim=1)  # (B, T, D)
-        return self.dropout(hidden_states + self.interpolated_position_embeddings(grid))
+        batch = hidden_states.shape[0]  # len would fix the size in an export
+        tokens = [getattr(self, name).expand(batch, -1, -1) for name in self.tokens]
+        hidden_states = torch.cat([*tokens, hidden_states], dim=1)  # (B, T, D)
+        if self.position_embeddings is not None:
+            hidden_states = hidden_states + self.interpolated_position_embeddings(grid)
+        return self.dropout(hidden_states)
 
     def interpolated_position_embeddings(self, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings for a grid of (rows, columns) patches: (1, 1 + rows * columns, D)."""
+        """Position embeddings for a grid of (rows, columns) patches: (1, T, D)."""
         position_embeddings = self.position_embeddings
         if grid == self.config.grid_size:
             return position_embeddings
         dtype = torch.promote_types(position_embeddings.dtype, torch.float32)
-        cls_token, patches = position_embeddings[:, :1], position_embeddings[0, 1:].to(dtype)
+        first = len(self.tokens)
+        tokens, patches = position_embeddings[:, :first], position_embeddings[0, first:].to(dtype)
         patches = patches.unflatten(0, self.config.grid_size)  # (rows, columns, D)
         rows, columns = (
             bicubic_matrix(old, new, like=patches) for old, new in zip(self.config.grid_size, grid, strict=True)
         )
         patches = torch.einsum("hr,rcd->hcd", rows, patches)
         patches = torch.einsum("wc,hcd->hwd", columns, patches).flatten(0, 1)[None]
-        return torch.cat([cls_token, patches.to(cls_token.dtype)], dim=1)
+        return torch.cat([tokens, patches.to(tokens.dtype)], dim=1)
 
 
 def bicubic_matrix(old: int, new: int, like: Tensor) -> Tensor:
@@ -85,11 +95,14 @@ class ViTSelfAttention(nn.Module):
         super().__init__()
         self.config = config
         self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.key_bias)
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
-    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden_states: Tensor, output_attentions: bool = False, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`bias`, (1 or B, H, T, T), is added to the scores."""
         heads = (self.config.num_attention_heads, self.config.head_dim)
         query, key, value = (
             projected.unflatten(-1, heads).transpose(1, 2)  # (B, H, T, D / H)
@@ -97,13 +110,14 @@ class ViTSelfAttention(nn.Module):
         )
         if output_attentions or self.config.attn_implementation == "eager":
             scores = (query * self.config.head_dim**-0.5) @ key.transpose(-1, -2)  # (B, H, T, T)
+            scores = scores if bias is None else scores + bias
             at_least_float32 = torch.promote_types(scores.dtype, torch.float32)
             attentions = scores.softmax(dim=-1, dtype=at_least_float32).to(scores.dtype)
             context = self.dropout(attentions) @ value
         else:
             attentions = None
             dropout_p = self.dropout.p if self.training else 0.0
-            context = attend(query, key, value, dropout_p)
+            context = attend(query, key, value, dropout_p, bias)
         return context.transpose(1, 2).flatten(2), attentions if output_attentions else None  # (B, T, D)
 
 
@@ -127,8 +141,10 @@ class ViTAttention(nn.Module):
         self.attention = ViTSelfAttention(config)
         self.output = ViTSelfOutput(config)
 
-    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
-        context, attentions = self.attention(hidden_states, output_attentions)
+    def forward(
+        self, hidden_states: Tensor, output_attentions: bool = False, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        context, attentions = self.attention(hidden_states, output_attentions, bias)
         return self.output(context), attentions
 
 
@@ -156,43 +172,69 @@ class ViTOutput(nn.Module):
         return self.dropout(linear(self.dense, hidden_states))
 
 
+class DropPath(nn.Dropout):
+    """Stochastic depth: in training drops all that a branch adds to an image (Huang et al. 2016)."""
+
+    def forward(self, branch: Tensor) -> Tensor:  # (B, T, D)
+        return branch * super().forward(branch.new_ones(branch.shape[0], 1, 1))
+
+
+def residual(hidden_states: Tensor, branch: Tensor, scale: Tensor | None, drop_path: DropPath | None) -> Tensor:
+    """hidden_states + branch, which layer scale (Touvron et al. 2021, Section 2.1) multiplies by a factor a channel."""
+    if drop_path is None or not drop_path.training:
+        return hidden_states + branch if scale is None else torch.addcmul(hidden_states, branch, scale)
+    return hidden_states + drop_path(branch if scale is None else branch * scale)
+
+
 class ViTLayer(nn.Module):
     """One pre-norm encoder layer: attention and MLP, each with a residual."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: PreTrainedConfig, drop_path_rate: float = 0.0) -> None:
         super().__init__()
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = ViTAttention(config)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.intermediate = ViTIntermediate(config)
         self.output = ViTOutput(config)
+        self.lambda_1 = nn.Parameter(torch.empty(config.hidden_size)) if config.layer_scale else None
+        self.lambda_2 = nn.Parameter(torch.empty(config.hidden_size)) if config.layer_scale else None
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else None
 
-    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
-        context, attentions = self.attention(self.layernorm_before(hidden_states), output_attentions)
-        hidden_states = hidden_states + context
-        hidden_states = hidden_states + self.output(self.intermediate(self.layernorm_after(hidden_states)))
-        return hidden_states, attentions
+    def forward(
+        self, hidden_states: Tensor, output_attentions: bool = False, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        context, attentions = self.attention(self.layernorm_before(hidden_states), output_attentions, bias)
+        hidden_states = residual(hidden_states, context, self.lambda_1, self.drop_path)
+        mlp = self.output(self.intermediate(self.layernorm_after(hidden_states)))
+        return residual(hidden_states, mlp, self.lambda_2, self.drop_path), attentions
 
 
 class ViTEncoder(nn.Module):
     """The stack of encoder layers."""
 
+    layer_class: ClassVar[type[nn.Module]] = ViTLayer
+
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
+        self.layer = nn.ModuleList(self.layer_class(config, rate) for rate in config.drop_path_rates)
         self.gradient_checkpointing: dict[str, Any] | None = None  # arguments of checkpoint
 
     def forward(
-        self, hidden_states: Tensor, output_hidden_states: bool = False, output_attentions: bool = False
+        self,
+        hidden_states: Tensor,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        biases: Sequence[Tensor | None] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+        """`biases`, one for each layer, are added to the scores of its attention."""
         all_hidden_states, all_attentions = [hidden_states], []
-        for layer in self.layer:
+        for layer, bias in zip(self.layer, biases or [None] * len(self.layer), strict=True):
             if self.gradient_checkpointing is not None and self.training:
                 hidden_states, attentions = checkpoint(
-                    layer, hidden_states, output_attentions, **self.gradient_checkpointing
+                    layer, hidden_states, output_attentions, bias, **self.gradient_checkpointing
                 )
             else:
-                hidden_states, attentions = layer(hidden_states, output_attentions)
+                hidden_states, attentions = layer(hidden_states, output_attentions, bias)
             all_hidden_states.append(hidden_states)
             all_attentions.append(attentions)
         return (

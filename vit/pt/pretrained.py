@@ -141,11 +141,10 @@ class PreTrainedModel(nn.Module):
 
 
 def _initialise(name: str, parameter: Tensor, config: PreTrainedConfig) -> Tensor:
-    std = config.initializer_range
-    kind = config.initial_value(name)
-    if kind == "truncated_normal" and std > 0:
+    std, value = config.initializer_range, config.initial_value(name)
+    if value is None and std > 0:
         return nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
-    return nn.init.ones_(parameter) if kind == "ones" else nn.init.zeros_(parameter)
+    return nn.init.constant_(parameter, value or 0.0)
 
 
 def _read(fit: checkpoint.Fit, name: str, files: dict[Path, Any]) -> Tensor:

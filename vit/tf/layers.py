@@ -1,14 +1,15 @@
 """The layers of the Vision Transformer in Keras 3, in the order of the computation.
 
 Side by side with vit/pt/layers.py and vit/flax/layers.py: the same classes, the same attributes, the same order. One
-name differs: `dense_output` stands for `output`, which every Keras layer has already.
-Shapes: B batch, C channels, N patches, T = N + 1 tokens, D hidden_size, H heads.
+name differs: `dense_output` stands for `output`, which every Keras layer has already. What only some families have
+(tokens, layer scale, stochastic depth, biases of the scores) their configurations ask for.
+Shapes: B batch, C channels, N patches, T tokens (the patches and those before them), D hidden_size, H heads.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
@@ -17,64 +18,9 @@ from keras import ops
 from ..config import PreTrainedConfig, config_from_dict, to_pair
 from ..families.vit import ViTConfig
 from ..posemb import bicubic_matrix
-
-
-def gelu(x: tf.Tensor) -> tf.Tensor:
-    """The exact gelu; that of Keras rounds a constant to float32."""
-    return 0.5 * x * (1.0 + ops.erf(x * 0.5**0.5))
-
-
-def gelu_new(x: tf.Tensor) -> tf.Tensor:
-    """The tanh approximation of gelu; that of Keras rounds a constant to float32."""
-    return 0.5 * x * (1.0 + ops.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
-
-
-ACTIVATIONS = {
-    "gelu": gelu,
-    "gelu_new": gelu_new,
-    "gelu_pytorch_tanh": gelu_new,
-    "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
-    "relu": ops.relu,
-    "selu": ops.selu,
-    "silu": ops.silu,
-    "tanh": ops.tanh,
-}
-
-
-def initializer(config: PreTrainedConfig) -> keras.initializers.Initializer:
-    """The truncated normal of fresh kernels and tokens, cut at two standard deviations."""
-    return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
-
-
-def dense(config: PreTrainedConfig, units: int, name: str, **options: Any) -> keras.layers.Dense:
-    """A dense layer with the initial values of the published ones."""
-    return keras.layers.Dense(units, kernel_initializer=initializer(config), name=name, **options)
-
-
-def linear(layer: keras.layers.Dense, x: tf.Tensor, activation: str | None = None) -> tf.Tensor:
-    """`ACTIVATIONS[activation](layer(x))`, or layer(x) without one: (B, T, D) -> (B, T, layer.units).
-
-    As a product of matrices, which TensorFlow fuses with the bias and the activation where no reshape stands between.
-    """
-    flat = layer(ops.reshape(x, (-1, x.shape[-1])))  # (B * T, units)
-    flat = flat if activation is None else ACTIVATIONS[activation](flat)
-    return ops.reshape(flat, (-1, x.shape[1], layer.units))
-
-
-class LayerNorm(keras.layers.LayerNormalization):
-    """The layer of Keras over the last axis, in fewer passes over the tokens."""
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        at_least_float32 = keras.backend.result_type(inputs.dtype, "float32")
-        x, gamma, beta = (ops.cast(tensor, at_least_float32) for tensor in (inputs, self.gamma, self.beta))
-        x = x - ops.mean(x, axis=-1, keepdims=True)
-        x = x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return ops.cast(x * gamma + beta, self.compute_dtype)
-
-
-def layer_norm(config: PreTrainedConfig, name: str, **options: Any) -> LayerNorm:
-    """A LayerNorm with the epsilon of the configuration."""
-    return LayerNorm(epsilon=config.layer_norm_eps, name=name, **options)
+from .attention import attend
+from .linear import ACTIVATIONS, dense, initializer, linear
+from .norm import layer_norm
 
 
 class ViTKerasLayer(keras.layers.Layer):
@@ -84,6 +30,11 @@ class ViTKerasLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.config = config
         self.options = {"dtype": self.dtype_policy}
+
+    def _add(self, name: str, shape: tuple[int, ...] | None) -> None:
+        """Make a weight the attribute `name`, which `name`_initializer begins; without a shape it is None."""
+        start = getattr(self, f"{name}_initializer")
+        setattr(self, name, None if shape is None else self.add_weight(shape, start, name=name))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "config": self.config.to_dict()}
@@ -117,23 +68,23 @@ class ViTPatchEmbeddings(ViTKerasLayer):
 class ViTEmbeddings(ViTKerasLayer):
     """Patch tokens, masked ones replaced, behind a CLS token, plus position embeddings."""
 
+    tokens: ClassVar[tuple[str, ...]] = ("cls_token",)  # what precedes the patches and has positions, too
+
     def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.use_mask_token = use_mask_token
-        self.cls_token_initializer = self.position_embeddings_initializer = initializer(config)
+        for name in (*self.tokens, "position_embeddings"):
+            setattr(self, f"{name}_initializer", initializer(config))
         self.mask_token_initializer = keras.initializers.Zeros()
         self.patch_embeddings = ViTPatchEmbeddings(config, name="patch_embeddings", **self.options)
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", **self.options)
 
     def build(self, input_shape: Any) -> None:
-        token, positions = (1, 1, self.config.hidden_size), (1, self.config.num_patches + 1, self.config.hidden_size)
-        self.cls_token = self.add_weight(token, self.cls_token_initializer, name="cls_token")
-        self.mask_token = (
-            self.add_weight(token, self.mask_token_initializer, name="mask_token") if self.use_mask_token else None
-        )
-        self.position_embeddings = self.add_weight(
-            positions, self.position_embeddings_initializer, name="position_embeddings"
-        )
+        width, positions = self.config.hidden_size, len(self.tokens) + self.config.num_patches
+        for name in self.tokens:
+            self._add(name, (1, 1, width))
+        self._add("mask_token", (1, 1, width) if self.use_mask_token else None)
+        self._add("position_embeddings", (1, positions, width) if self.config.has_positions else None)
         self.patch_embeddings.build(input_shape)
 
     def call(
@@ -143,17 +94,21 @@ class ViTEmbeddings(ViTKerasLayer):
         if bool_masked_pos is not None:
             mask = ops.cast(bool_masked_pos, "bool")[:, :, None]
             hidden_states = ops.where(mask, self.mask_token, hidden_states)
-        cls_token = ops.broadcast_to(self.cls_token, (ops.shape(hidden_states)[0], 1, self.config.hidden_size))
-        hidden_states = ops.concatenate([cls_token, hidden_states], axis=1)  # (B, T, D)
-        return self.dropout(hidden_states + self.interpolated_position_embeddings(grid))
+        shape = (ops.shape(hidden_states)[0], 1, self.config.hidden_size)
+        tokens = [ops.broadcast_to(getattr(self, name), shape) for name in self.tokens]
+        hidden_states = ops.concatenate([*tokens, hidden_states], axis=1)  # (B, T, D)
+        if self.position_embeddings is not None:
+            hidden_states = hidden_states + self.interpolated_position_embeddings(grid)
+        return self.dropout(hidden_states)
 
     def interpolated_position_embeddings(self, grid: tuple[int, int]) -> tf.Tensor:
-        """Position embeddings for a grid of (rows, columns) patches: (1, 1 + rows * columns, D)."""
+        """Position embeddings for a grid of (rows, columns) patches: (1, T, D)."""
         position_embeddings = ops.convert_to_tensor(self.position_embeddings)
         if grid == self.config.grid_size:
             return position_embeddings
         dtype = keras.backend.result_type(position_embeddings.dtype, "float32")
-        cls_token, patches = position_embeddings[:, :1], ops.cast(position_embeddings[0, 1:], dtype)
+        first = len(self.tokens)
+        tokens, patches = position_embeddings[:, :first], ops.cast(position_embeddings[0, first:], dtype)
         patches = ops.reshape(patches, (*self.config.grid_size, -1))  # (rows, columns, D)
         rows, columns = (
             ops.convert_to_tensor(bicubic_matrix(old, new), dtype)
@@ -161,7 +116,7 @@ class ViTEmbeddings(ViTKerasLayer):
         )
         patches = ops.einsum("hr,rcd->hcd", rows, patches)
         patches = ops.reshape(ops.einsum("wc,hcd->hwd", columns, patches), (1, -1, self.config.hidden_size))
-        return ops.concatenate([cls_token, ops.cast(patches, cls_token.dtype)], axis=1)
+        return ops.concatenate([tokens, ops.cast(patches, tokens.dtype)], axis=1)
 
 
 class ViTSelfAttention(ViTKerasLayer):
@@ -169,27 +124,25 @@ class ViTSelfAttention(ViTKerasLayer):
 
     def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        options = {**self.options, "use_bias": config.qkv_bias}
-        self.query = dense(config, config.hidden_size, "query", **options)
-        self.key = dense(config, config.hidden_size, "key", **options)
-        self.value = dense(config, config.hidden_size, "value", **options)
+        self.query = dense(config, config.hidden_size, "query", use_bias=config.qkv_bias, **self.options)
+        self.key = dense(config, config.hidden_size, "key", use_bias=config.key_bias, **self.options)
+        self.value = dense(config, config.hidden_size, "value", use_bias=config.qkv_bias, **self.options)
         self.dropout = keras.layers.Dropout(config.attention_probs_dropout_prob, name="dropout", **self.options)
 
     def build(self, input_shape: Any) -> None:
         for projection in (self.query, self.key, self.value):
             projection.build((None, None, self.config.hidden_size))
 
-    def call(self, hidden_states: tf.Tensor, output_attentions: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
+    def call(
+        self, hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """`bias`, (1 or B, H, T, T), is added to the scores."""
         heads = (self.config.num_attention_heads, self.config.head_dim)
         query, key, value = (
             ops.reshape(linear(projection, hidden_states), (-1, hidden_states.shape[1], *heads))  # (B, T, H, D / H)
             for projection in (self.query, self.key, self.value)
         )
-        # TensorFlow has no fused attention: both implementations are these operations.
-        scores = ops.einsum("bqhd,bkhd->bhqk", query * self.config.head_dim**-0.5, key)  # (B, H, T, T)
-        at_least_float32 = keras.backend.result_type(scores.dtype, "float32")
-        attentions = ops.cast(ops.softmax(ops.cast(scores, at_least_float32)), scores.dtype)
-        context = ops.einsum("bhqk,bkhd->bqhd", self.dropout(attentions), value)
+        context, attentions = attend(query, key, value, self.dropout, bias)
         context = ops.reshape(context, (-1, *hidden_states.shape[1:]))  # (B, T, D)
         return context, attentions if output_attentions else None
 
@@ -221,8 +174,10 @@ class ViTAttention(ViTKerasLayer):
         self.attention.build(input_shape)
         self.dense_output.build(input_shape)
 
-    def call(self, hidden_states: tf.Tensor, output_attentions: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
-        context, attentions = self.attention(hidden_states, output_attentions=output_attentions)
+    def call(
+        self, hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        context, attentions = self.attention(hidden_states, output_attentions=output_attentions, bias=bias)
         return self.dense_output(context), attentions
 
 
@@ -256,18 +211,38 @@ class ViTOutput(ViTKerasLayer):
         return self.dropout(linear(self.dense, hidden_states))
 
 
+class DropPath(keras.layers.Dropout):
+    """Stochastic depth: in training drops all that a branch adds to an image (Huang et al. 2016)."""
+
+    def __init__(self, rate: float, **kwargs: Any) -> None:
+        super().__init__(rate, noise_shape=(None, 1, 1), **kwargs)  # of a branch (B, T, D)
+
+
+def residual(
+    hidden_states: tf.Tensor, branch: tf.Tensor, scale: tf.Tensor | None, drop_path: DropPath | None
+) -> tf.Tensor:
+    """hidden_states + branch, which layer scale (Touvron et al. 2021, Section 2.1) multiplies by a factor a channel."""
+    branch = branch if scale is None else branch * scale
+    return hidden_states + (branch if drop_path is None else drop_path(branch))
+
+
 class ViTLayer(ViTKerasLayer):
     """One pre-norm encoder layer: attention and MLP, each with a residual."""
 
-    def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
+    def __init__(self, config: PreTrainedConfig, drop_path_rate: float = 0.0, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
+        self.drop_path_rate = drop_path_rate
         self.layernorm_before = layer_norm(config, "layernorm_before", **self.options)
         self.attention = ViTAttention(config, name="attention", **self.options)
         self.layernorm_after = layer_norm(config, "layernorm_after", **self.options)
         self.intermediate = ViTIntermediate(config, name="intermediate", **self.options)
         self.dense_output = ViTOutput(config, name="output", **self.options)
+        self.lambda_1_initializer = self.lambda_2_initializer = keras.initializers.Constant(config.layer_scale)
+        self.drop_path = DropPath(drop_path_rate, name="drop_path", **self.options) if drop_path_rate else None
 
     def build(self, input_shape: Any) -> None:
+        for name in ("lambda_1", "lambda_2"):
+            self._add(name, (self.config.hidden_size,) if self.config.layer_scale else None)
         for layer in (
             self.layernorm_before,
             self.attention,
@@ -277,27 +252,37 @@ class ViTLayer(ViTKerasLayer):
         ):
             layer.build((None, None, self.config.hidden_size))
 
-    def call(self, hidden_states: tf.Tensor, output_attentions: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
-        context, attentions = self.attention(self.layernorm_before(hidden_states), output_attentions=output_attentions)
-        hidden_states = hidden_states + context
-        hidden_states = hidden_states + self.dense_output(self.intermediate(self.layernorm_after(hidden_states)))
-        return hidden_states, attentions
+    def call(
+        self, hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        normed = self.layernorm_before(hidden_states)
+        context, attentions = self.attention(normed, output_attentions=output_attentions, bias=bias)
+        hidden_states = residual(hidden_states, context, self.lambda_1, self.drop_path)
+        mlp = self.dense_output(self.intermediate(self.layernorm_after(hidden_states)))
+        return residual(hidden_states, mlp, self.lambda_2, self.drop_path), attentions
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "drop_path_rate": self.drop_path_rate}
 
 
-def recomputed(layer: ViTLayer) -> Any:
+def recomputed(layer: ViTKerasLayer) -> Any:
     """`layer` in training, computed again in the backward pass instead of keeping its activations."""
-    dropouts = (layer.attention.attention.dropout, layer.attention.dense_output.dropout, layer.dense_output.dropout)
+    dropouts = [each for each in layer._flatten_layers() if isinstance(each, keras.layers.Dropout)]
     seeds = [dropout.seed_generator for dropout in dropouts if dropout.rate > 0]
     start = [(seed.state, ops.copy(seed.state)) for seed in seeds]
 
-    def call(hidden_states: tf.Tensor, output_attentions: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
-        def compute(hidden_states: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def call(
+        hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        def compute(hidden_states: tf.Tensor, *bias: tf.Tensor) -> tuple[tf.Tensor, ...]:
             with keras.StatelessScope(start):  # both times from the same seeds, so that both drop the same
-                outputs = layer(hidden_states, output_attentions=output_attentions, training=True)
+                outputs = layer(
+                    hidden_states, output_attentions=output_attentions, bias=bias[0] if bias else None, training=True
+                )
             return outputs if output_attentions else outputs[:1]  # remat takes no None
 
-        outputs = keras.remat(compute)(hidden_states)
-        for seed in seeds:
+        outputs = keras.remat(compute)(hidden_states, *([] if bias is None else [bias]))
+        for seed in [*seeds, *seeds]:  # a layer draws from one twice at most
             seed.next()
         return outputs if output_attentions else (*outputs, None)
 
@@ -307,9 +292,14 @@ def recomputed(layer: ViTLayer) -> Any:
 class ViTEncoder(ViTKerasLayer):
     """The stack of encoder layers."""
 
+    layer_class: ClassVar[type[ViTKerasLayer]] = ViTLayer
+
     def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        self.layer = [ViTLayer(config, name=f"layer_{i}", **self.options) for i in range(config.num_hidden_layers)]
+        self.layer = [
+            self.layer_class(config, drop_path_rate=rate, name=f"layer_{i}", **self.options)
+            for i, rate in enumerate(config.drop_path_rates)
+        ]
         self.gradient_checkpointing = False
 
     def build(self, input_shape: Any) -> None:
@@ -321,12 +311,14 @@ class ViTEncoder(ViTKerasLayer):
         hidden_states: tf.Tensor,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        biases: Sequence[tf.Tensor | None] | None = None,
         training: bool | None = None,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
+        """`biases`, one for each layer, are added to the scores of its attention."""
         all_hidden_states, all_attentions = [hidden_states], []
-        for layer in self.layer:
+        for layer, bias in zip(self.layer, biases or [None] * len(self.layer), strict=True):
             run = recomputed(layer) if self.gradient_checkpointing and training else layer
-            hidden_states, attentions = run(hidden_states, output_attentions=output_attentions)
+            hidden_states, attentions = run(hidden_states, output_attentions=output_attentions, bias=bias)
             all_hidden_states.append(hidden_states)
             all_attentions.append(attentions)
         return (

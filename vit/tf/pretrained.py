@@ -204,7 +204,7 @@ class TFPreTrainedModel(keras.Model):
             self.config.replace(architectures=(type(self).__name__.removeprefix("TF"),), dtype=dtype.name),
             {name: (shapes[full], dtype) for name, full in stored.items()},
             lambda name: weights.from_local(
-                np.asarray(self._parameter(stored[name]).numpy()), shapes[stored[name]], "tf"),
+                name, np.asarray(self._parameter(stored[name]).numpy()), shapes[stored[name]], "tf"),
             max_shard_size,
         )  # fmt: skip
 

@@ -16,8 +16,10 @@ from ..errors import ConfigError
 from ..families.vit import ViTConfig
 from ..inputs import check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
-from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, dense, layer_norm
+from .layers import ViTEmbeddings, ViTEncoder, ViTPooler
+from .linear import dense
 from .loss import classification_loss, reconstruction_loss
+from .norm import layer_norm
 from .pretrained import TFPreTrainedModel
 
 
