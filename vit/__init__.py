@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "vit.families.vit": ("ViTConfig",),
+    "vit.families.deit": ("DeiTConfig",),
+    "vit.families.beit": ("BeitConfig",),
     "vit.outputs": ("ModelOutput",),
     "vit.errors": ("CheckpointError", "ConfigError", "InputError", "MissingFrameworkError"),
     "vit.image_processing": (
@@ -33,9 +35,42 @@ _MODULES = {
     ),
     "vit.attention": ("attention_mask", "attention_rollout", "cls_attention"),
     "vit.pipeline": ("Prediction", "predict"),
-    "vit.pt": ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
-    "vit.tf": ("TFViTModel", "TFViTForImageClassification", "TFViTForMaskedImageModeling"),
-    "vit.flax": ("FlaxViTModel", "FlaxViTForImageClassification", "FlaxViTForMaskedImageModeling"),
+    "vit.pt": (
+        "ViTModel",
+        "ViTForImageClassification",
+        "ViTForMaskedImageModeling",
+        "DeiTModel",
+        "DeiTForImageClassification",
+        "DeiTForImageClassificationWithTeacher",
+        "DeiTForMaskedImageModeling",
+        "BeitModel",
+        "BeitForImageClassification",
+        "BeitForMaskedImageModeling",
+    ),
+    "vit.tf": (
+        "TFViTModel",
+        "TFViTForImageClassification",
+        "TFViTForMaskedImageModeling",
+        "TFDeiTModel",
+        "TFDeiTForImageClassification",
+        "TFDeiTForImageClassificationWithTeacher",
+        "TFDeiTForMaskedImageModeling",
+        "TFBeitModel",
+        "TFBeitForImageClassification",
+        "TFBeitForMaskedImageModeling",
+    ),
+    "vit.flax": (
+        "FlaxViTModel",
+        "FlaxViTForImageClassification",
+        "FlaxViTForMaskedImageModeling",
+        "FlaxDeiTModel",
+        "FlaxDeiTForImageClassification",
+        "FlaxDeiTForImageClassificationWithTeacher",
+        "FlaxDeiTForMaskedImageModeling",
+        "FlaxBeitModel",
+        "FlaxBeitForImageClassification",
+        "FlaxBeitForMaskedImageModeling",
+    ),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -45,8 +80,21 @@ __all__ = [*(name for name, home in _HOMES.items() if home not in _FRAMEWORKS), 
 if TYPE_CHECKING:
     from .attention import attention_mask, attention_rollout, cls_attention
     from .errors import CheckpointError, ConfigError, InputError, MissingFrameworkError
+    from .families.beit import BeitConfig
+    from .families.deit import DeiTConfig
     from .families.vit import ViTConfig
-    from .flax import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
+    from .flax import (
+        FlaxBeitForImageClassification,
+        FlaxBeitForMaskedImageModeling,
+        FlaxBeitModel,
+        FlaxDeiTForImageClassification,
+        FlaxDeiTForImageClassificationWithTeacher,
+        FlaxDeiTForMaskedImageModeling,
+        FlaxDeiTModel,
+        FlaxViTForImageClassification,
+        FlaxViTForMaskedImageModeling,
+        FlaxViTModel,
+    )
     from .image_processing import (
         AutoImageProcessor,
         BatchFeature,
@@ -64,8 +112,30 @@ if TYPE_CHECKING:
     )
     from .outputs import ModelOutput
     from .pipeline import Prediction, predict
-    from .pt import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
-    from .tf import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
+    from .pt import (
+        BeitForImageClassification,
+        BeitForMaskedImageModeling,
+        BeitModel,
+        DeiTForImageClassification,
+        DeiTForImageClassificationWithTeacher,
+        DeiTForMaskedImageModeling,
+        DeiTModel,
+        ViTForImageClassification,
+        ViTForMaskedImageModeling,
+        ViTModel,
+    )
+    from .tf import (
+        TFBeitForImageClassification,
+        TFBeitForMaskedImageModeling,
+        TFBeitModel,
+        TFDeiTForImageClassification,
+        TFDeiTForImageClassificationWithTeacher,
+        TFDeiTForMaskedImageModeling,
+        TFDeiTModel,
+        TFViTForImageClassification,
+        TFViTForMaskedImageModeling,
+        TFViTModel,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,7 @@ class Head(NamedTuple):
     Attributes:
         name: of the class in PyTorch; TensorFlow's and Flax's have a prefix.
         output: the main one, which losses and metrics see.
-        parts: optional parts -> whether the class has them; those of the base model are arguments of it.
+        parts: optional parts of the base model -> whether the class has them; a base model takes them as arguments.
     """
 
     name: str

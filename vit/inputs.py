@@ -145,3 +145,21 @@ def check_label_values(labels: np.ndarray, num_labels: int) -> None:
             f"labels holds {wrong.flat[0]}; expected 0 to {num_labels - 1} (num_labels is {num_labels}), or "
             f"{IGNORED_LABEL} for an image that the loss leaves out."
         )
+
+
+def check_visual_tokens(labels: Sequence[int | None], masked: int | None, has_mask: bool) -> None:
+    """Check that there is a label for each masked patch.
+
+    Args:
+        labels: their shape.
+        masked: how many patches are masked; None where that is not at hand (in a compiled graph).
+        has_mask: whether any can be.
+
+    Raises:
+        InputError: there is not.
+    """
+    if not has_mask:
+        raise InputError("labels are those of masked patches; pass bool_masked_pos, too.")
+    if len(labels) != 1 or (None not in (masked, labels[0]) and labels[0] != masked):
+        expected = "masked patches" if masked is None else masked
+        raise InputError(f"labels has the shape {tuple(labels)}; expected ({expected},), one for each masked patch.")

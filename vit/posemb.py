@@ -29,6 +29,36 @@ def bicubic_matrix(old: int, new: int) -> np.ndarray:
     return matrix
 
 
+@lru_cache(maxsize=64)
+def linear_matrix(old: int, new: int) -> np.ndarray:
+    """As `bicubic_matrix`, but linear between neighbours, as `mode="bilinear"` does."""
+    centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
+    left = np.minimum(np.floor(centre), old - 1).astype(int)
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new), left), 1 - (centre - left))
+    np.add.at(matrix, (np.arange(new), np.minimum(left + 1, old - 1)), centre - left)
+    matrix.flags.writeable = False
+    return matrix
+
+
+def interpolate_table(table: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
+    """Resample a stored table of relative position biases (BEiT) to another grid.
+
+    Args:
+        table: ((2 rows - 1) * (2 columns - 1) + 3, heads), last those of CLS, which stay as they are.
+        old_grid: (rows, columns) it was trained on.
+        new_grid: (rows, columns) wanted.
+
+    Returns:
+        The table of the new grid in the same dtype; computed in float64.
+    """
+    old, new = ([2 * length - 1 for length in grid] for grid in (old_grid, new_grid))
+    rows, columns = (linear_matrix(*pair) for pair in zip(old, new, strict=True))
+    patches = table[:-3].astype(np.float64).reshape(*old, -1)
+    patches = np.einsum("hr,wc,rcd->hwd", rows, columns, patches, optimize=True).reshape(-1, table.shape[1])
+    return np.concatenate([patches.astype(table.dtype), table[-3:]])
+
+
 def interpolate(position_embeddings: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
     """Resample stored position embeddings to another grid.
 

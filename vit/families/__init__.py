@@ -13,6 +13,8 @@ from ..errors import ConfigError
 
 CONFIGS = {
     "vit": "vit.ViTConfig",
+    "deit": "deit.DeiTConfig",
+    "beit": "beit.BeitConfig",
 }
 """model_type -> the family's file in each room, and its configuration."""
 

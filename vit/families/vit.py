@@ -22,6 +22,10 @@ VARIANTS = {
 }
 
 
+MASKED = {"add_pooling_layer": False, "use_mask_token": True}
+"""The parts of a base model under a head for masked image modelling."""
+
+
 @dataclass(frozen=True, eq=False)
 class ViTConfig(PreTrainedConfig):
     """The configuration of a Vision Transformer; immutable, compared and hashed by value.
@@ -66,8 +70,8 @@ class ViTConfig(PreTrainedConfig):
     base_model_prefix: ClassVar[str] = "vit"
     heads: ClassVar[Mapping[str | None, Head]] = {
         None: Head("ViTModel", "last_hidden_state", {"add_pooling_layer": True, "use_mask_token": False}),
-        "classifier": Head("ViTForImageClassification", "logits"),
-        "decoder": Head("ViTForMaskedImageModeling", "reconstruction", {"use_mask_token": True}),
+        "classifier": Head("ViTForImageClassification", "logits", {"add_pooling_layer": False}),
+        "decoder": Head("ViTForMaskedImageModeling", "reconstruction", MASKED),
     }
     optional: ClassVar[tuple[str, ...]] = ("vit.pooler.", "vit.embeddings.mask_token", "classifier.", "decoder.")
     follows: ClassVar[Mapping[str, str]] = {"pooler_output_size": "hidden_size"}
@@ -97,17 +101,17 @@ class ViTConfig(PreTrainedConfig):
         Returns:
             {name: shape}; linear weights are (out, in), convolutions (out, in, height, width).
         """
-        width = self.hidden_size
-        shapes: dict[str, Shape] = {"vit.embeddings.cls_token": (1, 1, width)}
+        width, base = self.hidden_size, self.base_model_prefix
+        shapes: dict[str, Shape] = {f"{base}.embeddings.cls_token": (1, 1, width)}
         if use_mask_token:
-            shapes["vit.embeddings.mask_token"] = (1, 1, width)
-        shapes["vit.embeddings.position_embeddings"] = (1, self.num_patches + self.prefix_tokens, width)
-        shapes |= self.patch_embedding_shapes("vit.embeddings.patch_embeddings")
+            shapes[f"{base}.embeddings.mask_token"] = (1, 1, width)
+        shapes[f"{base}.embeddings.position_embeddings"] = (1, self.num_patches + self.prefix_tokens, width)
+        shapes |= self.patch_embedding_shapes(f"{base}.embeddings.patch_embeddings")
         for i in range(self.num_hidden_layers):
-            shapes |= self.encoder_layer_shapes(f"vit.encoder.layer.{i}")
-        shapes |= layer_norm_shapes("vit.layernorm", width)
+            shapes |= self.encoder_layer_shapes(f"{base}.encoder.layer.{i}")
+        shapes |= layer_norm_shapes(f"{base}.layernorm", width)
         if add_pooling_layer:
-            shapes |= linear_shapes("vit.pooler.dense", width, self.pooler_output_size)
+            shapes |= linear_shapes(f"{base}.pooler.dense", width, self.pooler_output_size)
         if head == "classifier" and self.num_labels:
             shapes |= linear_shapes("classifier", width, self.num_labels)
         if head == "decoder":

@@ -10,6 +10,24 @@ except ModuleNotFoundError as error:
         raise  # Flax is there, but broken
     raise missing_framework("vit.flax", "flax") from None
 
+from .beit import FlaxBeitForImageClassification, FlaxBeitForMaskedImageModeling, FlaxBeitModel
+from .deit import (
+    FlaxDeiTForImageClassification,
+    FlaxDeiTForImageClassificationWithTeacher,
+    FlaxDeiTForMaskedImageModeling,
+    FlaxDeiTModel,
+)
 from .vit import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
 
-__all__ = ["FlaxViTForImageClassification", "FlaxViTForMaskedImageModeling", "FlaxViTModel"]
+__all__ = [
+    "FlaxBeitForImageClassification",
+    "FlaxBeitForMaskedImageModeling",
+    "FlaxBeitModel",
+    "FlaxDeiTForImageClassification",
+    "FlaxDeiTForImageClassificationWithTeacher",
+    "FlaxDeiTForMaskedImageModeling",
+    "FlaxDeiTModel",
+    "FlaxViTForImageClassification",
+    "FlaxViTForMaskedImageModeling",
+    "FlaxViTModel",
+]

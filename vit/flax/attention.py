@@ -1,10 +1,16 @@
-"""Attention without its weights: JAX's own, and on CPUs one that suits XLA there."""
+"""Attention without its projections: JAX's own, and on CPUs one that suits XLA there."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
+
+from ..families.beit import BeitConfig, relative_position_index
+from ..posemb import linear_matrix
 
 
 def attend(query: Array, key: Array, value: Array, bias: Array | None = None) -> Array:
@@ -36,3 +42,28 @@ def attend_on_cpu(query: Array, key: Array, value: Array, bias: Array | None = N
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     context = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=at_least_float32)
     return (context / weights.sum(-1, keepdims=True)).astype(value.dtype).swapaxes(1, 2)
+
+
+class RelativePositionBias(nnx.Module):
+    """Biases of the scores of a head, by the distance of a key from its query (Bao et al. 2022, Section 2.2)."""
+
+    def __init__(self, config: BeitConfig, **options: Any) -> None:
+        self.config = config
+        self.dtype = options["dtype"]
+        self.relative_position_bias_table = nnx.Param(jnp.zeros(config.table_shape, options["param_dtype"]))
+
+    def __call__(self, grid: tuple[int, int]) -> Array:
+        table = self.interpolated_table(grid).T
+        return table.astype(self.dtype or table.dtype)[:, relative_position_index(grid)][None]  # (1, H, T, T)
+
+    def interpolated_table(self, grid: tuple[int, int]) -> Array:
+        """The table for a grid of (rows, columns) patches: (distances, H)."""
+        table = self.relative_position_bias_table[...]
+        if grid == self.config.grid_size:
+            return table
+        dtype = jnp.promote_types(table.dtype, jnp.float32)
+        old, new = ([2 * length - 1 for length in each] for each in (self.config.grid_size, grid))
+        rows, columns = (jnp.asarray(linear_matrix(*pair), dtype) for pair in zip(old, new, strict=True))
+        patches = jnp.einsum("hr,rcd->hcd", rows, table[:-3].astype(dtype).reshape(*old, -1))
+        patches = jnp.einsum("wc,hcd->hwd", columns, patches).reshape(-1, table.shape[1])
+        return jnp.concatenate([patches.astype(table.dtype), table[-3:]])

@@ -7,7 +7,7 @@ Shapes: B batch, C channels, N patches, T tokens (the patches and those before t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -264,12 +264,13 @@ class ViTEncoder(nnx.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         rngs: nnx.Rngs | None = None,
-        biases: Sequence[Array | None] | None = None,
+        biases: Callable[[int], Array] | None = None,
     ) -> tuple[Array, tuple[Array, ...] | None, tuple[Array, ...] | None]:
-        """`biases`, one for each layer, are added to the scores of its attention."""
+        """`biases` of a layer, which stands at that index, are added to the scores of its attention."""
         run = nnx.remat(self.layer_class.__call__, static_argnums=2) if self.gradient_checkpointing else call
         all_hidden_states, all_attentions = [hidden_states], []
-        for layer, bias in zip(self.layer, biases or [None] * len(self.layer), strict=True):
+        for i, layer in enumerate(self.layer):
+            bias = None if biases is None else biases(i)
             hidden_states, attentions = run(layer, hidden_states, output_attentions, rngs, bias)
             all_hidden_states.append(hidden_states)
             all_attentions.append(attentions)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from ..config import PreTrainedConfig, to_pair
-from ..inputs import IGNORED_LABEL, check_label_values, check_labels_shape, resolve_problem_type
+from ..inputs import (
+    IGNORED_LABEL,
+    check_label_values,
+    check_labels_shape,
+    check_visual_tokens,
+    resolve_problem_type,
+)
 
 
 def classification_loss(config: PreTrainedConfig, logits: Array, labels: Array) -> Array:
@@ -30,18 +38,45 @@ def classification_loss(config: PreTrainedConfig, logits: Array, labels: Array) 
     check_labels_shape(problem_type, labels.shape, logits.shape)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if problem_type == "single_label_classification":
-        if not isinstance(labels, jax.core.Tracer):
-            check_label_values(np.asarray(labels), logits.shape[-1])
-        counted = labels != IGNORED_LABEL
-        in_range = (labels >= 0) & (labels < logits.shape[-1])
-        index = jnp.where(in_range, labels, 0).astype(jnp.int32)
-        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), index[:, None], axis=1)[:, 0]
-        log_probs = jnp.where(in_range, log_probs, jnp.nan)
-        return -jnp.where(counted, log_probs, 0).sum() / counted.sum()
+        return cross_entropy(logits, labels)
     labels = labels.astype(logits.dtype).reshape(logits.shape)
     if problem_type == "multi_label_classification":
         return (jax.nn.softplus(logits) - logits * labels).mean()
     return ((logits - labels) ** 2).mean()
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """The mean over the labels, (n,) integers, that are not -100; `logits` are (n, classes)."""
+    if not isinstance(labels, jax.core.Tracer):
+        check_label_values(np.asarray(labels), logits.shape[-1])
+    counted = labels != IGNORED_LABEL
+    in_range = (labels >= 0) & (labels < logits.shape[-1])
+    index = jnp.where(in_range, labels, 0).astype(jnp.int32)
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), index[:, None], axis=1)[:, 0]
+    log_probs = jnp.where(in_range, log_probs, jnp.nan)
+    return -jnp.where(counted, log_probs, 0).sum() / counted.sum()
+
+
+def visual_token_loss(logits: Array, labels: Array, bool_masked_pos: Array | None) -> Array:
+    """The mean cross-entropy of the visual tokens of masked patches (Bao et al. 2022, Equation 2).
+
+    Args:
+        logits: (batch, patches, vocab_size).
+        labels: (masked patches,) integers, image after image; -100 for one that is left out.
+        bool_masked_pos: (batch, patches).
+
+    Returns:
+        A scalar of at least float32. Under `jax.jit`, where no error can be raised, a label out of range and another
+        number of labels than of masked patches make it NaN.
+    """
+    labels = jnp.asarray(labels)
+    masked: Any = None if bool_masked_pos is None else jnp.asarray(bool_masked_pos, bool).reshape(-1)
+    seen = masked is not None and not isinstance(masked, jax.core.Tracer)
+    check_visual_tokens(labels.shape, int(masked.sum()) if seen else None, masked is not None)
+    place = masked * masked.cumsum()  # of a patch among the masked ones, from 1; 0 for the others
+    spread = jnp.pad(labels, (1, 0), constant_values=IGNORED_LABEL)[place]
+    logits = logits.reshape(-1, logits.shape[-1]).astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return jnp.where(masked.sum() == labels.shape[0], cross_entropy(logits, spread), jnp.nan)
 
 
 def reconstruction_loss(

@@ -5,7 +5,7 @@ Side by side with vit/pt/vit.py and vit/tf/vit.py: the same classes, the same at
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +44,8 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
         rngs: of the initial values.
     """
 
+    embeddings_class: ClassVar[type[ViTEmbeddings]] = ViTEmbeddings
+
     def __init__(
         self,
         config: ViTConfig,
@@ -56,7 +58,7 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
     ) -> None:
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(config, param_dtype if dtype is None else dtype)
-        self.embeddings = ViTEmbeddings(config, use_mask_token=use_mask_token, **options)
+        self.embeddings = self.embeddings_class(config, use_mask_token=use_mask_token, **options)
         self.encoder = ViTEncoder(config, **options)
         self.layernorm = layer_norm(config, **options)
         self.pooler = ViTPooler(config, **options) if add_pooling_layer else None
@@ -123,6 +125,7 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
     """The Vision Transformer with a linear head on the CLS token (transformers' FlaxViTForImageClassification)."""
 
     head = "classifier"
+    base_class: ClassVar[type[FlaxPreTrainedModel]] = FlaxViTModel
 
     def __init__(
         self,
@@ -134,7 +137,8 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
     ) -> None:
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(config, param_dtype if dtype is None else dtype)
-        self.vit = FlaxViTModel(config, add_pooling_layer=False, **options)
+        base: Any = self.base_class
+        setattr(self, config.base_model_prefix, base(config, **config.heads[self.head].parts, **options))
         self.classifier = dense(config, config.hidden_size, config.num_labels, **options) if config.num_labels else None
 
     def __call__(
@@ -161,7 +165,7 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
         Raises:
             InputError: inputs of another shape, or labels out of range.
         """
-        outputs: Any = self.vit(
+        outputs: Any = self._base()(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
@@ -169,8 +173,8 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
             return_dict=True,
             rngs=rngs,
         )
-        cls_token = first_token(outputs["last_hidden_state"])
-        logits = cls_token if self.classifier is None else call(self.classifier, cls_token)
+        logits = self.pooled(outputs)
+        logits = logits if self.classifier is None else call(self.classifier, logits)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,
             loss=None if labels is None else classification_loss(self.config, logits, labels),
@@ -179,11 +183,16 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
             attentions=outputs.get("attentions"),
         )
 
+    def pooled(self, outputs: ModelOutput) -> Array:
+        """What is classified: (batch, hidden_size), of the outputs of the base model."""
+        return first_token(outputs["last_hidden_state"])
+
 
 class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
     """The Vision Transformer with a linear decoder to pixels (Xie et al. 2022, SimMIM)."""
 
     head = "decoder"
+    base_class: ClassVar[type[FlaxPreTrainedModel]] = FlaxViTModel
 
     def __init__(
         self,
@@ -200,7 +209,8 @@ class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
                 f"encoder_stride is {config.encoder_stride} and patch_size {config.patch_size}; masked image modelling "
                 "needs them to be equal, so that the reconstruction has the size of the image."
             )
-        self.vit = FlaxViTModel(config, add_pooling_layer=False, use_mask_token=True, **options)
+        base: Any = self.base_class
+        setattr(self, config.base_model_prefix, base(config, **config.heads[self.head].parts, **options))
         height, width = to_pair(config.encoder_stride)
         size_out = height * width * config.num_channels
         # A list of one, because the published name of the layer is "decoder.0".
@@ -226,7 +236,7 @@ class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
         Raises:
             InputError: inputs of another shape.
         """
-        outputs: Any = self.vit(
+        outputs: Any = self._base()(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -236,7 +246,7 @@ class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
             rngs=rngs,
         )
         grid = check_pixel_values(self.config, np.shape(pixel_values), interpolate_pos_encoding)
-        patches = outputs["last_hidden_state"][:, 1:]  # (B, N, D)
+        patches = outputs["last_hidden_state"][:, self.config.prefix_tokens :]  # (B, N, D)
         reconstruction = self.unpatchify(call(self.decoder[0], patches), grid)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,

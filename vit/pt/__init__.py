@@ -9,7 +9,27 @@ except ModuleNotFoundError as error:
         raise  # PyTorch is there, but broken
     raise missing_framework("vit.pt", "pt") from None
 
+from .beit import BeitForImageClassification, BeitForMaskedImageModeling, BeitModel
+from .deit import (
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    DeiTForMaskedImageModeling,
+    DeiTModel,
+)
 from .quantization import prepack, quantize
 from .vit import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
-__all__ = ["ViTForImageClassification", "ViTForMaskedImageModeling", "ViTModel", "prepack", "quantize"]
+__all__ = [
+    "BeitForImageClassification",
+    "BeitForMaskedImageModeling",
+    "BeitModel",
+    "DeiTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
+    "DeiTForMaskedImageModeling",
+    "DeiTModel",
+    "ViTForImageClassification",
+    "ViTForMaskedImageModeling",
+    "ViTModel",
+    "prepack",
+    "quantize",
+]

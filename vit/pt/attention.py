@@ -1,4 +1,4 @@
-"""Attention without its weights: PyTorch's fused kernel, or on CPUs in bfloat16 two products of oneDNN and a softmax.
+"""Attention without its projections: PyTorch's fused kernel, or on CPUs in bfloat16 oneDNN's products and a softmax.
 
 On CPUs with AVX-512 BF16 and without AMX the fused kernel computes bfloat16 no faster than float32. Products of all
 heads at once do, and bring attention to about 0.6 of its time (ViT-B/16, two cores). Scores are rounded to bfloat16, as
@@ -12,8 +12,9 @@ from itertools import repeat
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..families.beit import BeitConfig
 from .linear import takes_kernels
 
 MOST_SCORES = 1 << 22
@@ -33,6 +34,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, bi
     Returns:
         (B, H, T, D / H).
     """
+    bias = None if bias is None else bias.to(query.dtype)  # which differ under autocast
     # First whether somebody compiles, who may leave the number of tokens open.
     if not takes_kernels(query) or not suits(query) or dropout_p or torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value, bias, dropout_p)
@@ -61,3 +63,39 @@ def suits(query: Tensor) -> bool:
 def has_slow_kernel() -> bool:
     """Whether this CPU multiplies bfloat16 in a way that the fused kernel makes no use of."""
     return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+
+
+class RelativePositionBias(nn.Module):
+    """Biases of the scores of a head, by the distance of a key from its query (Bao et al. 2022, Section 2.2)."""
+
+    def __init__(self, config: BeitConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.relative_position_bias_table = nn.Parameter(torch.empty(config.table_shape))
+
+    def forward(self, index: Tensor, grid: tuple[int, int]) -> Tensor:
+        table = self.interpolated_table(grid).t()
+        return table.index_select(1, index.flatten()).unflatten(1, index.shape)[None]  # (1, H, T, T)
+
+    def interpolated_table(self, grid: tuple[int, int]) -> Tensor:
+        """The table for a grid of (rows, columns) patches: (distances, H)."""
+        table = self.relative_position_bias_table
+        if grid == self.config.grid_size:
+            return table
+        dtype = torch.promote_types(table.dtype, torch.float32)
+        rows, columns = self.config.grid_size
+        patches = table[:-3].to(dtype).t().unflatten(1, (2 * rows - 1, 2 * columns - 1))[None]
+        patches = F.interpolate(patches, size=(2 * grid[0] - 1, 2 * grid[1] - 1), mode="bilinear")
+        return torch.cat([patches[0].flatten(1).t().to(table.dtype), table[-3:]])
+
+
+def relative_position_index(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """`families.beit.relative_position_index` in tensors, because torch.compile and torch.export leave sizes open."""
+    rows, columns = grid
+    patches = torch.arange(rows * columns, device=device)
+    y, x = patches // columns, patches % columns
+    distances = (2 * rows - 1) * (2 * columns - 1)
+    index = (y[:, None] - y + rows - 1) * (2 * columns - 1) + (x[:, None] - x + columns - 1)
+    from_cls, to_cls = torch.full_like(index[:1], distances), torch.full_like(patches[:, None], distances + 1)
+    first = torch.cat([torch.full_like(to_cls[:1], distances + 2), from_cls], dim=1)
+    return torch.cat([first, torch.cat([to_cls, index], dim=1)])  # (T, T)

@@ -7,7 +7,7 @@ Shapes: B batch, C channels, N patches, T tokens (the patches and those before t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -224,11 +224,12 @@ class ViTEncoder(nn.Module):
         hidden_states: Tensor,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-        biases: Sequence[Tensor | None] | None = None,
+        biases: Callable[[int], Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-        """`biases`, one for each layer, are added to the scores of its attention."""
+        """`biases` of a layer, which stands at that index, are added to the scores of its attention."""
         all_hidden_states, all_attentions = [hidden_states], []
-        for layer, bias in zip(self.layer, biases or [None] * len(self.layer), strict=True):
+        for i, layer in enumerate(self.layer):
+            bias = None if biases is None else biases(i)
             if self.gradient_checkpointing is not None and self.training:
                 hidden_states, attentions = checkpoint(
                     layer, hidden_states, output_attentions, bias, **self.gradient_checkpointing

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import PreTrainedConfig, to_pair
 from ..errors import InputError
-from ..inputs import IGNORED_LABEL, check_label_values, check_labels_shape, check_tensors, resolve_problem_type
+from ..inputs import (
+    IGNORED_LABEL,
+    check_label_values,
+    check_labels_shape,
+    check_tensors,
+    check_visual_tokens,
+    resolve_problem_type,
+)
 
 
 def classification_loss(config: PreTrainedConfig, logits: Tensor, labels: Tensor) -> Tensor:
@@ -31,15 +40,40 @@ def classification_loss(config: PreTrainedConfig, logits: Tensor, labels: Tensor
     if problem_type == "single_label_classification":
         if not integers:
             raise InputError(f"labels is {labels.dtype}; expected integer classes for {problem_type}.")
-        try:
-            return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
-        except IndexError:  # of a CPU; elsewhere a look at the labels would wait for the device
-            check_label_values(labels.numpy(), logits.shape[-1])
-            raise
+        return cross_entropy(logits, labels)
     labels = labels.to(logits.dtype).reshape(logits.shape)
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels)
     return F.mse_loss(logits, labels)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over the labels, (n,) integers, that are not -100; `logits` are (n, classes)."""
+    try:
+        return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
+    except IndexError:  # of a CPU; elsewhere a look at the labels would wait for the device
+        check_label_values(labels.numpy(), logits.shape[-1])
+        raise
+
+
+def visual_token_loss(logits: Tensor, labels: Tensor, bool_masked_pos: Tensor | None) -> Tensor:
+    """The mean cross-entropy of the visual tokens of masked patches (Bao et al. 2022, Equation 2).
+
+    Args:
+        logits: (batch, patches, vocab_size).
+        labels: (masked patches,) integers, image after image; -100 for one that is left out.
+        bool_masked_pos: (batch, patches).
+
+    Returns:
+        A scalar of at least float32.
+    """
+    check_tensors(Tensor, labels=labels)
+    masked: Any = None if bool_masked_pos is None else bool_masked_pos.bool().flatten()
+    seen = masked is not None and not torch.compiler.is_compiling()
+    check_visual_tokens(labels.shape, int(masked.sum()) if seen else None, masked is not None)
+    place = masked * masked.cumsum(0)  # of a patch among the masked ones, from 1; 0 for the others
+    labels = F.pad(labels.long(), (1, 0), value=IGNORED_LABEL)[place.clamp(max=labels.shape[0])]
+    return cross_entropy(logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), labels)
 
 
 def reconstruction_loss(

@@ -5,7 +5,7 @@ Side by side with vit/tf/vit.py and vit/flax/vit.py: the same classes, the same 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +37,15 @@ class ViTModel(ViTPreTrainedModel):
         use_mask_token: give it a mask token, for masked image modelling.
     """
 
+    embeddings_class: ClassVar[type[ViTEmbeddings]] = ViTEmbeddings
+
     def __init__(self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
         super().__init__(config)
-        self.embeddings = ViTEmbeddings(config, use_mask_token=use_mask_token)
+        self.embeddings = self.embeddings_class(config, use_mask_token=use_mask_token)
         self.encoder = ViTEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = ViTPooler(config) if add_pooling_layer else None
-        self.init_weights(self, "vit")
+        self.init_weights(self, config.base_model_prefix)
 
     def forward(
         self,
@@ -101,10 +103,11 @@ class ViTForImageClassification(ViTPreTrainedModel):
     """The Vision Transformer with a linear head on the CLS token (transformers' ViTForImageClassification)."""
 
     head = "classifier"
+    base_class: ClassVar[type[PreTrainedModel]] = ViTModel
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
-        self.vit = ViTModel(config, add_pooling_layer=False)
+        setattr(self, config.base_model_prefix, self.base_class(config, **config.heads[self.head].parts))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
         self.init_weights(self.classifier, "classifier")
 
@@ -129,14 +132,14 @@ class ViTForImageClassification(ViTPreTrainedModel):
         Raises:
             InputError: inputs of another shape, or labels out of range.
         """
-        outputs: Any = self.vit(
+        outputs: Any = self._base()(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
         )
-        logits = self.classifier(outputs["last_hidden_state"][:, 0])
+        logits = self.classifier(self.pooled(outputs))
         return collect(
             self.config.return_dict if return_dict is None else return_dict,
             loss=None if labels is None else classification_loss(self.config, logits, labels),
@@ -145,11 +148,16 @@ class ViTForImageClassification(ViTPreTrainedModel):
             attentions=outputs.get("attentions"),
         )
 
+    def pooled(self, outputs: ModelOutput) -> Tensor:
+        """What is classified: (batch, hidden_size), of the outputs of the base model."""
+        return outputs["last_hidden_state"][:, 0]
+
 
 class ViTForMaskedImageModeling(ViTPreTrainedModel):
     """The Vision Transformer with a linear decoder to pixels (Xie et al. 2022, SimMIM)."""
 
     head = "decoder"
+    base_class: ClassVar[type[PreTrainedModel]] = ViTModel
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
@@ -158,7 +166,7 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
                 f"encoder_stride is {config.encoder_stride} and patch_size {config.patch_size}; masked image modelling "
                 "needs them to be equal, so that the reconstruction has the size of the image."
             )
-        self.vit = ViTModel(config, add_pooling_layer=False, use_mask_token=True)
+        setattr(self, config.base_model_prefix, self.base_class(config, **config.heads[self.head].parts))
         height, width = to_pair(config.encoder_stride)
         # A list of one, because the published name of the layer is "decoder.0".
         self.decoder = nn.ModuleList([nn.Conv2d(config.hidden_size, height * width * config.num_channels, 1)])
@@ -182,7 +190,7 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
         Raises:
             InputError: inputs of another shape.
         """
-        outputs: Any = self.vit(
+        outputs: Any = self._base()(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -191,7 +199,9 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
             return_dict=True,
         )
         grid = check_pixel_values(self.config, pixel_values.shape, interpolate_pos_encoding)
-        patches = outputs["last_hidden_state"][:, 1:].transpose(1, 2).unflatten(2, grid)  # (B, D, rows, columns)
+        patches = (
+            outputs["last_hidden_state"][:, self.config.prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+        )  # (B, D, rows, columns)
         reconstruction = self.unpatchify(self.decoder[0](patches))
         return collect(
             self.config.return_dict if return_dict is None else return_dict,

@@ -16,6 +16,24 @@ if keras.config.backend() != "tensorflow":
         "KERAS_BACKEND=tensorflow (or unset it) before Python imports keras."
     )
 
+from .beit import TFBeitForImageClassification, TFBeitForMaskedImageModeling, TFBeitModel
+from .deit import (
+    TFDeiTForImageClassification,
+    TFDeiTForImageClassificationWithTeacher,
+    TFDeiTForMaskedImageModeling,
+    TFDeiTModel,
+)
 from .vit import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
 
-__all__ = ["TFViTForImageClassification", "TFViTForMaskedImageModeling", "TFViTModel"]
+__all__ = [
+    "TFBeitForImageClassification",
+    "TFBeitForMaskedImageModeling",
+    "TFBeitModel",
+    "TFDeiTForImageClassification",
+    "TFDeiTForImageClassificationWithTeacher",
+    "TFDeiTForMaskedImageModeling",
+    "TFDeiTModel",
+    "TFViTForImageClassification",
+    "TFViTForMaskedImageModeling",
+    "TFViTModel",
+]

@@ -8,7 +8,7 @@ Shapes: B batch, C channels, N patches, T tokens (the patches and those before t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
@@ -268,7 +268,8 @@ class ViTLayer(ViTKerasLayer):
 def recomputed(layer: ViTKerasLayer) -> Any:
     """`layer` in training, computed again in the backward pass instead of keeping its activations."""
     dropouts = [each for each in layer._flatten_layers() if isinstance(each, keras.layers.Dropout)]
-    seeds = [dropout.seed_generator for dropout in dropouts if dropout.rate > 0]
+    drawn = [each for each in dropouts if each.rate > 0 for _ in range(2 if isinstance(each, DropPath) else 1)]
+    seeds = [dropout.seed_generator for dropout in drawn]  # as often as the layer draws from each
     start = [(seed.state, ops.copy(seed.state)) for seed in seeds]
 
     def call(
@@ -282,7 +283,7 @@ def recomputed(layer: ViTKerasLayer) -> Any:
             return outputs if output_attentions else outputs[:1]  # remat takes no None
 
         outputs = keras.remat(compute)(hidden_states, *([] if bias is None else [bias]))
-        for seed in [*seeds, *seeds]:  # a layer draws from one twice at most
+        for seed in seeds:
             seed.next()
         return outputs if output_attentions else (*outputs, None)
 
@@ -311,12 +312,13 @@ class ViTEncoder(ViTKerasLayer):
         hidden_states: tf.Tensor,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-        biases: Sequence[tf.Tensor | None] | None = None,
+        biases: Callable[[int], tf.Tensor] | None = None,
         training: bool | None = None,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
-        """`biases`, one for each layer, are added to the scores of its attention."""
+        """`biases` of a layer, which stands at that index, are added to the scores of its attention."""
         all_hidden_states, all_attentions = [hidden_states], []
-        for layer, bias in zip(self.layer, biases or [None] * len(self.layer), strict=True):
+        for i, layer in enumerate(self.layer):
+            bias = None if biases is None else biases(i)
             run = recomputed(layer) if self.gradient_checkpointing and training else layer
             hidden_states, attentions = run(hidden_states, output_attentions=output_attentions, bias=bias)
             all_hidden_states.append(hidden_states)

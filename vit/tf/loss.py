@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras import ops
 
 from ..config import PreTrainedConfig, to_pair
-from ..inputs import IGNORED_LABEL, check_label_values, check_labels_shape, resolve_problem_type
+from ..inputs import (
+    IGNORED_LABEL,
+    check_label_values,
+    check_labels_shape,
+    check_visual_tokens,
+    resolve_problem_type,
+)
 
 
 def classification_loss(config: PreTrainedConfig, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -29,19 +37,48 @@ def classification_loss(config: PreTrainedConfig, logits: tf.Tensor, labels: tf.
     check_labels_shape(problem_type, labels.shape, logits.shape)
     logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
     if problem_type == "single_label_classification":
-        if not tf.is_symbolic_tensor(labels):
-            check_label_values(ops.convert_to_numpy(labels), logits.shape[-1])
-        labels = ops.cast(labels, "int64")
-        counted = ops.not_equal(labels, IGNORED_LABEL)
-        in_range = ops.logical_and(labels >= 0, labels < logits.shape[-1])
-        index = ops.cast(ops.where(in_range, labels, 0), "int32")
-        log_probs = ops.take_along_axis(ops.log_softmax(logits), index[:, None], axis=1)[:, 0]
-        log_probs = ops.where(in_range, log_probs, float("nan"))
-        return -ops.sum(ops.where(counted, log_probs, 0.0)) / ops.sum(ops.cast(counted, logits.dtype))
+        return cross_entropy(logits, labels)
     labels = ops.reshape(ops.cast(labels, logits.dtype), ops.shape(logits))
     if problem_type == "multi_label_classification":
         return ops.mean(ops.softplus(logits) - logits * labels)
     return ops.mean((logits - labels) ** 2)
+
+
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """The mean over the labels, (n,) integers, that are not -100; `logits` are (n, classes)."""
+    if not tf.is_symbolic_tensor(labels):
+        check_label_values(ops.convert_to_numpy(labels), logits.shape[-1])
+    labels = ops.cast(labels, "int64")
+    counted = ops.not_equal(labels, IGNORED_LABEL)
+    in_range = ops.logical_and(labels >= 0, labels < logits.shape[-1])
+    index = ops.cast(ops.where(in_range, labels, 0), "int32")
+    log_probs = ops.take_along_axis(ops.log_softmax(logits), index[:, None], axis=1)[:, 0]
+    log_probs = ops.where(in_range, log_probs, float("nan"))
+    return -ops.sum(ops.where(counted, log_probs, 0.0)) / ops.sum(ops.cast(counted, logits.dtype))
+
+
+def visual_token_loss(logits: tf.Tensor, labels: tf.Tensor, bool_masked_pos: tf.Tensor | None) -> tf.Tensor:
+    """The mean cross-entropy of the visual tokens of masked patches (Bao et al. 2022, Equation 2).
+
+    Args:
+        logits: (batch, patches, vocab_size).
+        labels: (masked patches,) integers, image after image; -100 for one that is left out.
+        bool_masked_pos: (batch, patches).
+
+    Returns:
+        A scalar of at least float32. In a graph, where no error can be raised, a label out of range and another number
+        of labels than of masked patches make it NaN.
+    """
+    labels = ops.cast(ops.convert_to_tensor(labels), "int64")
+    masked: Any = None if bool_masked_pos is None else ops.reshape(ops.cast(bool_masked_pos, "bool"), (-1,))
+    seen = masked is not None and not tf.is_symbolic_tensor(masked)
+    check_visual_tokens(labels.shape, int(ops.sum(ops.cast(masked, "int32"))) if seen else None, masked is not None)
+    counts, num_labels = ops.cumsum(ops.cast(masked, "int32")), ops.shape(labels)[0]
+    place = ops.where(masked, ops.minimum(counts, num_labels), 0)  # of a patch among the masked ones, from 1
+    spread = ops.take(ops.pad(labels, (1, 0), constant_values=IGNORED_LABEL), place)
+    logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    loss = cross_entropy(ops.reshape(logits, (-1, logits.shape[-1])), spread)
+    return ops.where(ops.equal(counts[-1], num_labels), loss, float("nan"))
 
 
 def reconstruction_loss(

@@ -39,6 +39,12 @@ class TFPreTrainedModel(keras.Model):
         self.options = {"dtype": self.dtype_policy}
         self._build_now = build
 
+    @property
+    def base_options(self) -> dict[str, Any]:
+        """The arguments, besides the configuration, of the base model under a head."""
+        parts = self.config.heads[self.head].parts
+        return {**parts, "build": False, "name": self.config.base_model_prefix, **self.options}
+
     def maybe_build(self) -> None:
         """Create the weights, whose shapes the configuration tells, unless the model was made with `build=False`."""
         if self._build_now:

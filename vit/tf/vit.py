@@ -5,7 +5,7 @@ Side by side with vit/pt/vit.py and vit/flax/vit.py: the same classes, the same 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
@@ -41,11 +41,14 @@ class TFViTModel(TFViTPreTrainedModel):
         **kwargs: those of keras.Model, such as `dtype`; and `build`, False to leave the weights uncreated.
     """
 
+    embeddings_class: ClassVar[type[ViTEmbeddings]] = ViTEmbeddings
+
     def __init__(
         self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(config, **kwargs)
-        self.embeddings = ViTEmbeddings(config, use_mask_token=use_mask_token, name="embeddings", **self.options)
+        options = {"name": "embeddings", **self.options}
+        self.embeddings = self.embeddings_class(config, use_mask_token=use_mask_token, **options)
         self.encoder = ViTEncoder(config, name="encoder", **self.options)
         self.layernorm = layer_norm(config, "layernorm", **self.options)
         self.pooler = ViTPooler(config, name="pooler", **self.options) if add_pooling_layer else None
@@ -123,15 +126,16 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
     """
 
     head = "classifier"
+    base_class: ClassVar[type[TFPreTrainedModel]] = TFViTModel
 
     def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        self.vit = TFViTModel(config, add_pooling_layer=False, build=False, name="vit", **self.options)
+        setattr(self, config.base_model_prefix, self.base_class(config, **self.base_options))
         self.classifier = dense(config, config.num_labels, "classifier", **self.options) if config.num_labels else None
         self.maybe_build()
 
     def build(self, input_shape: Any) -> None:
-        self.vit.build(input_shape)
+        self._base().build(input_shape)
         if self.classifier is not None:
             self.classifier.build((None, self.config.hidden_size))
 
@@ -160,15 +164,15 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         """
         if isinstance(pixel_values, dict):
             pixel_values, labels = self.unpack(pixel_values, labels=labels)
-        outputs: Any = self.vit(
+        outputs: Any = self._base()(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
         )
-        cls_token = outputs["last_hidden_state"][:, 0]
-        logits = cls_token if self.classifier is None else self.classifier(cls_token)
+        logits = self.pooled(outputs)
+        logits = logits if self.classifier is None else self.classifier(logits)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,
             loss=None if labels is None else classification_loss(self.config, logits, labels),
@@ -176,6 +180,10 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
+
+    def pooled(self, outputs: ModelOutput) -> tf.Tensor:
+        """What is classified: (batch, hidden_size), of the outputs of the base model."""
+        return outputs["last_hidden_state"][:, 0]
 
     def own_loss(self, y: Any, y_pred: Any) -> tf.Tensor:
         return classification_loss(self.config, y_pred["logits"], y)
@@ -190,6 +198,7 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
     """
 
     head = "decoder"
+    base_class: ClassVar[type[TFPreTrainedModel]] = TFViTModel
 
     def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
@@ -198,15 +207,14 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
                 f"encoder_stride is {config.encoder_stride} and patch_size {config.patch_size}; masked image modelling "
                 "needs them to be equal, so that the reconstruction has the size of the image."
             )
-        options = {"add_pooling_layer": False, "use_mask_token": True, "build": False}
-        self.vit = TFViTModel(config, name="vit", **options, **self.options)
+        setattr(self, config.base_model_prefix, self.base_class(config, **self.base_options))
         height, width = to_pair(config.encoder_stride)
         # A list of one, because the published name of the layer is "decoder.0".
         self.decoder = [dense(config, height * width * config.num_channels, "decoder_0", **self.options)]
         self.maybe_build()
 
     def build(self, input_shape: Any) -> None:
-        self.vit.build(input_shape)
+        self._base().build(input_shape)
         self.decoder[0].build((None, None, self.config.hidden_size))
 
     def call(
@@ -230,7 +238,7 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
         """
         if isinstance(pixel_values, dict):
             pixel_values, bool_masked_pos = self.unpack(pixel_values, bool_masked_pos=bool_masked_pos)
-        outputs: Any = self.vit(
+        outputs: Any = self._base()(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -239,7 +247,7 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
             return_dict=True,
         )
         grid = check_pixel_values(self.config, pixel_values.shape, interpolate_pos_encoding)
-        patches = outputs["last_hidden_state"][:, 1:]  # (B, N, D)
+        patches = outputs["last_hidden_state"][:, self.config.prefix_tokens :]  # (B, N, D)
         reconstruction = self.unpatchify(self.decoder[0](patches), grid)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,

@@ -1,0 +1,238 @@
+"""BeitModel and its heads in Keras 3 on TensorFlow.
+
+Side by side with vit/pt/beit.py and vit/flax/beit.py: the same classes, the same attributes, the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from ..families.beit import BeitConfig
+from ..inputs import check_bool_masked_pos, check_pixel_values
+from ..outputs import ModelOutput, collect
+from .attention import RelativePositionBias
+from .layers import ViTEmbeddings, ViTEncoder, ViTKerasLayer
+from .linear import dense, linear
+from .loss import visual_token_loss
+from .norm import layer_norm
+from .pretrained import TFPreTrainedModel
+from .vit import TFViTForImageClassification
+
+
+class BeitEncoder(ViTEncoder):
+    """The stack of encoder layers, with the tables of their relative position biases."""
+
+    def __init__(self, config: BeitConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        options = {"name": "relative_position_bias", **self.options}
+        shared = config.use_shared_relative_position_bias
+        self.relative_position_bias = RelativePositionBias(config, **options) if shared else None
+        if config.use_relative_position_bias:
+            for layer in self.layer:
+                layer.attention.attention.relative_position_bias = RelativePositionBias(config, **options)
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        if self.relative_position_bias is not None:
+            self.relative_position_bias.build()
+        if self.config.use_relative_position_bias:
+            for layer in self.layer:
+                layer.attention.attention.relative_position_bias.build()
+
+    def call(  # type: ignore[override]  # its biases follow from the grid
+        self,
+        hidden_states: tf.Tensor,
+        output_hidden_states: bool,
+        output_attentions: bool,
+        grid: tuple[int, int],
+        training: bool | None = None,
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
+        config = self.config
+        if not (config.use_relative_position_bias or config.use_shared_relative_position_bias):
+            return super().call(hidden_states, output_hidden_states, output_attentions, training=training)
+        shared = None if self.relative_position_bias is None else self.relative_position_bias(grid=grid)
+
+        def bias(layer: int) -> Any:
+            if not config.use_relative_position_bias:
+                return shared
+            own = self.layer[layer].attention.attention.relative_position_bias(grid=grid)
+            return own if shared is None else own + shared
+
+        return super().call(hidden_states, output_hidden_states, output_attentions, bias, training)
+
+
+class BeitPooler(ViTKerasLayer):
+    """The normalised mean of the patches, or the CLS token."""
+
+    def __init__(self, config: BeitConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.layernorm = layer_norm(config, "layernorm", **self.options) if config.use_mean_pooling else None
+
+    def build(self, input_shape: Any) -> None:
+        if self.layernorm is not None:
+            self.layernorm.build((None, self.config.hidden_size))
+
+    def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
+        return hidden_states[:, 0] if self.layernorm is None else self.layernorm(ops.mean(hidden_states[:, 1:], axis=1))
+
+
+class TFBeitPreTrainedModel(TFPreTrainedModel):
+    """What the classes of this family are."""
+
+    config_class = BeitConfig
+    config: BeitConfig
+
+
+@keras.saving.register_keras_serializable("trivit")
+class TFBeitModel(TFBeitPreTrainedModel):
+    """BEiT without a head (Bao et al. 2022; transformers' BeitModel). It takes images of any size.
+
+    Args:
+        config: its shape.
+        add_pooling_layer: give it a pooler.
+        **kwargs: those of keras.Model, such as `dtype`; and `build`, False to leave the weights uncreated.
+    """
+
+    def __init__(self, config: BeitConfig, add_pooling_layer: bool = True, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        options = {"use_mask_token": config.use_mask_token, "name": "embeddings", **self.options}
+        self.embeddings = ViTEmbeddings(config, **options)
+        self.encoder = BeitEncoder(config, name="encoder", **self.options)
+        self.layernorm = None if config.use_mean_pooling else layer_norm(config, "layernorm", **self.options)
+        self.pooler = BeitPooler(config, name="pooler", **self.options) if add_pooling_layer else None
+        self.maybe_build()
+
+    def build(self, input_shape: Any) -> None:
+        self.embeddings.build(input_shape)
+        for layer in (self.encoder, self.layernorm, self.pooler):
+            if layer is not None:
+                layer.build((None, None, self.config.hidden_size))
+
+    def call(
+        self,
+        pixel_values: tf.Tensor,
+        bool_masked_pos: tf.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> ModelOutput | tuple[tf.Tensor, ...]:
+        """Encode images.
+
+        Args:
+            interpolate_pos_encoding: changes nothing: tables and positions are always fitted to the image, whose
+                height and width are taken to be the configured ones where a graph does not know them.
+            The other arguments are those of `TFViTModel`.
+
+        Returns:
+            last_hidden_state (batch, tokens, hidden_size), normalised unless `config.use_mean_pooling`; pooler_output
+            (batch, hidden_size); hidden_states, num_hidden_layers + 1 of (batch, tokens, hidden_size); attentions,
+            num_hidden_layers of (batch, heads, tokens, tokens).
+
+        Raises:
+            InputError: inputs of another shape.
+        """
+        if isinstance(pixel_values, dict):
+            pixel_values, bool_masked_pos = self.unpack(pixel_values, bool_masked_pos=bool_masked_pos)
+        config = self.config
+        grid = check_pixel_values(config, pixel_values.shape, None not in pixel_values.shape[2:])
+        if bool_masked_pos is not None:
+            patches = grid[0] * grid[1]
+            check_bool_masked_pos(bool_masked_pos.shape, pixel_values.shape[0], patches, config.use_mask_token)
+        pixel_values = ops.cast(pixel_values, self.compute_dtype)
+        hidden_states, all_hidden_states, all_attentions = self.encoder(
+            self.embeddings(pixel_values, grid=grid, bool_masked_pos=bool_masked_pos),
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            grid=grid,
+        )
+        hidden_states = hidden_states if self.layernorm is None else self.layernorm(hidden_states)
+        return collect(
+            config.return_dict if return_dict is None else return_dict,
+            last_hidden_state=hidden_states,
+            pooler_output=None if self.pooler is None else self.pooler(hidden_states),
+            hidden_states=all_hidden_states,
+            attentions=all_attentions,
+        )
+
+    def parts(self) -> dict[str, bool]:
+        return {"add_pooling_layer": self.pooler is not None}
+
+
+@keras.saving.register_keras_serializable("trivit")
+class TFBeitForImageClassification(TFBeitPreTrainedModel, TFViTForImageClassification):
+    """BEiT with a linear head on what its pooler gives (transformers' BeitForImageClassification)."""
+
+    base_class = TFBeitModel
+
+    def pooled(self, outputs: ModelOutput) -> tf.Tensor:
+        return outputs["pooler_output"]
+
+
+@keras.saving.register_keras_serializable("trivit")
+class TFBeitForMaskedImageModeling(TFBeitPreTrainedModel):
+    """BEiT with a linear head that predicts the visual token of each patch (Bao et al. 2022, Section 2.3).
+
+    `compile` without a loss trains with that of the labels of a dict of inputs; one given sees the logits.
+    """
+
+    head = "lm_head"
+
+    def __init__(self, config: BeitConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.beit = TFBeitModel(config, **self.base_options)
+        self.layernorm = layer_norm(config, "layernorm", **self.options)
+        self.lm_head = dense(config, config.vocab_size, "lm_head", **self.options)
+        self.maybe_build()
+
+    def build(self, input_shape: Any) -> None:
+        self.beit.build(input_shape)
+        for layer in (self.layernorm, self.lm_head):
+            layer.build((None, None, self.config.hidden_size))
+
+    def call(
+        self,
+        pixel_values: tf.Tensor,
+        bool_masked_pos: tf.Tensor | None = None,
+        labels: tf.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> ModelOutput | tuple[tf.Tensor, ...]:
+        """Predict visual tokens; the other arguments are those of `TFBeitModel`.
+
+        Args:
+            labels: (masked patches,), the visual token of each, image after image; -100 for one that is left out.
+
+        Returns:
+            loss, a scalar, if labels are given; logits (batch, patches, vocab_size) of all patches; hidden_states and
+            attentions as `TFBeitModel`.
+
+        Raises:
+            InputError: inputs of another shape, labels out of range, or another number of them than of masked patches.
+        """
+        if isinstance(pixel_values, dict):
+            known = {"bool_masked_pos": bool_masked_pos, "labels": labels}
+            pixel_values, bool_masked_pos, labels = self.unpack(pixel_values, **known)
+        outputs: Any = self.beit(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = linear(self.lm_head, self.layernorm(outputs["last_hidden_state"])[:, 1:])
+        return collect(
+            self.config.return_dict if return_dict is None else return_dict,
+            loss=None if labels is None else visual_token_loss(logits, labels, bool_masked_pos),
+            logits=logits,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
