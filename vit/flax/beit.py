@@ -156,7 +156,7 @@ class FlaxBeitModel(FlaxBeitPreTrainedModel):
         return {"add_pooling_layer": self.pooler is not None}
 
 
-class FlaxBeitForImageClassification(FlaxBeitPreTrainedModel, FlaxViTForImageClassification):
+class FlaxBeitForImageClassification(FlaxBeitPreTrainedModel, FlaxViTForImageClassification):  # type: ignore[misc]  # config
     """BEiT with a linear head on what its pooler gives (transformers' FlaxBeitForImageClassification)."""
 
     base_class = FlaxBeitModel

@@ -16,8 +16,7 @@ from ..families.deit import DeiTConfig
 from ..outputs import ModelOutput, collect
 from .eager import call
 from .layers import ViTEmbeddings, dense
-from .pretrained import FlaxPreTrainedModel
-from .vit import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
+from .vit import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel, FlaxViTPreTrainedModel
 
 
 class DeiTEmbeddings(ViTEmbeddings):
@@ -26,7 +25,7 @@ class DeiTEmbeddings(ViTEmbeddings):
     tokens = ("cls_token", "distillation_token")
 
 
-class FlaxDeiTPreTrainedModel(FlaxPreTrainedModel):
+class FlaxDeiTPreTrainedModel(FlaxViTPreTrainedModel):
     """What the classes of this family are."""
 
     config_class = DeiTConfig

@@ -139,7 +139,7 @@ class BeitModel(BeitPreTrainedModel):
         )
 
 
-class BeitForImageClassification(BeitPreTrainedModel, ViTForImageClassification):
+class BeitForImageClassification(BeitPreTrainedModel, ViTForImageClassification):  # type: ignore[misc]  # config
     """BEiT with a linear head on what its pooler gives (transformers' BeitForImageClassification)."""
 
     base_class = BeitModel

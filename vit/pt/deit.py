@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ..families.deit import DeiTConfig
 from ..outputs import ModelOutput, collect
 from .layers import ViTEmbeddings
-from .pretrained import PreTrainedModel
-from .vit import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+from .vit import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel, ViTPreTrainedModel
 
 
 class DeiTEmbeddings(ViTEmbeddings):
@@ -22,7 +21,7 @@ class DeiTEmbeddings(ViTEmbeddings):
     tokens = ("cls_token", "distillation_token")
 
 
-class DeiTPreTrainedModel(PreTrainedModel):
+class DeiTPreTrainedModel(ViTPreTrainedModel):
     """What the classes of this family are."""
 
     config_class = DeiTConfig

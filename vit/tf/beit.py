@@ -26,6 +26,8 @@ from .vit import TFViTForImageClassification
 class BeitEncoder(ViTEncoder):
     """The stack of encoder layers, with the tables of their relative position biases."""
 
+    config: BeitConfig
+
     def __init__(self, config: BeitConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         options = {"name": "relative_position_bias", **self.options}
@@ -165,7 +167,7 @@ class TFBeitModel(TFBeitPreTrainedModel):
 
 
 @keras.saving.register_keras_serializable("trivit")
-class TFBeitForImageClassification(TFBeitPreTrainedModel, TFViTForImageClassification):
+class TFBeitForImageClassification(TFBeitPreTrainedModel, TFViTForImageClassification):  # type: ignore[misc]  # config
     """BEiT with a linear head on what its pooler gives (transformers' BeitForImageClassification)."""
 
     base_class = TFBeitModel

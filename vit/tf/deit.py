@@ -14,8 +14,7 @@ from ..families.deit import DeiTConfig
 from ..outputs import ModelOutput, collect
 from .layers import ViTEmbeddings
 from .linear import dense
-from .pretrained import TFPreTrainedModel
-from .vit import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
+from .vit import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel, TFViTPreTrainedModel
 
 
 class DeiTEmbeddings(ViTEmbeddings):
@@ -24,7 +23,7 @@ class DeiTEmbeddings(ViTEmbeddings):
     tokens = ("cls_token", "distillation_token")
 
 
-class TFDeiTPreTrainedModel(TFPreTrainedModel):
+class TFDeiTPreTrainedModel(TFViTPreTrainedModel):
     """What the classes of this family are."""
 
     config_class = DeiTConfig
