@@ -102,7 +102,7 @@ def edit_tensors(edit: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path
 
 CONFIG_FILES = {
     "no config.json": (remove("config.json"), CheckpointError, "has no config.json; expected a folder that"),
-    "config.json is a folder": (make_folder("config.json"), CheckpointError, r"config\.json cannot be read: Is a dir"),
+    "config.json is a folder": (make_folder("config.json"), CheckpointError, r"json is a folder; expected a file"),
     "empty": (rewrite("config.json", b""), CheckpointError, r"config\.json is not JSON: .* Write or download it again"),
     "cut": (rewrite("config.json", lambda text: text[:-20]), CheckpointError, r"config\.json is not JSON"),
     "binary": (rewrite("config.json", b"\xff\xfe\x00\x81"), CheckpointError, r"config\.json is not JSON"),
@@ -134,7 +134,7 @@ NORM, QUERY = "vit.layernorm.weight", "vit.encoder.layer.1.attention.attention.q
 
 WEIGHT_FILES = {
     "no weights": (remove(WEIGHTS), r"has no model\.safetensors, .* or pytorch_model\.bin: there are no weights"),
-    "weights are a folder": (make_folder(WEIGHTS), r"has no model\.safetensors, .*: there are no weights"),
+    "weights are a folder": (make_folder(WEIGHTS), r"model\.safetensors is a folder; expected a file"),
     "empty": (rewrite(WEIGHTS, b""), NOT_WHOLE),
     "seven bytes": (rewrite(WEIGHTS, b"1234567"), NOT_WHOLE),
     "cut in the header": (rewrite(WEIGHTS, lambda content: content[:100]), NOT_WHOLE),
@@ -198,7 +198,7 @@ SHARDS = {
     "a shard at an absolute path": (edit_map(lambda m: m.update({NORM: "/etc/passwd"})), OUTSIDE),
     "a shard in a folder below": (edit_map(lambda m: m.update({NORM: "sub/a.safetensors"})), OUTSIDE),
     "a shard of no name": (edit_map(lambda m: m.update({NORM: ""})), "lacks the shard"),
-    "a shard that is the folder above": (edit_map(lambda m: m.update({NORM: ".."})), r"lacks the shard \.\."),
+    "a shard that is the folder above": (edit_map(lambda m: m.update({NORM: ".."})), r"\. is a folder; expected"),
     "a tensor in no shard": (edit_map(lambda m: m.update({"vit.x": SHARD})), r"names tensors that are not .*: vit\.x"),
     "a tensor in another shard": (edit_map(lambda m: m.update({NORM: SHARD})), f"tensors that are not .*: {NORM}"),
 }  # fmt: skip

@@ -9,7 +9,6 @@ import os
 import pickle
 import resource
 import shutil
-import subprocess
 import sys
 import time
 import warnings
@@ -488,14 +487,15 @@ def test_a_disk_that_takes_no_more_leaves_the_old_checkpoint_and_is_named(tmp_pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # the system refuses to write further into a file
     try:
-        with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be saved into: File too large"):
+        reason = r"cannot be saved into: File too large \(model\.safetensors\)\. It is as it was"
+        with pytest.raises(CheckpointError, match=reason):
             write(tmp_path, some_tensors(1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_a_failing_disk_leaves_the_old_checkpoint_and_is_named(tmp_path, monkeypatch, call):
     write(tmp_path, some_tensors(0), max_shard_size="1KB")
     before = files(tmp_path)
@@ -508,68 +508,6 @@ def test_a_failing_disk_leaves_the_old_checkpoint_and_is_named(tmp_path, monkeyp
         write(tmp_path, some_tensors(1), max_shard_size="1KB")
     assert error.value.__cause__.errno == errno.ENOSPC
     assert files(tmp_path) == before
-
-
-KILLED = """
-import os, shutil, signal, sys
-from pathlib import Path
-from typing import Any
-import numpy as np
-from vit import ViTConfig, checkpoint
-
-def save(folder, value, size):
-    tensors = {name: np.full(100, value, np.float32) for name in "abcd"}
-    checkpoint.write(folder, ViTConfig(), {name: ((100,), np.dtype("f4")) for name in tensors}, read(tensors), size)
-
-def read(tensors):
-    def one(name):
-        step()
-        return tensors[name]
-    return one
-
-def values(folder):
-    opened = checkpoint.Checkpoint(folder)
-    return {float(value) for name in "abcd" for value in opened.read(name)}
-
-step = lambda: None
-old_size, new_size, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-for kill_at in range(1000):
-    shutil.rmtree(folder, ignore_errors=True)
-    save(folder, 1, old_size)
-    child = os.fork()
-    if not child:
-        left = [kill_at]
-        def step(*args):
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left[0] -= 1
-        def before(function):
-            def stepping(*args, **kwargs):
-                step()
-                return function(*args, **kwargs)
-            return stepping
-        for name in ("fsync", "replace", "unlink", "mkdir"):
-            setattr(os, name, before(getattr(os, name)))
-        save(folder, 2, new_size)
-        os._exit(0)
-    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    assert killed or values(folder) == {2.0}, values(folder)
-    assert values(folder) in ({1.0}, {2.0}), (kill_at, values(folder))
-    save(folder, 3, new_size)  # the next save goes as if nothing had been
-    assert values(folder) == {3.0}
-    if not killed:
-        print(kill_at)
-        break
-"""
-
-
-@pytest.mark.parametrize(("old_size", "new_size"), [("5GB", "5GB"), ("5GB", "400"), ("400", "5GB"), ("400", "400")])
-def test_a_save_killed_at_any_step_leaves_a_whole_checkpoint(tmp_path, old_size, new_size):
-    command = [sys.executable, "-c", KILLED, old_size, new_size, str(tmp_path / "folder")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 9  # arrays, fsync and replace of two files at least were interrupted
 
 
 def test_a_folder_where_a_file_should_go_is_refused_before_anything_is_replaced(tmp_path):
@@ -790,10 +728,17 @@ def test_a_file_cut_after_it_was_opened_is_named(tmp_path):
         opened.read(last)
 
 
-def test_the_array_read_is_the_callers_own(tmp_path):
-    opened = Checkpoint(write(tmp_path, some_tensors()))
-    opened.read("a.bias")[:] = 0
-    np.testing.assert_array_equal(opened.read("a.bias"), some_tensors()["a.bias"])
+def test_a_change_of_an_array_that_was_read_never_reaches_the_file(tmp_path):
+    before = files(write(tmp_path, some_tensors()))
+    Checkpoint(tmp_path).read("a.bias")[:] = 0
+    assert files(tmp_path) == before
+    np.testing.assert_array_equal(Checkpoint(tmp_path).read("a.bias"), some_tensors()["a.bias"])
+
+
+def test_what_was_opened_is_read_whatever_takes_its_place(tmp_path):
+    opened = Checkpoint(write(tmp_path, some_tensors(0), max_shard_size="1KB"))
+    write(tmp_path, some_tensors(1))
+    assert_same({name: opened.read(name) for name in opened.tensors}, some_tensors(0))
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -355,10 +355,11 @@ class PreTrainedConfig:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json into `folder`, which is made if needed."""
-        from .files import CONFIG, replace_files
+        from .files import CONFIG
+        from .folders import replace_files, write_text
 
         with replace_files(folder) as staging:
-            (staging / CONFIG).write_text(self.to_json(), encoding="utf-8")
+            write_text(staging / CONFIG, self.to_json())
 
     def to_json(self) -> str:
         """The text of config.json."""
@@ -422,14 +423,21 @@ def read_config(folder: Path, **overrides: Any) -> Any:
         CheckpointError: no such file, or no JSON.
         ConfigError: impossible values, or those of no family here; the file is named.
     """
-    from .files import CONFIG, read_json
+    from .files import CONFIG
+    from .folders import read_current
 
-    path = folder / CONFIG
+    config = read_current(folder / CONFIG, config_in)
+    return config.replace(**overrides) if overrides else config
+
+
+def config_in(path: Path) -> Any:
+    """As `read_config`, of the file itself."""
+    from .files import read_json
+
     try:
-        config = config_from_dict(read_json(path))
+        return config_from_dict(read_json(path))
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    return config.replace(**overrides) if overrides else config
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Any:

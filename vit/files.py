@@ -1,12 +1,8 @@
-"""The files of a checkpoint folder: their names, JSON read with errors that say what to do, and whole replacement."""
+"""The files of a checkpoint folder: their names, and JSON read with errors that say what to do."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TORCH_WEIGHTS = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+STALE_WEIGHTS = r"model(-(\d+-)?\d+-of-\d+)?\.safetensors(\.index\.json)?"
+"""What an earlier save left and a new one takes away, such as shards where there is one file now."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -41,39 +39,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a JSON {type(values).__name__}; expected an object.")
     return values
-
-
-@contextmanager
-def replace_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a staging folder whose files move into `folder` when the block ends well, and vanish when it does not.
-
-    Raises:
-        CheckpointError: `folder` is a file, or cannot be written.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file; expected a folder to save into.")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=folder, ignore_cleanup_errors=True) as staging:
-            yield Path(staging)
-            # What names the others comes after them: an index after its shards, config.json last.
-            files = sorted(
-                Path(staging).iterdir(), key=lambda path: (path.name == CONFIG, path.name in (WEIGHTS, INDEX))
-            )
-            for path in files:
-                if (folder / path.name).is_dir():
-                    raise CheckpointError(
-                        f"{folder / path.name} is a folder where a file is to be saved; move it away."
-                    )
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-            for path in files:
-                os.replace(path, folder / path.name)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be saved into: {error.strerror or error}.") from error
-    finally:
-        for path in made:  # removes what is empty, that is, after a failure
-            with suppress(OSError):
-                path.rmdir()

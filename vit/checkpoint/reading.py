@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import os
 import zipfile
 import zlib
@@ -16,9 +18,10 @@ import ml_dtypes
 import numpy as np
 
 from .. import budgets, torchfile
-from ..config import read_config
+from ..config import config_in
 from ..errors import CheckpointError, quoted, shown, summary
-from ..files import INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, read_json
+from ..files import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, read_json
+from ..folders import Find, at_one_moment
 from ..torchfile import Special, TorchFile
 from ..weights import Shape
 
@@ -95,22 +98,26 @@ class Checkpoint:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.config = read_config(self.folder)
+        at_one_moment(self.folder, self._open)
+
+    def _open(self, find: Find) -> None:
+        self.config = config_in(find(CONFIG) or self.folder / CONFIG)
         self.tensors: dict[str, Tensor] = {}
+        self.pages: dict[Path, mmap.mmap] = {}  # safetensors file -> what is mapped of it
         self.pickled: dict[str, Callable[[], np.ndarray]] = {}  # name -> how to read it, of pytorch_model.bin
-        safetensors, pickles = (WEIGHTS, INDEX, self._read_safetensors), (TORCH_WEIGHTS, TORCH_INDEX, self._read_torch)
+        safetensors, pickles = (WEIGHTS, INDEX, self._map_safetensors), (TORCH_WEIGHTS, TORCH_INDEX, self._read_torch)
         for name, index, read in (safetensors, pickles):
-            if (self.folder / name).is_file():
-                read(self.folder / name)
+            if path := find(name):
+                read(path)
                 return
-            if (self.folder / index).is_file():
-                self._read_shards(self.folder / index, read)
+            if path := find(index):
+                self._read_shards(path, find, read)
                 return
         raise CheckpointError(
             f"{self.folder} has no {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}: there are no weights to load."
         )
 
-    def _read_shards(self, index: Path, read: Callable[[Path], None]) -> None:
+    def _read_shards(self, index: Path, find: Find, read: Callable[[Path], None]) -> None:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise CheckpointError(f"{index} has no weight_map of tensor names to files; write or download it again.")
@@ -119,17 +126,21 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{index} names the shard {quoted(file)}; expected a file name in the same folder."
                 )
-            if not os.path.isfile(self.folder / file):
+            path = find(file) if file else None
+            if path is None:
                 raise CheckpointError(
                     f"{self.folder} lacks the shard {shown(file)} that {index.name} names; copy it there."
                 )
-            read(self.folder / file)
+            read(path)
         found = {name: tensor.file.name for name, tensor in self.tensors.items()}
         if lost := sorted(name for name, file in weight_map.items() if found.get(name) != file):
             raise CheckpointError(f"{index} names tensors that are not in the shards it gives: {summary(lost)}.")
 
-    def _read_safetensors(self, path: Path) -> None:
+    def _map_safetensors(self, path: Path) -> None:
         self.tensors.update(read_header(path))
+        with budgets.open_file(path) as file:
+            # The file that was opened stays the one that is read, whatever takes its place.
+            self.pages[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def _read_torch(self, path: Path) -> None:
         try:
@@ -157,15 +168,16 @@ class Checkpoint:
         file, offset, dtype, shape = self.tensors[name]
         if name in self.pickled:
             try:
-                return self.pickled[name]()
+                array = self.pickled[name]()
+                return array if array.flags.writeable else array.copy()
             except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
                 raise CheckpointError(f"{shown(file)}: {shown(name)} cannot be read: {shown(error)}.") from None
         if 0 in shape:
             return np.empty(shape, dtype)
-        try:
-            return np.asarray(np.memmap(file, dtype, mode="c", offset=offset, shape=shape))
-        except ValueError:
-            raise CheckpointError(f"{file} ends before {name}: it was changed while it was being read.") from None
+        pages, count = self.pages[file], math.prod(shape)
+        if pages.size() < offset + count * dtype.itemsize:
+            raise CheckpointError(f"{file} ends before {name}: it was changed while it was being read.")
+        return np.frombuffer(pages, dtype, count, offset).reshape(shape)
 
     @property
     def dtype(self) -> np.dtype:

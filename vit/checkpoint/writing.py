@@ -16,7 +16,8 @@ import numpy as np
 
 from ..config import PreTrainedConfig
 from ..errors import CheckpointError
-from ..files import CONFIG, INDEX, WEIGHTS, replace_files
+from ..files import CONFIG, INDEX, STALE_WEIGHTS, WEIGHTS
+from ..folders import replace_files, write_text, writing
 from ..weights import Shape
 from .copying import blocks, in_order
 from .reading import CODES
@@ -41,12 +42,8 @@ def write(
     Raises:
         CheckpointError: a path that is no folder, or an unreadable `max_shard_size`.
     """
-    with replace_files(folder) as staging:
-        names = write_files(staging, config, tensors, read, max_shard_size, taken=Path(folder))
-    for path in Path(folder).iterdir():  # what an earlier save left, such as shards where there is one file now
-        is_weights = re.fullmatch(r"model(-(\d+-)?\d+-of-\d+)?\.safetensors(\.index\.json)?", path.name)
-        if is_weights and path.name not in names:
-            path.unlink()
+    with replace_files(folder, STALE_WEIGHTS) as staging:
+        write_files(staging, config, tensors, read, max_shard_size, taken=Path(folder))
 
 
 def write_files(
@@ -75,9 +72,9 @@ def write_files(
         weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         total = sum(_num_bytes(*tensors[name]) for name in tensors)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
         names.append(INDEX)
-    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    write_text(folder / CONFIG, config.to_json())
     return names
 
 
@@ -148,6 +145,6 @@ def write_safetensors(
             for rows in blocks(array):
                 file.write(in_order(array[rows], dtype).reshape(-1).view(np.uint8).data)
 
-    path.write_bytes(len(text).to_bytes(8, "little") + text)
-    with ThreadPoolExecutor(threads) as pool:
+    with writing(path), ThreadPoolExecutor(threads) as pool:
+        path.write_bytes(len(text).to_bytes(8, "little") + text)
         deque((pool.map if threads > 1 else map)(write_tensor, names), 0)  # raises what they raise

@@ -23,7 +23,8 @@ from ..budgets import image_bytes, output_pixels
 from ..config import PreTrainedConfig, read_config
 from ..errors import ConfigError, InputError, quoted
 from ..families import CONFIGS
-from ..files import read_json, replace_files
+from ..files import read_json
+from ..folders import at_one_moment, read_current, replace_files, write_text
 from . import options as opts
 from .batch import BatchFeature, check_tensor_type, is_torch, to_array, to_tensor
 from .inputs import FIRST, LAST, Frame, Reader, flatten, to_bytes
@@ -273,7 +274,7 @@ class ViTImageProcessor:
         """Write `to_json_string` to a file."""
         path = Path(json_file_path)
         with replace_files(path.parent) as staging:
-            (staging / path.name).write_text(self.to_json_string(), encoding="utf-8")
+            write_text(staging / path.name, self.to_json_string())
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **hub_options: Any
@@ -295,7 +296,7 @@ class ViTImageProcessor:
         if hub_options and not push_to_hub:
             raise ConfigError(f"{quoted(next(iter(hub_options)))} is an option of push_to_hub=True, which is not set.")
         with replace_files(folder) as staging:
-            (staging / opts.FILE).write_text(self.to_json_string(), encoding="utf-8")
+            write_text(staging / opts.FILE, self.to_json_string())
         if push_to_hub:
             self.push_to_hub(**{"repo_id": folder.resolve().name, **hub_options})
         return [os.path.join(save_directory, opts.FILE)]
@@ -340,7 +341,7 @@ def read_file(name_or_folder: str | os.PathLike[str], **hub_options: Any) -> tup
         is_file = False
     if not is_file:
         path = hub.resolve(name_or_folder, config_only=True, **hub_options) / opts.FILE
-    values = read_json(path)
+    values = read_current(path, read_json)
     inner = values.get("image_processor")  # where one file describes several processors
     return path, inner if isinstance(inner, dict) else values
 
@@ -351,8 +352,7 @@ def read_beside(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no JSON.
     """
-    config = path.parent / "config.json"
-    values = read_json(config) if config.is_file() else {}
+    values = at_one_moment(path.parent, lambda find: read_json(config) if (config := find("config.json")) else {})
     return values if isinstance(values.get("model_type"), str) else {}
 
 

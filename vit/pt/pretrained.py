@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils import _pytree
 
@@ -109,11 +107,10 @@ class PreTrainedModel(nn.Module):
             **config_overrides,
         )
         target = {"dtype": getattr(torch, fit.dtype.name), "device": device}
-        files: dict[Path, Any] = {}
         with checkpoint.garbage_uncollected():
             with torch.device("meta"):
                 model = cls(fit.config, **fit.model_options)
-            state = {name: _read(fit, name, files).to(**target) for name in fit.stored}
+            state = {name: _from_numpy(fit.read(name)).to(**target) for name in fit.stored}
             for name, shape in fit.fresh.items():
                 state[name] = _initialise(name, torch.empty(shape, **target), fit.config)
             state = {fit.config.model_name(name, cls.head): value for name, value in state.items()}
@@ -147,21 +144,6 @@ def _initialise(name: str, parameter: Tensor, config: PreTrainedConfig) -> Tenso
     return nn.init.constant_(parameter, value or 0.0)
 
 
-def _read(fit: checkpoint.Fit, name: str, files: dict[Path, Any]) -> Tensor:
-    """A parameter as a tensor: mapped to its file, without a copy, where the file holds it as it is needed.
-
-    `files` keeps each safetensors file open: opening one reads its whole header.
-    """
-    stored = fit.stored[name]
-    if name in fit.resampled or stored in fit.checkpoint.pickled:
-        array = fit.read(name)
-        return _from_numpy(array if array.flags.writeable else array.copy())
-    file = fit.checkpoint.tensors[stored].file
-    if file not in files:
-        files[file] = safe_open(file, framework="pt")
-    return files[file].get_tensor(stored)
-
-
 def _to_numpy(value: Tensor) -> np.ndarray:
     value = value.detach().cpu().contiguous()
     if value.dtype is torch.bfloat16:  # NumPy knows it through ml_dtypes alone
@@ -170,6 +152,7 @@ def _to_numpy(value: Tensor) -> np.ndarray:
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:
+    """A tensor in the memory of an array, which may be mapped to a file."""
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
