@@ -16,6 +16,8 @@ _MODULES = {
     "vit.families.vit": ("ViTConfig",),
     "vit.families.deit": ("DeiTConfig",),
     "vit.families.beit": ("BeitConfig",),
+    "vit.families.mae": ("ViTMAEConfig",),
+    "vit.families.dinov2": ("Dinov2Config", "Dinov2WithRegistersConfig"),
     "vit.outputs": ("ModelOutput",),
     "vit.errors": ("CheckpointError", "ConfigError", "InputError", "MissingFrameworkError"),
     "vit.image_processing": (
@@ -46,6 +48,12 @@ _MODULES = {
         "BeitModel",
         "BeitForImageClassification",
         "BeitForMaskedImageModeling",
+        "ViTMAEModel",
+        "ViTMAEForPreTraining",
+        "Dinov2Model",
+        "Dinov2ForImageClassification",
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersForImageClassification",
     ),
     "vit.tf": (
         "TFViTModel",
@@ -58,6 +66,12 @@ _MODULES = {
         "TFBeitModel",
         "TFBeitForImageClassification",
         "TFBeitForMaskedImageModeling",
+        "TFViTMAEModel",
+        "TFViTMAEForPreTraining",
+        "TFDinov2Model",
+        "TFDinov2ForImageClassification",
+        "TFDinov2WithRegistersModel",
+        "TFDinov2WithRegistersForImageClassification",
     ),
     "vit.flax": (
         "FlaxViTModel",
@@ -70,6 +84,12 @@ _MODULES = {
         "FlaxBeitModel",
         "FlaxBeitForImageClassification",
         "FlaxBeitForMaskedImageModeling",
+        "FlaxViTMAEModel",
+        "FlaxViTMAEForPreTraining",
+        "FlaxDinov2Model",
+        "FlaxDinov2ForImageClassification",
+        "FlaxDinov2WithRegistersModel",
+        "FlaxDinov2WithRegistersForImageClassification",
     ),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -82,6 +102,8 @@ if TYPE_CHECKING:
     from .errors import CheckpointError, ConfigError, InputError, MissingFrameworkError
     from .families.beit import BeitConfig
     from .families.deit import DeiTConfig
+    from .families.dinov2 import Dinov2Config, Dinov2WithRegistersConfig
+    from .families.mae import ViTMAEConfig
     from .families.vit import ViTConfig
     from .flax import (
         FlaxBeitForImageClassification,
@@ -91,8 +113,14 @@ if TYPE_CHECKING:
         FlaxDeiTForImageClassificationWithTeacher,
         FlaxDeiTForMaskedImageModeling,
         FlaxDeiTModel,
+        FlaxDinov2ForImageClassification,
+        FlaxDinov2Model,
+        FlaxDinov2WithRegistersForImageClassification,
+        FlaxDinov2WithRegistersModel,
         FlaxViTForImageClassification,
         FlaxViTForMaskedImageModeling,
+        FlaxViTMAEForPreTraining,
+        FlaxViTMAEModel,
         FlaxViTModel,
     )
     from .image_processing import (
@@ -120,8 +148,14 @@ if TYPE_CHECKING:
         DeiTForImageClassificationWithTeacher,
         DeiTForMaskedImageModeling,
         DeiTModel,
+        Dinov2ForImageClassification,
+        Dinov2Model,
+        Dinov2WithRegistersForImageClassification,
+        Dinov2WithRegistersModel,
         ViTForImageClassification,
         ViTForMaskedImageModeling,
+        ViTMAEForPreTraining,
+        ViTMAEModel,
         ViTModel,
     )
     from .tf import (
@@ -132,8 +166,14 @@ if TYPE_CHECKING:
         TFDeiTForImageClassificationWithTeacher,
         TFDeiTForMaskedImageModeling,
         TFDeiTModel,
+        TFDinov2ForImageClassification,
+        TFDinov2Model,
+        TFDinov2WithRegistersForImageClassification,
+        TFDinov2WithRegistersModel,
         TFViTForImageClassification,
         TFViTForMaskedImageModeling,
+        TFViTMAEForPreTraining,
+        TFViTMAEModel,
         TFViTModel,
     )
 

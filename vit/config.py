@@ -290,6 +290,11 @@ class PreTrainedConfig:
         return True
 
     @property
+    def interpolation(self) -> Mapping[str, Any]:
+        """How position embeddings are resampled: the options of `posemb.bicubic_matrix`."""
+        return {}
+
+    @property
     def layer_scale(self) -> float:
         """Initial value of the factors of each branch of an encoder layer; 0 where there are none."""
         return 0.0
@@ -405,15 +410,16 @@ class PreTrainedConfig:
             **linear_shapes(f"{name}.output.dense", mlp_width, width),
         }
 
-    def initial_value(self, name: str) -> float | None:
-        """The number that a fresh parameter starts from; None for a truncated normal of `initializer_range`."""
+    def initial_value(self, name: str) -> float | np.ndarray | str | None:
+        """What a fresh parameter starts from: a number, an array, numbers drawn as "xavier_uniform" says, or None for a
+        truncated normal of `initializer_range`."""
         return initial_value(name)
 
     def resample(self, name: str, array: np.ndarray, old_grid: tuple[int, int]) -> np.ndarray:
         """A stored parameter, one of `grid_parameters`, for this configuration's grid of patches."""
         from .posemb import interpolate  # NumPy's import would double that of this file
 
-        return interpolate(array, old_grid, self.grid_size)
+        return interpolate(array, old_grid, self.grid_size, **self.interpolation)
 
 
 def read_config(folder: Path, **overrides: Any) -> Any:

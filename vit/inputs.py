@@ -94,12 +94,38 @@ def check_bool_masked_pos(
     """
     if not has_mask_token:
         raise InputError("bool_masked_pos needs a mask token: build the model with use_mask_token=True.")
+    check_patch_values("bool_masked_pos", shape, batch, num_patches)
+
+
+def check_patch_values(name: str, shape: Sequence[int | None], batch: int | None, num_patches: int) -> None:
+    """Check the shape of an input with a value for each patch, (batch, patches).
+
+    Raises:
+        InputError: another shape; the input is named.
+    """
     fits = len(shape) == 2 and shape[1] in (None, num_patches) and (None in (batch, shape[0]) or shape[0] == batch)
     if not fits:
         expected = f"({'batch' if batch is None else batch}, {num_patches})"
+        raise InputError(f"{name} has the shape {tuple(shape)}; expected {expected}, one value for each patch.")
+
+
+def check_patches(
+    config: PreTrainedConfig, shape: Sequence[int | None], image_size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Check the shape of cut-up images, (batch, patches, numbers of a patch), and return their grid (rows, columns).
+
+    Raises:
+        InputError: another shape than that of images of `image_size`, or of the configuration's if that is None.
+    """
+    (height, width), (patch_height, patch_width) = to_pair(image_size or config.image_size), to_pair(config.patch_size)
+    rows, columns = height // patch_height, width // patch_width
+    expected = rows * columns, patch_height * patch_width * config.num_channels
+    if len(shape) != 3 or shape[1] not in (None, expected[0]) or shape[2] not in (None, expected[1]):
         raise InputError(
-            f"bool_masked_pos has the shape {tuple(shape)}; expected {expected}, one value for each patch."
+            f"patches has the shape {tuple(shape)}; expected (batch, {expected[0]}, {expected[1]}) of images of "
+            f"{height} x {width}. Say another size as original_image_size=(height, width)."
         )
+    return rows, columns
 
 
 def resolve_problem_type(config: PreTrainedConfig, labels_are_integers: bool) -> str:

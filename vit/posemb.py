@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 
 @lru_cache(maxsize=64)
-def bicubic_matrix(old: int, new: int) -> np.ndarray:
-    """The (new, old) float64 matrix that resamples `old` points to `new` along one axis.
+def bicubic_matrix(old: int, new: int, offset: float = 0.0, antialias: bool = False) -> np.ndarray:
+    """The (new, old) float64 matrix that resamples `old` points to `new` along one axis, with half-pixel centres.
 
-    Cubic convolution (Keys 1981) with a = -0.75, half-pixel centres, edges clamped, no antialiasing: what
+    Cubic convolution (Keys 1981) with a = -0.75, edges clamped: what
     `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` computes, with which the published
     checkpoints were evaluated. Resampling to the same length is the identity.
+
+    Args:
+        old: points there are.
+        new: points wanted.
+        offset: added to `new` where distances are computed, as facebookresearch/dinov2 does with 0.1.
+        antialias: as torch does with `antialias=True`: a = -0.5, a kernel as wide as the new points are apart, cut at
+            the edges.
     """
-    a = -0.75
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
-    left = np.floor(centre)
-    matrix = np.zeros((new, old))
-    for tap in (-1, 0, 1, 2):
-        t = np.abs(centre - left - tap)
-        near = ((a + 2) * t - (a + 3)) * t * t + 1  # |t| <= 1
-        far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a  # 1 < |t| <= 2
-        column = np.clip(left + tap, 0, old - 1).astype(int)
-        np.add.at(matrix, (np.arange(new), column), np.where(t <= 1, near, far))
+    if antialias:
+        scale = old / new
+        t = np.abs(np.arange(old) + 0.5 - scale * (np.arange(new)[:, None] + 0.5)) / max(scale, 1)
+        matrix = _cubic(t, -0.5)
+        matrix /= matrix.sum(1, keepdims=True)
+    else:
+        centre = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
+        left = np.floor(centre)
+        matrix = np.zeros((new, old))
+        for tap in (-1, 0, 1, 2):
+            column = np.clip(left + tap, 0, old - 1).astype(int)
+            np.add.at(matrix, (np.arange(new), column), _cubic(np.abs(centre - left - tap), -0.75))
     matrix.flags.writeable = False  # the cache hands the same array to everyone
     return matrix
+
+
+def _cubic(t: np.ndarray, a: float) -> np.ndarray:
+    """The weight of a point at a distance of t points."""
+    near = ((a + 2) * t - (a + 3)) * t * t + 1  # t <= 1
+    far = a * (t - 1) * (t - 2) ** 2  # 1 < t <= 2
+    return np.where(t <= 1, near, np.where(t < 2, far, 0))
 
 
 @lru_cache(maxsize=64)
@@ -59,7 +76,9 @@ def interpolate_table(table: np.ndarray, old_grid: tuple[int, int], new_grid: tu
     return np.concatenate([patches.astype(table.dtype), table[-3:]])
 
 
-def interpolate(position_embeddings: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
+def interpolate(
+    position_embeddings: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int], **kernel: Any
+) -> np.ndarray:
     """Resample stored position embeddings to another grid.
 
     Args:
@@ -67,6 +86,7 @@ def interpolate(position_embeddings: np.ndarray, old_grid: tuple[int, int], new_
             patches.
         old_grid: (rows, columns) they were trained on.
         new_grid: (rows, columns) wanted.
+        **kernel: options of `bicubic_matrix`.
 
     Returns:
         (1, prefix + new rows * new columns, hidden_size) in the same dtype; computed in float64.
@@ -74,7 +94,23 @@ def interpolate(position_embeddings: np.ndarray, old_grid: tuple[int, int], new_
     hidden_size = position_embeddings.shape[-1]
     first = position_embeddings.shape[1] - old_grid[0] * old_grid[1]
     prefix, patches = position_embeddings[:, :first], position_embeddings[0, first:].astype(np.float64)
-    rows, columns = (bicubic_matrix(old, new) for old, new in zip(old_grid, new_grid, strict=True))
+    rows, columns = (bicubic_matrix(*pair, **kernel) for pair in zip(old_grid, new_grid, strict=True))
     patches = np.einsum("hr,wc,rcd->hwd", rows, columns, patches.reshape(*old_grid, hidden_size), optimize=True)
     patches = patches.reshape(1, -1, hidden_size).astype(position_embeddings.dtype)
     return np.concatenate([prefix, patches], axis=1)
+
+
+def sincos(grid: tuple[int, int], width: int) -> np.ndarray:
+    """Fixed position embeddings of a grid of patches (Vaswani et al. 2017, of two axes as in He et al. 2022).
+
+    Args:
+        grid: (rows, columns).
+        width: of a token; a multiple of 4.
+
+    Returns:
+        (1, rows * columns, width), float64: sines and cosines of the column, then of the row.
+    """
+    rows, columns = grid
+    frequencies = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+    row, column = (axis.reshape(-1, 1) * frequencies for axis in np.mgrid[:rows, :columns])
+    return np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1)[None]

@@ -15,6 +15,9 @@ CONFIGS = {
     "vit": "vit.ViTConfig",
     "deit": "deit.DeiTConfig",
     "beit": "beit.BeitConfig",
+    "vit_mae": "mae.ViTMAEConfig",
+    "dinov2": "dinov2.Dinov2Config",
+    "dinov2_with_registers": "dinov2.Dinov2WithRegistersConfig",
 }
 """model_type -> the family's file in each room, and its configuration."""
 

@@ -17,6 +17,13 @@ from .deit import (
     FlaxDeiTForMaskedImageModeling,
     FlaxDeiTModel,
 )
+from .dinov2 import (
+    FlaxDinov2ForImageClassification,
+    FlaxDinov2Model,
+    FlaxDinov2WithRegistersForImageClassification,
+    FlaxDinov2WithRegistersModel,
+)
+from .mae import FlaxViTMAEForPreTraining, FlaxViTMAEModel
 from .vit import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
 
 __all__ = [
@@ -27,7 +34,13 @@ __all__ = [
     "FlaxDeiTForImageClassificationWithTeacher",
     "FlaxDeiTForMaskedImageModeling",
     "FlaxDeiTModel",
+    "FlaxDinov2ForImageClassification",
+    "FlaxDinov2Model",
+    "FlaxDinov2WithRegistersForImageClassification",
+    "FlaxDinov2WithRegistersModel",
     "FlaxViTForImageClassification",
     "FlaxViTForMaskedImageModeling",
+    "FlaxViTMAEForPreTraining",
+    "FlaxViTMAEModel",
     "FlaxViTModel",
 ]

@@ -104,20 +104,23 @@ class ViTEmbeddings(nnx.Module):
 
     def interpolated_position_embeddings(self, grid: tuple[int, int]) -> Array:
         """Position embeddings for a grid of (rows, columns) patches: (1, T, D)."""
-        position_embeddings = self.position_embeddings[...]
-        if grid == self.config.grid_size:
-            return position_embeddings
-        dtype = jnp.promote_types(position_embeddings.dtype, jnp.float32)
-        first = len(self.tokens)
-        tokens, patches = position_embeddings[:, :first], position_embeddings[0, first:].astype(dtype)
-        patches = patches.reshape(*self.config.grid_size, -1)  # (rows, columns, D)
-        rows, columns = (
-            jnp.asarray(bicubic_matrix(old, new), dtype)
-            for old, new in zip(self.config.grid_size, grid, strict=True)
-        )  # fmt: skip
-        patches = jnp.einsum("hr,rcd->hcd", rows, patches)
-        patches = jnp.einsum("wc,hcd->hwd", columns, patches).reshape(1, -1, patches.shape[-1])
-        return jnp.concatenate([tokens, patches.astype(tokens.dtype)], axis=1)
+        return interpolate(self.position_embeddings[...], self.config.grid_size, grid, **self.config.interpolation)
+
+
+def interpolate(positions: Array, old_grid: tuple[int, int], new_grid: tuple[int, int], **kernel: Any) -> Array:
+    """`posemb.interpolate` in JAX: (1, T of the old grid, D) -> (1, T of the new one, D)."""
+    if new_grid == old_grid:
+        return positions
+    dtype = jnp.promote_types(positions.dtype, jnp.float32)
+    first = positions.shape[1] - old_grid[0] * old_grid[1]
+    tokens, patches = positions[:, :first], positions[0, first:].astype(dtype)
+    patches = patches.reshape(*old_grid, positions.shape[-1])  # (rows, columns, D)
+    rows, columns = (
+        jnp.asarray(bicubic_matrix(*pair, **kernel), dtype) for pair in zip(old_grid, new_grid, strict=True)
+    )
+    patches = jnp.einsum("hr,rcd->hcd", rows, patches)
+    patches = jnp.einsum("wc,hcd->hwd", columns, patches).reshape(1, -1, positions.shape[-1])
+    return jnp.concatenate([tokens, patches.astype(tokens.dtype)], axis=1)
 
 
 class ViTSelfAttention(nnx.Module):

@@ -10,10 +10,12 @@ import numpy as np
 from jax import Array
 
 from ..config import PreTrainedConfig, to_pair
+from ..families.mae import ViTMAEConfig
 from ..inputs import (
     IGNORED_LABEL,
     check_label_values,
     check_labels_shape,
+    check_patches,
     check_visual_tokens,
     resolve_problem_type,
 )
@@ -101,3 +103,43 @@ def reconstruction_loss(
     pixel_values = jnp.asarray(pixel_values)[:, :, : mask.shape[2], : mask.shape[3]].astype(dtype)
     difference = jnp.abs(pixel_values - reconstruction.astype(dtype))
     return (difference * mask).sum() / (mask.sum() + 1e-5) / config.num_channels
+
+
+def masked_patch_loss(config: ViTMAEConfig, pixel_values: Array, logits: Array, mask: Array) -> Array:
+    """The mean squared difference over the masked patches (He et al. 2022, Section 3).
+
+    Args:
+        config: its patch_size, and norm_pix_loss for a target of mean 0 and variance 1 in each patch.
+        pixel_values: (batch, channels, height, width).
+        logits: (batch, patches, numbers of a patch).
+        mask: (batch, patches), 1 for a masked one.
+
+    Returns:
+        A scalar of at least float32.
+    """
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    target = patchify(config, jnp.asarray(pixel_values)).astype(dtype)
+    if config.norm_pix_loss:
+        mean, variance = target.mean(-1, keepdims=True), target.var(-1, keepdims=True, ddof=1)  # unbiased
+        target = (target - mean) / (variance + 1e-6) ** 0.5
+    difference = ((logits.astype(dtype) - target) ** 2).mean(-1)  # (B, N)
+    return (difference * mask).sum() / mask.sum()
+
+
+def patchify(config: PreTrainedConfig, pixel_values: Array) -> Array:
+    """(B, C, height, width) -> (B, N, height * width of a patch * C)."""
+    height, width = to_pair(config.patch_size)
+    batch, channels, rows, columns = pixel_values.shape
+    rows, columns = rows // height, columns // width
+    pixels = pixel_values[:, :, : rows * height, : columns * width]
+    # One axis at a time, because a mesh with explicit axes knows no other reshape of a sharded array.
+    pixels = pixels.reshape(batch, channels, rows, height, columns * width)
+    pixels = pixels.reshape(batch, channels, rows, height, columns, width).transpose(0, 2, 4, 3, 5, 1)
+    return pixels.reshape(batch, rows, columns, height * width * channels).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(config: PreTrainedConfig, patches: Array, image_size: tuple[int, int] | None = None) -> Array:
+    """The inverse of `patchify`, for images of `image_size`, or of `config.image_size` if that is None."""
+    (rows, columns), (height, width) = check_patches(config, patches.shape, image_size), to_pair(config.patch_size)
+    pixels = patches.reshape(-1, rows, columns, height, width, config.num_channels).transpose(0, 5, 1, 3, 2, 4)
+    return pixels.reshape(-1, config.num_channels, rows * height, columns * width)

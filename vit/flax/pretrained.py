@@ -25,6 +25,10 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+class Fixed(nnx.Variable):
+    """What a checkpoint holds and training leaves as it is."""
+
+
 class FlaxPreTrainedModel(nnx.Module):
     """A model with a configuration, whose modules form the tree that the published parameter names spell."""
 
@@ -148,7 +152,9 @@ def _initialise(name: str, shape: tuple[int, ...], dtype: np.dtype, rngs: Any, c
     value = config.initial_value(name)
     if value is None:
         return jax.nn.initializers.truncated_normal(config.initializer_range)(rngs.params(), shape, dtype)
-    return jnp.full(shape, value, dtype)
+    if value == "xavier_uniform":
+        return jax.nn.initializers.glorot_uniform()(rngs.params(), shape, dtype)
+    return jnp.broadcast_to(jnp.asarray(value, dtype), shape)
 
 
 def _device(device: Any) -> Any:

@@ -16,6 +16,13 @@ from .deit import (
     DeiTForMaskedImageModeling,
     DeiTModel,
 )
+from .dinov2 import (
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    Dinov2WithRegistersForImageClassification,
+    Dinov2WithRegistersModel,
+)
+from .mae import ViTMAEForPreTraining, ViTMAEModel
 from .quantization import prepack, quantize
 from .vit import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
@@ -27,8 +34,14 @@ __all__ = [
     "DeiTForImageClassificationWithTeacher",
     "DeiTForMaskedImageModeling",
     "DeiTModel",
+    "Dinov2ForImageClassification",
+    "Dinov2Model",
+    "Dinov2WithRegistersForImageClassification",
+    "Dinov2WithRegistersModel",
     "ViTForImageClassification",
     "ViTForMaskedImageModeling",
+    "ViTMAEForPreTraining",
+    "ViTMAEModel",
     "ViTModel",
     "prepack",
     "quantize",

@@ -62,30 +62,45 @@ class ViTEmbeddings(nn.Module):
 
     def interpolated_position_embeddings(self, grid: tuple[int, int]) -> Tensor:
         """Position embeddings for a grid of (rows, columns) patches: (1, T, D)."""
-        position_embeddings = self.position_embeddings
-        if grid == self.config.grid_size:
-            return position_embeddings
-        dtype = torch.promote_types(position_embeddings.dtype, torch.float32)
-        first = len(self.tokens)
-        tokens, patches = position_embeddings[:, :first], position_embeddings[0, first:].to(dtype)
-        patches = patches.unflatten(0, self.config.grid_size)  # (rows, columns, D)
-        rows, columns = (
-            bicubic_matrix(old, new, like=patches) for old, new in zip(self.config.grid_size, grid, strict=True)
-        )
-        patches = torch.einsum("hr,rcd->hcd", rows, patches)
-        patches = torch.einsum("wc,hcd->hwd", columns, patches).flatten(0, 1)[None]
-        return torch.cat([tokens, patches.to(tokens.dtype)], dim=1)
+        return interpolate(self.position_embeddings, self.config.grid_size, grid, **self.config.interpolation)
 
 
-def bicubic_matrix(old: int, new: int, like: Tensor) -> Tensor:
+def interpolate(positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], **kernel: Any) -> Tensor:
+    """`posemb.interpolate` in tensors: (1, T of the old grid, D) -> (1, T of the new one, D)."""
+    if new_grid == old_grid:
+        return positions
+    first = positions.shape[1] - old_grid[0] * old_grid[1]
+    tokens, patches = positions[:, :first], positions[0, first:]
+    patches = patches.to(torch.promote_types(positions.dtype, torch.float32)).unflatten(
+        0, old_grid
+    )  # (rows, columns, D)
+    rows, columns = (bicubic_matrix(*pair, like=patches, **kernel) for pair in zip(old_grid, new_grid, strict=True))
+    patches = torch.einsum("hr,rcd->hcd", rows, patches)
+    patches = torch.einsum("wc,hcd->hwd", columns, patches).flatten(0, 1)[None]
+    return torch.cat([tokens, patches.to(tokens.dtype)], dim=1)
+
+
+def bicubic_matrix(old: int, new: int, like: Tensor, offset: float = 0.0, antialias: bool = False) -> Tensor:
     """`posemb.bicubic_matrix` in tensors, because torch.compile and torch.export may leave the sizes open."""
-    a, device = -0.75, like.device
-    centre = (2 * torch.arange(new, device=device) + 1) * old - new  # in units of 1 / (2 new): exact
-    taps = centre.div(2 * new, rounding_mode="floor")[:, None] + torch.arange(-1, 3, device=device)  # (new, 4)
-    t = ((centre[:, None] - taps * (2 * new)).to(like.dtype) / (2 * new)).abs()
-    weights = torch.where(t <= 1, ((a + 2) * t - (a + 3)) * t**2 + 1, a * (t - 1) * (t - 2) ** 2)
-    columns = taps.clamp(0, old - 1)[:, :, None] == torch.arange(old, device=device)  # (new, 4, old)
+    points, device = torch.arange(old, device=like.device), like.device
+    if antialias:
+        scale = like.new_ones(()) * old / new
+        centre = scale * (torch.arange(new, device=device) + 0.5)[:, None]
+        weights = cubic((points + 0.5 - centre).abs() / scale.clamp(min=1), -0.5)  # (new, old)
+        return weights / weights.sum(1, keepdim=True)
+    exact = torch.int64 if offset == 0 else like.dtype
+    size = new if offset == 0 else new + offset
+    centre = (2 * torch.arange(new, dtype=exact, device=device) + 1) * old - size  # in units of 1 / (2 size)
+    taps = centre.div(2 * size, rounding_mode="floor")[:, None] + torch.arange(-1, 3, device=device)  # (new, 4)
+    weights = cubic(((centre[:, None] - taps * (2 * size)).to(like.dtype) / (2 * size)).abs(), -0.75)
+    columns = taps.clamp(0, old - 1)[:, :, None] == points  # (new, 4, old)
     return (weights[:, :, None] * columns).sum(1)
+
+
+def cubic(t: Tensor, a: float) -> Tensor:
+    """The weight of a point at a distance of t points (Keys 1981)."""
+    far = torch.where(t < 2, a * (t - 1) * (t - 2) ** 2, 0)
+    return torch.where(t <= 1, ((a + 2) * t - (a + 3)) * t**2 + 1, far)
 
 
 class ViTSelfAttention(nn.Module):

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ..config import PreTrainedConfig, to_pair
 from ..errors import InputError
+from ..families.mae import ViTMAEConfig
 from ..inputs import (
     IGNORED_LABEL,
     check_label_values,
     check_labels_shape,
+    check_patches,
     check_tensors,
     check_visual_tokens,
     resolve_problem_type,
@@ -102,3 +104,40 @@ def reconstruction_loss(
     pixel_values = pixel_values[:, :, : mask.shape[2], : mask.shape[3]].to(dtype)
     difference = (pixel_values - reconstruction.to(dtype)).abs()
     return (difference * mask).sum() / (mask.sum() + 1e-5) / config.num_channels
+
+
+def masked_patch_loss(config: ViTMAEConfig, pixel_values: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
+    """The mean squared difference over the masked patches (He et al. 2022, Section 3).
+
+    Args:
+        config: its patch_size, and norm_pix_loss for a target of mean 0 and variance 1 in each patch.
+        pixel_values: (batch, channels, height, width).
+        logits: (batch, patches, numbers of a patch).
+        mask: (batch, patches), 1 for a masked one.
+
+    Returns:
+        A scalar of at least float32.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    target = patchify(config, pixel_values).to(dtype)
+    if config.norm_pix_loss:
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)  # unbiased
+        target = (target - mean) / (variance + 1e-6) ** 0.5
+    difference = ((logits.to(dtype) - target) ** 2).mean(-1)  # (B, N)
+    return (difference * mask).sum() / mask.sum()
+
+
+def patchify(config: PreTrainedConfig, pixel_values: Tensor) -> Tensor:
+    """(B, C, height, width) -> (B, N, height * width of a patch * C)."""
+    height, width = to_pair(config.patch_size)
+    rows, columns = pixel_values.shape[2] // height, pixel_values.shape[3] // width
+    pixels = pixel_values[:, :, : rows * height, : columns * width]
+    pixels = pixels.unflatten(3, (columns, width)).unflatten(2, (rows, height))
+    return pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(config: PreTrainedConfig, patches: Tensor, image_size: tuple[int, int] | None = None) -> Tensor:
+    """The inverse of `patchify`, for images of `image_size`, or of `config.image_size` if that is None."""
+    rows, columns = check_patches(config, patches.shape, image_size)
+    pixels = patches.unflatten(2, (*to_pair(config.patch_size), -1)).unflatten(1, (rows, columns))
+    return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

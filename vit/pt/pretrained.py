@@ -141,6 +141,11 @@ def _initialise(name: str, parameter: Tensor, config: PreTrainedConfig) -> Tenso
     std, value = config.initializer_range, config.initial_value(name)
     if value is None and std > 0:
         return nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+    if isinstance(value, np.ndarray):
+        return parameter.data.copy_(torch.from_numpy(value))
+    if value == "xavier_uniform":  # of a convolution as of a matrix
+        bound = (6 / (parameter.shape[0] + parameter[0].numel())) ** 0.5
+        return nn.init.uniform_(parameter, -bound, bound)
     return nn.init.constant_(parameter, value or 0.0)
 
 

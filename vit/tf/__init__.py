@@ -23,6 +23,13 @@ from .deit import (
     TFDeiTForMaskedImageModeling,
     TFDeiTModel,
 )
+from .dinov2 import (
+    TFDinov2ForImageClassification,
+    TFDinov2Model,
+    TFDinov2WithRegistersForImageClassification,
+    TFDinov2WithRegistersModel,
+)
+from .mae import TFViTMAEForPreTraining, TFViTMAEModel
 from .vit import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
 
 __all__ = [
@@ -33,7 +40,13 @@ __all__ = [
     "TFDeiTForImageClassificationWithTeacher",
     "TFDeiTForMaskedImageModeling",
     "TFDeiTModel",
+    "TFDinov2ForImageClassification",
+    "TFDinov2Model",
+    "TFDinov2WithRegistersForImageClassification",
+    "TFDinov2WithRegistersModel",
     "TFViTForImageClassification",
     "TFViTForMaskedImageModeling",
+    "TFViTMAEForPreTraining",
+    "TFViTMAEModel",
     "TFViTModel",
 ]

@@ -31,10 +31,11 @@ class ViTKerasLayer(keras.layers.Layer):
         self.config = config
         self.options = {"dtype": self.dtype_policy}
 
-    def _add(self, name: str, shape: tuple[int, ...] | None) -> None:
+    def _add(self, name: str, shape: tuple[int, ...] | None, trainable: bool = True) -> None:
         """Make a weight the attribute `name`, which `name`_initializer begins; without a shape it is None."""
         start = getattr(self, f"{name}_initializer")
-        setattr(self, name, None if shape is None else self.add_weight(shape, start, name=name))
+        weight = None if shape is None else self.add_weight(shape, start, trainable=trainable, name=name)
+        setattr(self, name, weight)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "config": self.config.to_dict()}
@@ -103,20 +104,24 @@ class ViTEmbeddings(ViTKerasLayer):
 
     def interpolated_position_embeddings(self, grid: tuple[int, int]) -> tf.Tensor:
         """Position embeddings for a grid of (rows, columns) patches: (1, T, D)."""
-        position_embeddings = ops.convert_to_tensor(self.position_embeddings)
-        if grid == self.config.grid_size:
-            return position_embeddings
-        dtype = keras.backend.result_type(position_embeddings.dtype, "float32")
-        first = len(self.tokens)
-        tokens, patches = position_embeddings[:, :first], ops.cast(position_embeddings[0, first:], dtype)
-        patches = ops.reshape(patches, (*self.config.grid_size, -1))  # (rows, columns, D)
-        rows, columns = (
-            ops.convert_to_tensor(bicubic_matrix(old, new), dtype)
-            for old, new in zip(self.config.grid_size, grid, strict=True)
-        )
-        patches = ops.einsum("hr,rcd->hcd", rows, patches)
-        patches = ops.reshape(ops.einsum("wc,hcd->hwd", columns, patches), (1, -1, self.config.hidden_size))
-        return ops.concatenate([tokens, ops.cast(patches, tokens.dtype)], axis=1)
+        return interpolate(self.position_embeddings, self.config.grid_size, grid, **self.config.interpolation)
+
+
+def interpolate(positions: tf.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], **kernel: Any) -> tf.Tensor:
+    """`posemb.interpolate` in tensors: (1, T of the old grid, D) -> (1, T of the new one, D)."""
+    positions = ops.convert_to_tensor(positions)
+    if new_grid == old_grid:
+        return positions
+    dtype = keras.backend.result_type(positions.dtype, "float32")
+    first = positions.shape[1] - old_grid[0] * old_grid[1]
+    tokens, patches = positions[:, :first], ops.cast(positions[0, first:], dtype)
+    patches = ops.reshape(patches, (*old_grid, positions.shape[-1]))  # (rows, columns, D)
+    rows, columns = (
+        ops.convert_to_tensor(bicubic_matrix(*pair, **kernel), dtype) for pair in zip(old_grid, new_grid, strict=True)
+    )
+    patches = ops.einsum("hr,rcd->hcd", rows, patches)
+    patches = ops.reshape(ops.einsum("wc,hcd->hwd", columns, patches), (1, -1, positions.shape[-1]))
+    return ops.concatenate([tokens, ops.cast(patches, tokens.dtype)], axis=1)
 
 
 class ViTSelfAttention(ViTKerasLayer):

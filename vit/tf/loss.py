@@ -9,10 +9,12 @@ import tensorflow as tf
 from keras import ops
 
 from ..config import PreTrainedConfig, to_pair
+from ..families.mae import ViTMAEConfig
 from ..inputs import (
     IGNORED_LABEL,
     check_label_values,
     check_labels_shape,
+    check_patches,
     check_visual_tokens,
     resolve_problem_type,
 )
@@ -107,3 +109,45 @@ def reconstruction_loss(
     pixel_values = ops.cast(pixel_values[:, :, : grid[0] * height, : grid[1] * width], dtype)
     difference = ops.abs(pixel_values - ops.cast(reconstruction, dtype))
     return ops.sum(difference * mask) / (ops.sum(mask) + 1e-5) / config.num_channels
+
+
+def masked_patch_loss(config: ViTMAEConfig, pixel_values: tf.Tensor, logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """The mean squared difference over the masked patches (He et al. 2022, Section 3).
+
+    Args:
+        config: its patch_size, and norm_pix_loss for a target of mean 0 and variance 1 in each patch.
+        pixel_values: (batch, channels, height, width).
+        logits: (batch, patches, numbers of a patch).
+        mask: (batch, patches), 1 for a masked one.
+
+    Returns:
+        A scalar of at least float32.
+    """
+    dtype = keras.backend.result_type(logits.dtype, "float32")
+    target = ops.cast(patchify(config, pixel_values), dtype)
+    if config.norm_pix_loss:
+        target = target - ops.mean(target, axis=-1, keepdims=True)
+        variance = ops.sum(target**2, axis=-1, keepdims=True) / (target.shape[-1] - 1)  # unbiased
+        target = target / (variance + 1e-6) ** 0.5
+    difference = ops.mean((ops.cast(logits, dtype) - target) ** 2, axis=-1)  # (B, N)
+    mask = ops.cast(mask, dtype)
+    return ops.sum(difference * mask) / ops.sum(mask)
+
+
+def patchify(config: PreTrainedConfig, pixel_values: tf.Tensor) -> tf.Tensor:
+    """(B, C, height, width) -> (B, N, height * width of a patch * C)."""
+    height, width = to_pair(config.patch_size)
+    _, channels, rows, columns = pixel_values.shape
+    rows, columns = rows // height, columns // width
+    pixels = pixel_values[:, :, : rows * height, : columns * width]
+    pixels = ops.reshape(pixels, (-1, channels, rows, height, columns, width))
+    return ops.reshape(ops.transpose(pixels, (0, 2, 4, 3, 5, 1)), (-1, rows * columns, height * width * channels))
+
+
+def unpatchify(config: PreTrainedConfig, patches: tf.Tensor, image_size: tuple[int, int] | None = None) -> tf.Tensor:
+    """The inverse of `patchify`, for images of `image_size`, or of `config.image_size` if that is None."""
+    (rows, columns), (height, width) = check_patches(config, patches.shape, image_size), to_pair(config.patch_size)
+    pixels = ops.reshape(patches, (-1, rows, columns, height, width, config.num_channels))
+    return ops.reshape(
+        ops.transpose(pixels, (0, 5, 1, 3, 2, 4)), (-1, config.num_channels, rows * height, columns * width)
+    )

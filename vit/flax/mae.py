@@ -1,0 +1,249 @@
+"""MAE, the masked autoencoder, in Flax NNX.
+
+Side by side with vit/pt/mae.py and vit/tf/mae.py: the same classes, the same attributes, the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from ..errors import InputError
+from ..families.mae import ViTMAEConfig
+from ..inputs import check_patch_values, check_pixel_values
+from ..outputs import ModelOutput, collect
+from .eager import call
+from .layers import ViTEmbeddings, ViTEncoder, ViTLayer, dense, initializer, interpolate
+from .loss import masked_patch_loss, patchify, unpatchify
+from .norm import layer_norm
+from .pretrained import Fixed, FlaxPreTrainedModel
+
+
+class FlaxViTMAEPreTrainedModel(FlaxPreTrainedModel):
+    """What the classes of this family are."""
+
+    config_class = ViTMAEConfig
+    config: ViTMAEConfig
+
+
+class ViTMAEEmbeddings(ViTEmbeddings):
+    """Patch tokens with their positions, a random part of them taken away, behind a CLS token."""
+
+    config: ViTMAEConfig
+
+    def __init__(self, config: ViTMAEConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        rngs, dtype = options["rngs"], options["param_dtype"]
+        self.position_embeddings = Fixed(jnp.asarray(config.positions(config.hidden_size), dtype))
+        projection = self.patch_embeddings.projection
+        if (key := rngs.params()) is not None:
+            draw = jax.nn.initializers.glorot_uniform()
+            projection.kernel = nnx.Param(draw(key, projection.kernel[...].shape, dtype))
+
+    def __call__(  # type: ignore[override]
+        self, pixel_values: Array, grid: tuple[int, int], noise: Array, rngs: nnx.Rngs | None = None
+    ) -> tuple[Array, Array, Array]:
+        hidden_states = self.patch_embeddings(pixel_values, grid)
+        positions = jax.lax.stop_gradient(self.interpolated_position_embeddings(grid)).astype(hidden_states.dtype)
+        hidden_states = hidden_states + positions[:, 1:]  # (B, N, D)
+        kept = self.config.kept(grid[0] * grid[1])
+        ids_shuffle = jnp.argsort(noise, axis=1, stable=True)
+        ids_restore = jnp.argsort(ids_shuffle, axis=1)
+        cls_token = self.cls_token[...].astype(hidden_states.dtype) + positions[:, :1]
+        cls_token = jnp.zeros_like(hidden_states[:, :1]) + cls_token  # sharded as the patches
+        hidden_states = jnp.take_along_axis(hidden_states, ids_shuffle[:, :kept, None], axis=1)
+        mask = (ids_restore >= kept).astype(jnp.float32)
+        hidden_states = jnp.concatenate([cls_token, hidden_states], axis=1)
+        return self.dropout(hidden_states, rngs=rngs), mask, ids_restore
+
+
+class FlaxViTMAEModel(FlaxViTMAEPreTrainedModel):
+    """The encoder of a masked autoencoder (He et al. 2022; transformers' ViTMAEModel).
+
+    Args:
+        config: its shape.
+        dtype: of the computation; None for that of the parameters.
+        param_dtype: of the parameters.
+        rngs: of the initial values.
+    """
+
+    def __init__(
+        self,
+        config: ViTMAEConfig,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(config, param_dtype if dtype is None else dtype)
+        self.embeddings = ViTMAEEmbeddings(config, **options)
+        self.encoder = ViTEncoder(config, **options)
+        self.layernorm = layer_norm(config, **options)
+
+    def __call__(
+        self,
+        pixel_values: Array,
+        noise: Array | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> ModelOutput | tuple[Array, ...]:
+        """Encode the patches of images that are not masked.
+
+        Args:
+            pixel_values: (batch, channels, height, width), float, as the image processor gives them.
+            noise: (batch, patches): those with the smallest numbers are kept, in their order. None draws them
+                from `rngs.noise()`.
+            interpolate_pos_encoding: take images of another size than `config.image_size`.
+            output_hidden_states: also return the embeddings and every layer's output.
+            output_attentions: also return every layer's attention probabilities.
+            return_dict: False for a tuple. None takes this and the two above from the configuration.
+            rngs: of the noise that is not given, and of the dropout.
+
+        Returns:
+            last_hidden_state (batch, 1 + kept patches, hidden_size); mask (batch, patches), float32, 1 where a patch is
+            taken away; ids_restore (batch, patches), the place of each patch in the order of the noise; hidden_states
+            and attentions as `FlaxViTModel`, of the tokens that are left.
+
+        Raises:
+            InputError: inputs of another shape, or neither noise nor rngs.
+        """
+        config = self.config
+        grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding)
+        shape = np.shape(pixel_values)[0], grid[0] * grid[1]
+        if noise is None:
+            if rngs is None:
+                raise InputError("The masked patches are drawn at random: pass rngs=nnx.Rngs(0), or noise.")
+            noise = jax.random.uniform(rngs.noise(), shape)
+            rngs = None if self.embeddings.dropout.deterministic else rngs  # nothing more to draw
+        noise = jnp.asarray(noise)
+        check_patch_values("noise", noise.shape, *shape)
+        pixel_values = jnp.asarray(pixel_values, self.dtype)
+        hidden_states, mask, ids_restore = call(self.embeddings, pixel_values, grid, noise, rngs)
+        hidden_states, all_hidden_states, all_attentions = self.encoder(
+            hidden_states,
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            config.output_attentions if output_attentions is None else output_attentions,
+            rngs,
+        )
+        return collect(
+            config.return_dict if return_dict is None else return_dict,
+            last_hidden_state=call(self.layernorm, hidden_states),
+            mask=mask,
+            ids_restore=ids_restore,
+            hidden_states=all_hidden_states,
+            attentions=all_attentions,
+        )
+
+
+class ViTMAEDecoder(nnx.Module):
+    """From the tokens of the encoder to the pixels of every patch (He et al. 2022, Section 3)."""
+
+    def __init__(self, config: ViTMAEConfig, **options: Any) -> None:
+        self.config, decoder = config, config.decoder_config()
+        rngs, dtype, width = options["rngs"], options["param_dtype"], decoder.hidden_size
+        self.decoder_embed = dense(config, config.hidden_size, width, **options)
+        self.mask_token = nnx.Param(initializer(config)(rngs.params(), (1, 1, width), dtype))
+        self.decoder_pos_embed = Fixed(jnp.asarray(config.positions(width), dtype))
+        self.decoder_layers = nnx.List([ViTLayer(decoder, **options) for _ in range(decoder.num_hidden_layers)])
+        self.decoder_norm = layer_norm(decoder, **options)
+        self.decoder_pred = dense(config, width, config.patch_values, **options)
+
+    def __call__(
+        self,
+        hidden_states: Array,
+        ids_restore: Array,
+        grid: tuple[int, int],
+        checkpointing: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Array:
+        hidden_states = self.decoder_embed(hidden_states)
+        patches, tokens = ids_restore.shape[1], hidden_states.shape[1]
+        mask_token = jnp.zeros_like(hidden_states[:, :1]) + self.mask_token[...].astype(hidden_states.dtype)
+        mask_tokens = jnp.repeat(mask_token, patches + 1 - tokens, axis=1)
+        shuffled = jnp.concatenate([hidden_states[:, 1:], mask_tokens], axis=1)  # (B, N, E)
+        restored = jnp.take_along_axis(shuffled, ids_restore[:, :, None], axis=1)
+        positions = interpolate(self.decoder_pos_embed[...], *self.config.decoder_grids(grid))
+        positions = jax.lax.stop_gradient(positions).astype(hidden_states.dtype)
+        hidden_states = jnp.concatenate([hidden_states[:, :1], restored], axis=1) + positions
+        run = nnx.remat(ViTLayer.__call__, static_argnums=2) if checkpointing else call
+        for layer in self.decoder_layers:
+            hidden_states, _ = run(layer, hidden_states, False, rngs, None)
+        return self.decoder_pred(self.decoder_norm(hidden_states))[:, 1:]
+
+
+class FlaxViTMAEForPreTraining(FlaxViTMAEPreTrainedModel):
+    """A masked autoencoder with its decoder (He et al. 2022; transformers' ViTMAEForPreTraining)."""
+
+    head = "decoder"
+
+    def __init__(
+        self,
+        config: ViTMAEConfig,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(config, param_dtype if dtype is None else dtype)
+        self.vit = FlaxViTMAEModel(config, **options)
+        self.decoder = ViTMAEDecoder(config, **options)
+
+    def __call__(
+        self,
+        pixel_values: Array,
+        noise: Array | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> ModelOutput | tuple[Array, ...]:
+        """Reconstruct the patches that are masked; the arguments are those of `FlaxViTMAEModel`.
+
+        Returns:
+            loss, a scalar; logits (batch, patches, patch height * patch width * channels); mask, ids_restore,
+            hidden_states and attentions as `FlaxViTMAEModel`.
+
+        Raises:
+            InputError: inputs of another shape, or neither noise nor rngs.
+        """
+        outputs: Any = self.vit(
+            pixel_values,
+            noise=noise,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+            rngs=rngs,
+        )
+        grid = check_pixel_values(self.config, np.shape(pixel_values), interpolate_pos_encoding)
+        rngs = None if self.vit.embeddings.dropout.deterministic else rngs
+        checkpointing = self.vit.encoder.gradient_checkpointing
+        logits = call(self.decoder, outputs["last_hidden_state"], outputs["ids_restore"], grid, checkpointing, rngs)
+        return collect(
+            self.config.return_dict if return_dict is None else return_dict,
+            loss=masked_patch_loss(self.config, pixel_values, logits, outputs["mask"]),
+            logits=logits,
+            **{name: outputs.get(name) for name in ("mask", "ids_restore", "hidden_states", "attentions")},
+        )
+
+    def patchify(self, pixel_values: Array) -> Array:
+        """(B, C, height, width) -> (B, N, height * width of a patch * C)."""
+        return patchify(self.config, jnp.asarray(pixel_values))
+
+    def unpatchify(self, patches: Array, original_image_size: tuple[int, int] | None = None) -> Array:
+        """The inverse of `patchify`, for images of `config.image_size` or the (height, width) that is given."""
+        return unpatchify(self.config, jnp.asarray(patches), original_image_size)
