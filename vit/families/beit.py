@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import Head, PreTrainedConfig
 from ..weights import Shape, layer_norm_shapes, linear_shapes
@@ -153,7 +153,7 @@ class BeitConfig(PreTrainedConfig):
         rows, columns = self.grid_size
         return (2 * rows - 1) * (2 * columns - 1) + 3, self.num_attention_heads
 
-    def initial_value(self, name: str) -> float | None:
+    def initial_value(self, name: str) -> Any:
         if name.endswith(("lambda_1", "lambda_2")):
             return self.layer_scale_init_value
         return 0.0 if name.endswith(TABLE) else super().initial_value(name)

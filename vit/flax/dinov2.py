@@ -27,7 +27,7 @@ from .pretrained import FlaxPreTrainedModel
 class FlaxDinov2PreTrainedModel(FlaxPreTrainedModel):
     """What the classes of this family are."""
 
-    config_class = Dinov2Config
+    config_class: ClassVar[type[Dinov2Config]] = Dinov2Config
     config: Dinov2Config
 
 

@@ -23,7 +23,7 @@ from .pretrained import PreTrainedModel
 class Dinov2PreTrainedModel(PreTrainedModel):
     """What the classes of this family are."""
 
-    config_class = Dinov2Config
+    config_class: ClassVar[type[Dinov2Config]] = Dinov2Config
     config: Dinov2Config
 
 

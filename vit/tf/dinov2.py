@@ -24,7 +24,7 @@ from .pretrained import TFPreTrainedModel
 class TFDinov2PreTrainedModel(TFPreTrainedModel):
     """What the classes of this family are."""
 
-    config_class = Dinov2Config
+    config_class: ClassVar[type[Dinov2Config]] = Dinov2Config
     config: Dinov2Config
 
 

@@ -133,6 +133,8 @@ class TFViTMAEModel(TFViTMAEPreTrainedModel):
 class ViTMAEDecoder(ViTKerasLayer):
     """From the tokens of the encoder to the pixels of every patch (He et al. 2022, Section 3)."""
 
+    config: ViTMAEConfig
+
     def __init__(self, config: ViTMAEConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.decoder_config = decoder = config.decoder_config()
