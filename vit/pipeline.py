@@ -25,6 +25,7 @@ from .errors import CheckpointError, InputError
 from .image_processing import ViTImageProcessor
 from .image_processing.batch import is_array
 from .image_processing.processor import available_cpus
+from .image_processing.sources import label_of
 from .inference import Forward
 from .outputs import ModelOutput
 
@@ -113,7 +114,10 @@ def predict(
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise InputError(f"{name} is {value!r}; expected an int of at least {least}.")
     parts = parts_of(task, pool)
-    if isinstance(images, str | os.PathLike) or not isinstance(images, Iterable) or is_array(images):
+    single = label_of(images) is not None or not isinstance(
+        images, Iterable
+    )  # a file object gives lines, bytes numbers
+    if single or is_array(images):
         images = images if is_array(images) and len(images.shape) == 4 else [images]  # type: ignore[attr-defined]
     if isinstance(model, str | os.PathLike):
         hub_options, options = hub.split_options(options)
@@ -382,13 +386,14 @@ def _raising(found: Iterator[Prediction]) -> Iterator[Prediction]:
 
 
 def _path(image: Any) -> str | None:
-    return os.fsdecode(image) if isinstance(image, str | os.PathLike) else None
+    is_data = isinstance(image, str) and image[:5].lower() == "data:"
+    return os.fsdecode(image) if isinstance(image, str | os.PathLike) and not is_data else None
 
 
 def _reason(image: Any, error: BaseException) -> str:
     """Why an image could not be used, without its path, which stands beside it."""
     if isinstance(error, InputError):
-        return str(error).removeprefix("The image ").removeprefix(f"({_path(image)}) ")
+        return str(error).removeprefix("The image ").removeprefix(f"({label_of(image)}) ")
     return f"cannot be read: {type(error).__name__}: {error}"  # some decoders of Pillow raise anything
 
 

@@ -126,10 +126,10 @@ def preprocess(
         InputError: no image, or one that does not come out as the model expects it.
     """
     import numpy as np
-    from PIL import Image, ImageOps
 
     from ..config import to_pair
     from ..errors import InputError
+    from ..image_processing.sources import open_image
     from ..inputs import check_pixel_values
 
     sizes: dict[str, Any] = {} if image_size is None else resized(processor, *to_pair(image_size))
@@ -143,8 +143,7 @@ def preprocess(
         )
     rows, columns = check_pixel_values(config, values.shape, image_size is not None)
 
-    with Image.open(image) as opened:
-        found_width, found_height = ImageOps.exif_transpose(opened).size
+    found_width, found_height = open_image(image).size
     # The same once more, without arithmetic and as large as the file allows: a model's 224 pixels are few for a slide.
     enough = min(FINE, found_height) if processor.do_resize or sizes else 1
     finer = -(-enough // height)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,43 @@ class BatchFeature(dict):
     """A dict that also gives its values as attributes; `model(**features)` takes it apart.
 
     An image processor's holds `pixel_values`.
+
+    Args:
+        data: names and values; more of them by keyword.
+        tensor_type: as of `convert_to_tensors`.
     """
+
+    def __init__(self, data: Mapping[str, Any] | None = None, tensor_type: str | None = None, **values: Any) -> None:
+        super().__init__({**(data or {}), **values})
+        self.convert_to_tensors(tensor_type)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Names and values, as a plain dict."""
+        return dict(self)
+
+    def convert_to_tensors(self, tensor_type: str | None = None) -> BatchFeature:
+        """Make one tensor of each value that is a list of arrays or an array, in place.
+
+        Args:
+            tensor_type: None leaves all as it is, or "np", "pt", "tf" or "jax".
+
+        Returns:
+            This batch.
+
+        Raises:
+            InputError: an unknown type, or arrays of several shapes.
+            MissingFrameworkError: its framework is not installed.
+        """
+        check_tensor_type(tensor_type)
+        for name, value in self.items() if tensor_type is not None else ():
+            try:
+                parts = [to_array(each, name) for each in value] if isinstance(value, list | tuple) else None
+                array = to_array(value, name) if parts is None else np.stack(parts)
+            except ValueError as error:
+                raise InputError(f"{name} makes no tensor: {shown(error)}") from None
+            self[name] = to_tensor(array, str.__str__(tensor_type))
+        return self
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -33,16 +69,17 @@ class BatchFeature(dict):
     def to(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """Move every torch tensor, in place, as `torch.Tensor.to` does: `.to("cuda")`, `.to("cuda", torch.float16)`.
 
-        A dtype applies to floating-point tensors alone.
+        A dtype applies to floating-point tensors alone. What is no tensor stays, beside one that is.
 
         Returns:
             This batch.
 
         Raises:
-            InputError: it holds something else than torch tensors.
+            InputError: it holds no torch tensor.
         """
-        for name, value in self.items():
-            if not is_torch(value):
+        tensors = {name: value for name, value in self.items() if is_torch(value)}
+        for name, value in (tensors or self).items():
+            if not tensors:
                 kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
                 raise InputError(f"{name} is a {kind}; .to() moves torch tensors. Pass return_tensors='pt'.")
             moved = value.to(*args, **kwargs)

@@ -56,6 +56,7 @@ class ViTImageProcessorFast(ViTImageProcessor):
     """
 
     is_fast = True
+    rescale_first = False  # whether floats are resized, as DINOv3's are, rather than 8 bits
 
     def __init__(self, **options: Any) -> None:
         if importlib.util.find_spec("torch") is None:
@@ -102,7 +103,9 @@ class ViTImageProcessorFast(ViTImageProcessor):
         threads = number_of_threads(threads, torch.get_num_threads)
         if device is not None and torch.device(device).type != "cpu":
             threads = 1
-        mean, std = _constants(options)
+        first = options["rescale_factor"] if self.rescale_first and options["do_rescale"] else None
+        later = options if first is None else {**options, "do_rescale": False}
+        mean, std = _constants(later)
         memory = torch.contiguous_format if data_format == FIRST else torch.channels_last
         batch = Batch(
             len(sources),
@@ -111,19 +114,23 @@ class ViTImageProcessorFast(ViTImageProcessor):
 
         def process(i: int) -> Frame:
             frame = reader.read(*sources[i])
-            pixels, channels, _ = _resize_and_crop(frame, options, device)
+            pixels, channels, _ = _resize_and_crop(frame, options, device, first)
             shape = (channels, *pixels.shape[1:])
-            _write(pixels, batch.place(i, shape, _dtype(pixels.dtype, options), pixels.device), options, mean, std)
+            _write(pixels, batch.place(i, shape, _dtype(pixels.dtype, later), pixels.device), later, mean, std)
             return frame._replace(pixels=None)  # its memory is not needed any more
 
         frames = spread(process, range(len(sources)), threads)
         return batch.finish(frames, options, return_tensors, data_format)
 
 
-def _resize_and_crop(frame: Frame, options: Mapping[str, Any], device: str | torch.device | None) -> Resized:
+def _resize_and_crop(
+    frame: Frame, options: Mapping[str, Any], device: str | torch.device | None, factor: float | None
+) -> Resized:
     pixels = _tensor(frame)
     if device is not None:
         pixels = pixels.to(device)
+    if factor is not None:
+        pixels = pixels * factor
     if options["do_resize"]:
         channels, height, width = pixels.shape
         native = _is_uint8(pixels) and _resizes_uint8(pixels, _MODES.get(options["resample"], ""))
