@@ -515,7 +515,7 @@ def test_a_hub_that_never_ends_its_answer_is_left(hub, ask, reference):
     assert "the hub cannot be reached" in answers[1]
 
 
-def test_what_is_not_there_is_an_os_error_too(hub, ask, reference):
+def test_what_is_not_there_is_an_os_error_too(hub, ask, reference, tmp_path):
     hub.add(ADDRESS, reference / "hf_torch", without="model.safetensors")
     for refused in ask(
         "load('./nothing')", "load('no/such')", f"load('{ADDRESS}')", f"load('{ADDRESS}', revision='v9')"
@@ -523,6 +523,9 @@ def test_what_is_not_there_is_an_os_error_too(hub, ask, reference):
         assert refused.missing, refused
     with pytest.raises(FileNotFoundError):
         vit.hub.resolve("./nothing")
+    for load in (vit.ViTConfig.from_pretrained, vit.ViTImageProcessor.from_pretrained):
+        with pytest.raises(FileNotFoundError, match="has no "):
+            load(tmp_path)
 
 
 def test_a_subfolder_of_a_folder_and_of_a_model(hub, ask, reference, tmp_path):

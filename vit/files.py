@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import budgets
-from .errors import CheckpointError
+from .errors import CheckpointError, MissingCheckpointError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except FileNotFoundError:
-        raise CheckpointError(
+        raise MissingCheckpointError(
             f"{path.parent} has no {path.name}; expected a folder that save_pretrained wrote."
         ) from None
     except OSError as error:
