@@ -7,6 +7,7 @@ in two things only: what its leaf is called ("weight", "kernel", "gamma", ...) a
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -79,6 +80,12 @@ def from_local(name: str, array: np.ndarray, shape: Shape, framework: str) -> np
     if not LAYOUTS[framework].in_out or not is_matrix(name):
         return array
     return array.T.reshape(shape)
+
+
+def local_shape(name: str, shape: Shape, framework: str) -> Shape:
+    """The shape in which a framework stores a parameter of a canonical shape."""
+    in_out = LAYOUTS[framework].in_out and is_matrix(name)
+    return (math.prod(shape[1:]), shape[0]) if in_out else shape
 
 
 def initial_value(name: str) -> float | None:

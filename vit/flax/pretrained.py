@@ -16,6 +16,7 @@ from .. import checkpoint, weights
 from ..config import PreTrainedConfig
 from ..errors import InputError
 from ..outputs import ModelOutput, flatten, unflatten
+from .saving import parameters
 
 jax.tree_util.register_pytree_with_keys(
     ModelOutput,
@@ -122,6 +123,7 @@ class FlaxPreTrainedModel(nnx.Module):
         The old files stay whole until the new ones are complete. transformers and the other frameworks read the result.
         """
         shapes = self.config.parameter_shapes(head=self.head, **self._base().parts())
+        found = parameters(self)
         dtype = np.dtype(self._base().embeddings.cls_token.dtype)
         stored = {self.config.model_name(name, self.head): name for name in shapes}
         checkpoint.write(
@@ -129,7 +131,7 @@ class FlaxPreTrainedModel(nnx.Module):
             self.config.replace(architectures=(type(self).__name__.removeprefix("Flax"),), dtype=dtype.name),
             {name: (shapes[full], dtype) for name, full in stored.items()},
             lambda name: weights.from_local(
-                name, np.asarray(self._parameter(stored[name]).get_value()), shapes[stored[name]], "flax"),
+                name, np.asarray(found[name]), shapes[stored[name]], "flax"),
             max_shard_size,
         )  # fmt: skip
 

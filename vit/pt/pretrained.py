@@ -16,6 +16,7 @@ from ..config import PreTrainedConfig
 from ..errors import InputError
 from ..inputs import check_torch_device
 from ..outputs import ModelOutput, flatten, unflatten
+from .saving import parameters
 
 _pytree.register_pytree_node(
     ModelOutput,
@@ -126,7 +127,9 @@ class PreTrainedModel(nn.Module):
         """
         if self.inference_only:
             raise InputError(f"The model is {self.inference_only}; save it before that.")
-        state = self.state_dict()
+        state = parameters(self)
+        if not state:  # of another process than the first, whose parameters were gathered there
+            return
         dtype = checkpoint.dtype_of(self.dtype).name
         checkpoint.write(
             folder,

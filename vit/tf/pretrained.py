@@ -17,6 +17,7 @@ from .. import checkpoint, weights
 from ..config import PreTrainedConfig, to_pair
 from ..errors import InputError
 from ..outputs import ModelOutput, flatten, unflatten
+from .saving import parameters
 
 
 def _flatten(output: Any) -> Any:
@@ -203,6 +204,7 @@ class TFPreTrainedModel(keras.Model):
         The old files stay whole until the new ones are complete. transformers and the other frameworks read the result.
         """
         shapes = self.config.parameter_shapes(head=self.head, **self._base().parts())
+        found = parameters(self)
         dtype = checkpoint.dtype_of(self.variable_dtype)
         stored = {self.config.model_name(name, self.head): name for name in shapes}
         checkpoint.write(
@@ -210,7 +212,7 @@ class TFPreTrainedModel(keras.Model):
             self.config.replace(architectures=(type(self).__name__.removeprefix("TF"),), dtype=dtype.name),
             {name: (shapes[full], dtype) for name, full in stored.items()},
             lambda name: weights.from_local(
-                name, np.asarray(self._parameter(stored[name]).numpy()), shapes[stored[name]], "tf"),
+                name, np.asarray(found[name].numpy()), shapes[stored[name]], "tf"),
             max_shard_size,
         )  # fmt: skip
 
