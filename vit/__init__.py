@@ -18,6 +18,22 @@ _MODULES = {
     "vit.families.beit": ("BeitConfig",),
     "vit.families.mae": ("ViTMAEConfig",),
     "vit.families.dinov2": ("Dinov2Config", "Dinov2WithRegistersConfig"),
+    "vit.auto": (
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForImageClassification",
+        "AutoModelForMaskedImageModeling",
+        "AutoModelForPreTraining",
+        "TFAutoModel",
+        "TFAutoModelForImageClassification",
+        "TFAutoModelForMaskedImageModeling",
+        "TFAutoModelForPreTraining",
+        "FlaxAutoModel",
+        "FlaxAutoModelForImageClassification",
+        "FlaxAutoModelForMaskedImageModeling",
+        "FlaxAutoModelForPreTraining",
+    ),
+    "vit.inference": ("Forward",),
     "vit.outputs": ("ModelOutput",),
     "vit.errors": ("CheckpointError", "ConfigError", "InputError", "MissingFrameworkError"),
     "vit.image_processing": (
@@ -99,6 +115,21 @@ __all__ = [*(name for name, home in _HOMES.items() if home not in _FRAMEWORKS), 
 
 if TYPE_CHECKING:
     from .attention import attention_mask, attention_rollout, cls_attention
+    from .auto import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForMaskedImageModeling,
+        AutoModelForPreTraining,
+        FlaxAutoModel,
+        FlaxAutoModelForImageClassification,
+        FlaxAutoModelForMaskedImageModeling,
+        FlaxAutoModelForPreTraining,
+        TFAutoModel,
+        TFAutoModelForImageClassification,
+        TFAutoModelForMaskedImageModeling,
+        TFAutoModelForPreTraining,
+    )
     from .errors import CheckpointError, ConfigError, InputError, MissingFrameworkError
     from .families.beit import BeitConfig
     from .families.deit import DeiTConfig
@@ -138,6 +169,7 @@ if TYPE_CHECKING:
         ViTImageProcessorFast,
         random_patch_mask,
     )
+    from .inference import Forward
     from .outputs import ModelOutput
     from .pipeline import Prediction, predict
     from .pt import (

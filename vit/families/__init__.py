@@ -54,3 +54,17 @@ def model_class(framework: str, model_type: str, head: str | None = None) -> Any
         known = ", ".join(repr(each) for each in config.heads)
         raise ConfigError(f"head is {head!r}; {config.__name__} has {known}.")
     return getattr(importlib.import_module(f"vit.{framework}"), PREFIXES[framework] + config.heads[head].name)
+
+
+def heads_for(config: Any, task: str) -> list[str | None]:
+    """The heads of a family for a task, that of the class that wrote the checkpoint first.
+
+    Args:
+        config: of the family.
+        task: what follows the family in the names of their classes, such as "ForImageClassification"; "" for the base
+            model.
+    """
+    if not task:
+        return [None]
+    heads = [head for head, each in config.heads.items() if task in each.name]
+    return sorted(heads, key=lambda head: config.heads[head].name not in (config.architectures or ()))
