@@ -96,6 +96,8 @@ class PreTrainedConfig:
     """How the names of parameters begin that start fresh under another number of labels."""
     grid_parameters: ClassVar[tuple[str, ...]] = ("position_embeddings",)
     """How the names of parameters end that `resample` fits to another grid of patches."""
+    buffers: ClassVar[tuple[str, ...]] = ()
+    """How the names of integers end that files hold beside the parameters; `check_buffer` sees them, no model does."""
     prefix_tokens: ClassVar[int] = 1
     """Tokens before the patches; CLS is the first."""
     follows: ClassVar[Mapping[str, str]] = {}
@@ -414,6 +416,13 @@ class PreTrainedConfig:
         """What a fresh parameter starts from: a number, an array, numbers drawn as "xavier_uniform" says, or None for a
         truncated normal of `initializer_range`."""
         return initial_value(name)
+
+    def check_buffer(self, name: str, array: np.ndarray) -> None:
+        """Check a stored tensor, one of `buffers`, against this configuration, its checkpoint's.
+
+        Raises:
+            CheckpointError: they disagree.
+        """
 
     def resample(self, name: str, array: np.ndarray, old_grid: tuple[int, int]) -> np.ndarray:
         """A stored parameter, one of `grid_parameters`, for this configuration's grid of patches."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +156,11 @@ def fit(
         CheckpointError: parameters are missing, unexpected or mis-shaped; all of them are named.
     """
     old, new = checkpoint.config, config
+    for name in checkpoint.buffers:
+        try:
+            old.check_buffer(name, checkpoint.read(name))
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint.folder}: {error}") from None
     canonical = new.canonical_names(checkpoint.tensors)
     available = {name: stored for stored, name in canonical.items()}
     if len(available) < len(canonical):
@@ -191,6 +196,8 @@ def fit(
             new_head = name.startswith(new.label_parameters) and old.num_labels != new.num_labels
             if not (ignore_mismatched_sizes or new_head):
                 mismatched.append(f"{name} is {stored_shape}, expected {shape}")
+    if old.num_labels == new.num_labels and not ignore_mismatched_sizes:
+        _check_heads(checkpoint, new, fresh, [name for name in available if name not in shapes])
     unexpected = [available[name] for name in available if name not in shapes and not name.startswith(new.optional)]
 
     lists = {"missing": missing, "unexpected": unexpected, "mis-shaped": mismatched}
@@ -201,3 +208,18 @@ def fit(
             f"{checkpoint.folder} does not fit the model that {CONFIG} and the arguments describe. {problems}.{remedy}"
         )
     return stored, fresh, resampled
+
+
+def _check_heads(checkpoint: Checkpoint, config: PreTrainedConfig, fresh: Iterable[str], unused: Iterable[str]) -> None:
+    """Refuse a checkpoint with the heads of another class, whose labels they give, where the model's would be fresh.
+
+    Raises:
+        CheckpointError: it is such a one; the class that has its heads is named.
+    """
+    fresh, unused = (sorted(n for n in names if n.startswith(config.label_parameters)) for names in (fresh, unused))
+    if fresh and unused:
+        fits = next(head.name for key, head in config.heads.items() if unused[0] in config.parameter_shapes(head=key))
+        raise CheckpointError(
+            f"{checkpoint.folder} holds no {summary(fresh)}, but {summary(unused)}: load it with {fits}, TF{fits} or "
+            f"Flax{fits}, or pass ignore_mismatched_sizes=True to start a fresh head."
+        )

@@ -32,6 +32,7 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+_INT64 = np.dtype(np.int64)
 
 
 def dtype_of(dtype: Any) -> np.dtype:
@@ -60,8 +61,12 @@ class Tensor(NamedTuple):
     shape: Shape
 
 
-def read_header(path: Path) -> dict[str, Tensor]:
+def read_header(path: Path, buffers: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
+
+    Args:
+        path: the file.
+        buffers: how the names end of tensors that may be int64.
 
     Raises:
         CheckpointError: the file is truncated, or not what its name says.
@@ -78,10 +83,11 @@ def read_header(path: Path) -> dict[str, Tensor]:
     header.pop("__metadata__", None)
     tensors = {}
     for name, info in header.items():
-        if info["dtype"] not in DTYPES:
+        dtype = _INT64 if info["dtype"] == "I64" and name.endswith(buffers) else DTYPES.get(info["dtype"])
+        if dtype is None:
             raise CheckpointError(f"{path}: {name} has the dtype {info['dtype']}; expected one of {', '.join(DTYPES)}.")
         offset = 8 + length + info["data_offsets"][0]
-        tensors[name] = Tensor(path, offset, DTYPES[info["dtype"]], tuple(info["shape"]))
+        tensors[name] = Tensor(path, offset, dtype, tuple(info["shape"]))
     return tensors
 
 
@@ -104,15 +110,19 @@ class Checkpoint:
         self.config = config_in(find(CONFIG) or self.folder / CONFIG)
         self.tensors: dict[str, Tensor] = {}
         self.pages: dict[Path, mmap.mmap] = {}  # safetensors file -> what is mapped of it
+        self.buffers: dict[str, Tensor] = {}  # integers beside the parameters: `config.buffers`
         self.pickled: dict[str, Callable[[], np.ndarray]] = {}  # name -> how to read it, of pytorch_model.bin
         safetensors, pickles = (WEIGHTS, INDEX, self._map_safetensors), (TORCH_WEIGHTS, TORCH_INDEX, self._read_torch)
         for name, index, read in (safetensors, pickles):
-            if path := find(name):
+            if (path := find(name)) is not None:
                 read(path)
-                return
-            if path := find(index):
+            elif (path := find(index)) is not None:
                 self._read_shards(path, find, read)
-                return
+            else:
+                continue
+            for stored in [each for each, tensor in self.tensors.items() if tensor.dtype == _INT64]:
+                self.buffers[stored] = self.tensors.pop(stored)
+            return
         raise CheckpointError(
             f"{self.folder} has no {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}: there are no weights to load."
         )
@@ -137,7 +147,7 @@ class Checkpoint:
             raise CheckpointError(f"{index} names tensors that are not in the shards it gives: {summary(lost)}.")
 
     def _map_safetensors(self, path: Path) -> None:
-        self.tensors.update(read_header(path))
+        self.tensors.update(read_header(path, self.config.buffers))
         with budgets.open_file(path) as file:
             # The file that was opened stays the one that is read, whatever takes its place.
             self.pages[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -156,7 +166,8 @@ class Checkpoint:
         for name, tensor in file.tensors.items():
             assert not isinstance(tensor, Special)
             try:
-                self.tensors[name] = Tensor(path, 0, dtype_of(tensor.dtype), tensor.shape)
+                is_buffer = tensor.dtype == _INT64 and name.endswith(self.config.buffers)
+                self.tensors[name] = Tensor(path, 0, _INT64 if is_buffer else dtype_of(tensor.dtype), tensor.shape)
                 sizes += file.check(tensor)
             except ValueError as error:
                 raise CheckpointError(f"{shown(path)}: {shown(name)}: {error}") from None
@@ -165,7 +176,7 @@ class Checkpoint:
 
     def read(self, name: str) -> np.ndarray:
         """A stored tensor, mapped to its file until it is changed: in memory only while it is used."""
-        file, offset, dtype, shape = self.tensors[name]
+        file, offset, dtype, shape = self.tensors[name] if name in self.tensors else self.buffers[name]
         if name in self.pickled:
             try:
                 array = self.pickled[name]()

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import Head, PreTrainedConfig
+from ..errors import CheckpointError
 from ..weights import Shape, layer_norm_shapes, linear_shapes
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class BeitConfig(PreTrainedConfig):
         "beit.pooler.", "beit.embeddings.mask_token", "classifier.", "lm_head.", "layernorm.",
     )  # fmt: skip
     grid_parameters: ClassVar[tuple[str, ...]] = ("position_embeddings", TABLE)
+    buffers: ClassVar[tuple[str, ...]] = (INDEX,)
     variants: ClassVar[Mapping[str, tuple[int, int, int, int]]] = {
         "B": (768, 12, 12, 3072),
         "L": (1024, 24, 16, 4096),
@@ -157,6 +159,16 @@ class BeitConfig(PreTrainedConfig):
         if name.endswith(("lambda_1", "lambda_2")):
             return self.layer_scale_init_value
         return 0.0 if name.endswith(TABLE) else super().initial_value(name)
+
+    def check_buffer(self, name: str, array: np.ndarray) -> None:
+        import numpy as np
+
+        if not np.array_equal(array, relative_position_index(self.grid_size)):
+            rows, columns = self.grid_size
+            raise CheckpointError(
+                f"{name}, of the shape {array.shape}, is not the index of a window of {rows} x {columns} patches, "
+                f"which image_size {self.image_size} and patch_size {self.patch_size} make; correct them in config.json."
+            )
 
     def resample(self, name: str, array: np.ndarray, old_grid: tuple[int, int]) -> np.ndarray:
         if not name.endswith(TABLE):
