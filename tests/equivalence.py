@@ -13,52 +13,53 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit import checkpoint, weights
-from vit.config import ACTIVATIONS
-from vit.families.vit import ViTConfig
+from vit import checkpoint, families, weights
+from vit.config import ACTIVATIONS, keys_of
+
+TINY: dict[str, dict[str, Any]] = {
+    "vit": {},
+    "deit": {},
+    "beit": {"vocab_size": 11, "use_relative_position_bias": True, "drop_path_rate": 0.0},
+}
+"""model_type -> what a small configuration has of its own."""
 
 
-def tiny_config(**overrides: Any) -> ViTConfig:
-    """A small configuration: any key of ViTConfig overrides."""
+def tiny_config(model_type: str = "vit", **overrides: Any) -> Any:
+    """A small configuration of a family: any key of it overrides."""
+    config = families.config_class(model_type)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     images = {"image_size": 16, "patch_size": 4, "num_channels": 3}
     images["encoder_stride"] = overrides.get("patch_size", images["patch_size"])
+    known = {key: value for key, value in {**sizes, **images}.items() if key in keys_of(config)}
     labels = {} if {"id2label", "label2id"} & overrides.keys() else {"num_labels": 5}
-    return ViTConfig(**{**sizes, **images, **labels, **overrides})
+    return config(**{**known, **labels, **TINY[model_type], **overrides})
 
 
 def random_checkpoint(
     folder: str | os.PathLike[str],
-    config: ViTConfig,
+    config: Any,
     head: str | None = None,
-    add_pooling_layer: bool | None = None,
-    use_mask_token: bool | None = None,
     seed: int = 0,
     dtype: Any = "float32",
     max_shard_size: int | str = "5GB",
+    **parts: bool,
 ) -> Path:
     """Write a checkpoint in which every parameter is random, and give its folder; no framework is needed.
 
-    Without a head there is a pooler, and with the decoder a mask token, unless the arguments say otherwise.
+    It has the optional parts that its class has, unless `parts` say otherwise.
     """
-    parts = {
-        "add_pooling_layer": head is None if add_pooling_layer is None else add_pooling_layer,
-        "use_mask_token": head == "decoder" if use_mask_token is None else use_mask_token,
-    }
     dtype = checkpoint.dtype_of(dtype)
-    shapes = config.parameter_shapes(head=head, **parts)
+    shapes = config.parameter_shapes(head=head, **{**config.heads[head].parts, **parts})
     rng = np.random.default_rng(seed)
     arrays = {}
     for name, shape in shapes.items():
         is_matrix = len(shape) in (2, 4)
         values = rng.standard_normal(shape) * (np.prod(shape[1:]) ** -0.5 if is_matrix else 0.3)
-        if "layernorm" in name and name.endswith(".weight"):
+        if weights.is_norm(name) and name.endswith(".weight"):
             values += 1
-        arrays[name if head else name.removeprefix("vit.")] = values.astype(dtype)
+        arrays[config.model_name(name, head)] = values.astype(dtype)
     tensors = {name: (array.shape, dtype) for name, array in arrays.items()}
-    architecture = {None: "ViTModel", "classifier": "ViTForImageClassification",
-                    "decoder": "ViTForMaskedImageModeling"}[head]  # fmt: skip
-    config = config.replace(architectures=(architecture,), dtype=dtype.name)
+    config = config.replace(architectures=(config.heads[head].name,), dtype=dtype.name)
     checkpoint.write(folder, config, tensors, arrays.__getitem__, max_shard_size)
     return Path(folder)
 
@@ -70,17 +71,23 @@ class Case(NamedTuple):
     """One row of the table: a model, and how it is called."""
 
     head: str | None = None
-    config: Mapping[str, Any] = MappingProxyType({})
+    config: Mapping[str, Any] = MappingProxyType({})  # of `tiny_config`, the model_type among them
     call: Mapping[str, Any] = MappingProxyType({})  # what is passed besides the tensors
     image_size: tuple[int, int] | None = None  # another size than the configuration's
     batch: int = 2
     masked: bool = False
-    labels: Any = None
-    parts: Mapping[str, bool] = MappingProxyType({})  # add_pooling_layer, use_mask_token
+    labels: Any = None  # "visual tokens" for one of each masked patch
+    parts: Mapping[str, bool] = MappingProxyType({})  # of the base model
 
 
 EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
 INTERPOLATED = {"interpolate_pos_encoding": True}
+
+DEIT = {"model_type": "deit"}
+BEIT = {"model_type": "beit"}
+SHARED = {**BEIT, "use_relative_position_bias": False, "use_shared_relative_position_bias": True}
+FLAGS = {**BEIT, "use_shared_relative_position_bias": True, "use_absolute_position_embeddings": True,
+         "use_mask_token": True, "use_mean_pooling": False, "layer_scale_init_value": 0.0}  # fmt: skip
 
 CASES = {
     "base": Case(call=EVERYTHING),
@@ -116,6 +123,27 @@ CASES = {
     "masked image, non-square": Case("decoder", {"image_size": (16, 24), "patch_size": (4, 8)}, masked=True),
     "masked image, one channel": Case("decoder", {"num_channels": 1}, masked=True),
     "masked image, interpolated": Case("decoder", call=INTERPOLATED, image_size=(24, 20), masked=True),
+    "deit": Case(config=DEIT, call=EVERYTHING),
+    "deit with mask token": Case(config=DEIT, masked=True, parts={"use_mask_token": True, "add_pooling_layer": False}),
+    "deit, interpolated": Case(config={**DEIT, "image_size": (16, 24)}, call=INTERPOLATED, image_size=(24, 16)),
+    "deit classification": Case("classifier", DEIT, labels=np.array([1, 4])),
+    "deit with teacher": Case("teacher", DEIT, call=EVERYTHING),
+    "deit with teacher, no labels at all": Case("teacher", {**DEIT, "num_labels": 0}),
+    "deit masked image": Case("decoder", {**DEIT, "image_size": (16, 24)}, masked=True),
+    "deit masked image, interpolated": Case("decoder", DEIT, call=INTERPOLATED, image_size=(24, 20), masked=True),
+    "beit": Case(config=BEIT, call=EVERYTHING),
+    "beit, shared biases": Case(config=SHARED, call=EVERYTHING),
+    "beit, no biases": Case(config={**BEIT, "use_relative_position_bias": False}),
+    "beit, all biases, positions, mask token and CLS": Case(config=FLAGS, masked=True, call=EVERYTHING),
+    "beit, larger image": Case(config=FLAGS, image_size=(24, 36)),
+    "beit, smaller image": Case(config={**BEIT, "image_size": 32}, image_size=(16, 13)),
+    "beit, from a non-square window": Case(config={**FLAGS, "image_size": (16, 24)}, image_size=(24, 16)),
+    "beit, non-square window and patch": Case(config={**BEIT, "image_size": (16, 24), "patch_size": (4, 8)}),
+    "beit, one layer without pooler": Case(config={**BEIT, "num_hidden_layers": 1}, parts={"add_pooling_layer": False}),
+    "beit classification": Case("classifier", BEIT, labels=np.array([1, 4])),
+    "beit classification by CLS": Case("classifier", FLAGS, labels=np.array([[1, 0, 0, 1, 0], [0, 0, 1, 1, 1.0]])),
+    "beit visual tokens": Case("lm_head", {**SHARED, "use_mask_token": True}, masked=True, labels="visual tokens"),
+    "beit visual tokens without labels": Case("lm_head", {**FLAGS, "use_mean_pooling": True}, call=EVERYTHING),
     **{f"activation {name}": Case(config={"hidden_act": name, "pooler_act": name}) for name in ACTIVATIONS},
 }
 
@@ -123,7 +151,7 @@ Results = dict[str, np.ndarray]
 Change = Callable[[Any], Any] | None
 
 
-def inputs_of(case: Case, config: ViTConfig, dtype: str) -> dict[str, np.ndarray]:
+def inputs_of(case: Case, config: Any, dtype: str) -> dict[str, np.ndarray]:
     """The tensors of a call, in NumPy."""
     rng = np.random.default_rng(7)
     height, width = case.image_size or (
@@ -135,6 +163,9 @@ def inputs_of(case: Case, config: ViTConfig, dtype: str) -> dict[str, np.ndarray
         inputs["bool_masked_pos"] = rng.random((case.batch, (height // patch[0]) * (width // patch[1]))) < 0.4
     if case.labels is not None:
         labels = np.asarray(case.labels)
+        if labels.dtype.kind == "U":
+            labels = rng.integers(0, config.vocab_size, inputs["bool_masked_pos"].sum())
+            labels[1] = -100
         inputs["labels"] = labels.astype(dtype) if labels.dtype.kind == "f" else labels
     return inputs
 
@@ -155,7 +186,7 @@ def objective(output: Any, total: Callable[[Any], Any], as_array: Callable[[np.n
     if "loss" in output:
         return output["loss"]
     value = 0
-    for name in ("last_hidden_state", "pooler_output", "logits", "reconstruction"):
+    for name in ("last_hidden_state", "pooler_output", "logits", "cls_logits", "reconstruction"):
         if name in output:
             shape = tuple(int(size) for size in output[name].shape)
             direction = np.random.default_rng(len(name)).standard_normal(shape) / np.prod(shape) ** 0.5
@@ -181,17 +212,15 @@ def run_pt(
     """
     import torch
 
-    import vit
-
-    cls = {None: vit.ViTModel, "classifier": vit.ViTForImageClassification, "decoder": vit.ViTForMaskedImageModeling}
     where = "cuda" if device == "gpu" else device
-    model = cls[case.head].from_pretrained(folder, device=where, **case.parts, **options).train()
+    model = model_class("pt", case).from_pretrained(folder, device=where, **case.parts, **options).train()
     call = changed(model, change)
     output = call(**{name: torch.from_numpy(value).to(where) for name, value in inputs.items()}, **case.call)
     dtype = model.dtype
     objective(output, torch.sum, lambda array: torch.from_numpy(array).to(where, dtype)).backward()
     gradients = {
-        (name if case.head else "vit." + name): value.grad for name, value in model.named_parameters()
+        (name if case.head else f"{model.config.base_model_prefix}.{name}"): value.grad
+        for name, value in model.named_parameters()
     }  # None where the call does not use the parameter
 
     def to_numpy(value: Any) -> np.ndarray:
@@ -210,15 +239,8 @@ def run_tf(
     """As `run_pt`."""
     import tensorflow as tf
 
-    import vit
-
-    cls = {
-        None: vit.TFViTModel,
-        "classifier": vit.TFViTForImageClassification,
-        "decoder": vit.TFViTForMaskedImageModeling,
-    }
     with tf.device(f"{device.upper()}:0"):
-        model = cls[case.head].from_pretrained(folder, **case.parts, **options)
+        model = model_class("tf", case).from_pretrained(folder, **case.parts, **options)
         shapes = parameter_shapes(model.config, case)
         variables = {name: model._parameter(name).value for name in shapes}
         call = changed(model, change)
@@ -241,14 +263,7 @@ def run_flax(
     import jax.numpy as jnp
     from flax import nnx
 
-    import vit
-
-    cls = {
-        None: vit.FlaxViTModel,
-        "classifier": vit.FlaxViTForImageClassification,
-        "decoder": vit.FlaxViTForMaskedImageModeling,
-    }
-    model = cls[case.head].from_pretrained(folder, device=device, **case.parts, **options)
+    model = model_class("flax", case).from_pretrained(folder, device=device, **case.parts, **options)
     model.train()
     shapes = parameter_shapes(model.config, case)
     graphdef, state = nnx.split(changed(model, change))
@@ -270,6 +285,9 @@ def run_flax(
 RUN: dict[str, Callable[..., tuple[Results, Results]]] = {"pt": run_pt, "tf": run_tf, "flax": run_flax}
 
 
-def parameter_shapes(config: ViTConfig, case: Case) -> dict[str, weights.Shape]:
-    parts = {"add_pooling_layer": case.head is None, "use_mask_token": case.head == "decoder", **case.parts}
-    return config.parameter_shapes(head=case.head, **parts)
+def model_class(framework: str, case: Case) -> Any:
+    return families.model_class(framework, case.config.get("model_type", "vit"), case.head)
+
+
+def parameter_shapes(config: Any, case: Case) -> dict[str, weights.Shape]:
+    return config.parameter_shapes(head=case.head, **{**config.heads[case.head].parts, **case.parts})

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vit import families
+
 from .equivalence import CASES, INTERPOLATED, RUN, Results, inputs_of, run_pt
 
 
@@ -31,6 +33,11 @@ def compare(results: dict[str, tuple[Results, Results]], tolerance: float) -> No
             actual, expected = other_gradients.get(name, 0.0), gradients.get(name, 0.0)  # a missing one is zero
             difference = np.abs(actual - expected).max()
             assert difference <= tolerance, f"{framework} gradient of {name}: {difference:.3g}"
+
+
+def test_every_class_of_every_family_is_in_the_table():
+    held = {(case.config.get("model_type", "vit"), case.head) for case in CASES.values()}
+    assert held == {(kind, head) for kind in families.CONFIGS for head in families.config_class(kind).heads}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -60,12 +67,13 @@ def test_frameworks_agree_in_float32_to_1e_5(name: str, tiny_config: Any, random
 
 
 @pytest.mark.parametrize("framework", ["pt", "flax"])  # TensorFlow has one way for both
+@pytest.mark.parametrize("model_type", families.CONFIGS)
 def test_sdpa_equals_eager_in_float64_to_1e_10(
-    framework: str, tiny_config: Any, random_checkpoint: Any, tmp_path: Path
+    model_type: str, framework: str, tiny_config: Any, random_checkpoint: Any, tmp_path: Path
 ):
     import jax
 
-    case = CASES["base"]._replace(call={})
+    case = CASES["base"]._replace(config={"model_type": model_type}, call={})
     config = tiny_config(**case.config)
     random_checkpoint(tmp_path, config, dtype="float64")
     inputs = inputs_of(case, config, "float64")
@@ -83,10 +91,12 @@ HALF_PRECISION = {"bfloat16": 8e-2, "float16": 1e-2}
 
 @pytest.mark.parametrize("dtype", HALF_PRECISION)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("model_type", families.CONFIGS)
 def test_half_precision_of_every_framework_is_near_the_float32_result(
-    dtype: str, attention: str, tiny_config: Any, random_checkpoint: Any, tmp_path: Path
+    model_type: str, dtype: str, attention: str, tiny_config: Any, random_checkpoint: Any, tmp_path: Path
 ):
-    case = CASES["base"]._replace(call={"output_hidden_states": True, **INTERPOLATED}, image_size=(20, 24))
+    call = {"output_hidden_states": True, **INTERPOLATED}
+    case = CASES["base"]._replace(config={"model_type": model_type}, call=call, image_size=(20, 24))
     config = tiny_config(**case.config)
     random_checkpoint(tmp_path, config)
     inputs = inputs_of(case, config, "float32")
