@@ -14,12 +14,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit import checkpoint, families, weights
-from vit.config import ACTIVATIONS, keys_of
+from vit.config import ACTIVATIONS, keys_of, to_pair
 
 TINY: dict[str, dict[str, Any]] = {
     "vit": {},
     "deit": {},
     "beit": {"vocab_size": 11, "use_relative_position_bias": True, "drop_path_rate": 0.0},
+    "vit_mae": {
+        "decoder_hidden_size": 24,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 3,
+        "decoder_intermediate_size": 40,
+    },
+    "dinov2": {"mlp_ratio": 2},
+    "dinov2_with_registers": {"mlp_ratio": 2, "num_register_tokens": 3},
 }
 """model_type -> what a small configuration has of its own."""
 
@@ -144,6 +152,16 @@ CASES = {
     "beit classification by CLS": Case("classifier", FLAGS, labels=np.array([[1, 0, 0, 1, 0], [0, 0, 1, 1, 1.0]])),
     "beit visual tokens": Case("lm_head", {**SHARED, "use_mask_token": True}, masked=True, labels="visual tokens"),
     "beit visual tokens without labels": Case("lm_head", {**FLAGS, "use_mean_pooling": True}, call=EVERYTHING),
+    "mae": Case(config={"model_type": "vit_mae"}, call=EVERYTHING),
+    "mae pre-training": Case("decoder", {"model_type": "vit_mae"}, call=EVERYTHING),
+    "mae pre-training, normalised pixels": Case("decoder", {"model_type": "vit_mae", "norm_pix_loss": True}),
+    "mae pre-training, larger": Case("decoder", {"model_type": "vit_mae"}, call=INTERPOLATED, image_size=(20, 24)),
+    "dinov2": Case(config={"model_type": "dinov2"}, masked=True, call=EVERYTHING),
+    "dinov2, larger": Case(config={"model_type": "dinov2", "use_swiglu_ffn": True}, image_size=(20, 24)),
+    "dinov2 classification": Case("classifier", {"model_type": "dinov2"}, labels=np.array([1, 4])),
+    "registers": Case(config={"model_type": "dinov2_with_registers"}, call=EVERYTHING),
+    "registers, larger": Case(config={"model_type": "dinov2_with_registers"}, image_size=(20, 24)),
+    "registers, classification": Case("classifier", {"model_type": "dinov2_with_registers"}, labels=np.array([1, 4])),
     **{f"activation {name}": Case(config={"hidden_act": name, "pooler_act": name}) for name in ACTIVATIONS},
 }
 
@@ -161,6 +179,11 @@ def inputs_of(case: Case, config: Any, dtype: str) -> dict[str, np.ndarray]:
     if case.masked:
         patch = config.patch_size if isinstance(config.patch_size, tuple) else (config.patch_size, config.patch_size)
         inputs["bool_masked_pos"] = rng.random((case.batch, (height // patch[0]) * (width // patch[1]))) < 0.4
+    if config.model_type == "vit_mae":
+        rows, columns = (
+            size // length for size, length in zip((height, width), to_pair(config.patch_size), strict=True)
+        )
+        inputs["noise"] = rng.random((case.batch, rows * columns)).astype(dtype)
     if case.labels is not None:
         labels = np.asarray(case.labels)
         if labels.dtype.kind == "U":

@@ -26,7 +26,8 @@ def compare(results: dict[str, tuple[Results, Results]], tolerance: float) -> No
         for name, expected in outputs.items():
             actual = other_outputs[name]
             assert actual.shape == expected.shape, f"{framework} {name}"
-            assert actual.dtype == expected.dtype, f"{framework} {name}"
+            same = actual.dtype == expected.dtype or {actual.dtype.kind, expected.dtype.kind} == {"i"}  # ids: their own
+            assert same, f"{framework} {name}"
             difference = np.abs(actual - expected).max(initial=0)
             assert difference <= tolerance, f"{framework} {name}: {difference:.3g}"
         for name in gradients.keys() | other_gradients.keys():
@@ -95,7 +96,8 @@ HALF_PRECISION = {"bfloat16": 8e-2, "float16": 1e-2}
 def test_half_precision_of_every_framework_is_near_the_float32_result(
     model_type: str, dtype: str, attention: str, tiny_config: Any, random_checkpoint: Any, tmp_path: Path
 ):
-    call = {"output_hidden_states": True, **INTERPOLATED}
+    flag = {} if model_type.startswith("dinov2") else INTERPOLATED
+    call = {"output_hidden_states": True, **flag}
     case = CASES["base"]._replace(config={"model_type": model_type}, call=call, image_size=(20, 24))
     config = tiny_config(**case.config)
     random_checkpoint(tmp_path, config)

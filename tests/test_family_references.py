@@ -5,6 +5,8 @@ A row is a checkpoint, the class that reads it, what it is called with, and whic
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 import vit
+from vit.families.beit import relative_position_index
 
 FOLDER = Path(__file__).parent / "reference" / "families"
 TOLERANCE = 1e-5  # absolute; hidden states of up to 8 are allowed twice as much
@@ -54,7 +57,27 @@ BIG, SMALL, MASKED = (
 LABELS = {"labels": "labels"}
 MAE, DINOV2, REGISTERS = "ViTMAEForPreTraining", "Dinov2Model", "Dinov2WithRegistersModel"
 
+BEIT, TEACHER, TOKENS = "BeitModel", "DeiTForImageClassificationWithTeacher", "BeitForMaskedImageModeling"
+
 ROWS = {
+    "DeiT": Row("hf_deit", "DeiTModel", "last_hidden_state pooler_output hidden_states attentions", call=EVERYTHING),
+    "DeiT, larger": Row("hf_deit", "DeiTModel", "last_hidden_state pooler_output", BIG, INTERPOLATED, prefix="big_"),
+    "DeiT's classifier": Row("hf_deit_cls", "DeiTForImageClassification", "loss logits", LABELS),
+    "DeiT with its teacher": Row("hf_deit_teacher", TEACHER, "logits cls_logits distillation_logits"),
+    "DeiT with its teacher, larger": Row("hf_deit_teacher", TEACHER, "logits", BIG, INTERPOLATED, prefix="big_"),
+    "DeiT's masked patches": Row(
+        "hf_deit_mim", "DeiTForMaskedImageModeling", "loss reconstruction", MASKED, prefix="patch_"),
+    "BEiT": Row("hf_beit", BEIT, "last_hidden_state pooler_output hidden_states attentions", call=EVERYTHING),
+    "BEiT, larger": Row("hf_beit", BEIT, "last_hidden_state pooler_output", BIG, prefix="big_"),
+    "BEiT, smaller": Row("hf_beit", BEIT, "last_hidden_state pooler_output", SMALL, prefix="small_"),
+    "BEiT, its flags the other way": Row(
+        "hf_beit_flags", BEIT, "last_hidden_state pooler_output hidden_states attentions", call=EVERYTHING),
+    "BEiT, its flags the other way, masked": Row("hf_beit_flags", BEIT, "last_hidden_state", MASKED, prefix="masked_"),
+    "BEiT, its flags the other way, larger": Row("hf_beit_flags", BEIT, "last_hidden_state", BIG, prefix="big_"),
+    "BEiT's classifier": Row("hf_beit_cls", "BeitForImageClassification", "loss logits", LABELS),
+    "BEiT's classifier, larger": Row("hf_beit_cls", "BeitForImageClassification", "logits", BIG, prefix="big_"),
+    "BEiT's visual tokens": Row("hf_beit_mim", TOKENS, "loss logits", {**MASKED, "labels": "visual_tokens"}),
+    "BEiT's visual tokens, nothing masked": Row("hf_beit_mim", TOKENS, "logits", prefix="unmasked_"),
     "MAE": Row("hf_mae", MAE, "loss logits mask ids_restore hidden_states attentions", NOISE, EVERYTHING),
     "MAE as transformers 5 writes it": Row("hf_mae_v5", MAE, "loss logits", NOISE),
     "MAE, larger, the decoder's positions along one axis": Row(
@@ -184,3 +207,47 @@ def test_what_is_saved_again_is_bit_identical(source: str, cls: str, framework: 
     for name, value in before.items():
         assert value.dtype == after[name].dtype, name
         assert np.array_equal(value, after[name]), name
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_index_buffers_of_published_beits_are_compared_and_left_out(framework: str, tmp_path: Path):
+    source = FOLDER / "hf_beit_cls_published"
+    found = outputs_of(framework, "BeitForImageClassification", source, {"pixel_values": expected()["pixel_values"]})
+    assert np.abs(found["logits"] - expected()["hf_beit_cls/logits"]).max() <= TOLERANCE
+    shutil.copytree(source, tmp_path / "other")
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "image_size": [12, 48]}))
+    with pytest.raises(vit.CheckpointError, match=r"relative_position_index.* window of 2 x 8 patches"):
+        outputs_of(framework, "BeitForImageClassification", tmp_path / "other", {})
+
+
+def test_the_index_of_a_window_is_that_of_the_original():
+    recorded = expected()["hf_beit_cls/relative_position_index"]
+    assert np.array_equal(relative_position_index((4, 4)), recorded)
+
+
+@pytest.mark.parametrize(("source", "cls", "fits"), [
+    ("hf_deit_teacher", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"),
+    ("hf_deit_cls", "DeiTForImageClassificationWithTeacher", "DeiTForImageClassification"),
+])  # fmt: skip
+def test_a_deit_with_other_heads_is_refused_with_the_class_that_has_them(source: str, cls: str, fits: str):
+    with pytest.raises(vit.CheckpointError, match=rf"classifier.weight: load it with {fits}, TF"):
+        getattr(vit, cls).from_pretrained(FOLDER / source)
+    with pytest.warns(UserWarning, match="freshly initialised"):
+        getattr(vit, cls).from_pretrained(FOLDER / source, num_labels=3)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_visual_tokens_need_a_mask_and_one_label_for_each_masked_patch(framework: str):
+    tensors = {name: expected()[name] for name in ("pixel_values", "bool_masked_pos")}
+    labels = expected()["visual_tokens"]
+    folder = FOLDER / "hf_beit_mim"
+    for wrong, message in (
+        ({**tensors, "labels": labels[:-1]}, r"labels has the shape \(\d+,\); expected \(\d+,\)"),
+        ({"pixel_values": tensors["pixel_values"], "labels": labels}, "pass bool_masked_pos, too"),
+        ({**tensors, "labels": labels + 100}, "labels holds"),
+        ({**tensors, "bool_masked_pos": tensors["bool_masked_pos"][:, 1:]}, r"expected \(2, 16\)"),
+        ({"pixel_values": tensors["pixel_values"][..., :5]}, "smaller than one patch of 6 x 6"),
+    ):
+        with pytest.raises(vit.InputError, match=message):
+            outputs_of(framework, TOKENS, folder, wrong)

@@ -85,7 +85,7 @@ def bicubic_matrix(old: int, new: int, like: Tensor, offset: float = 0.0, antial
     points, device = torch.arange(old, device=like.device), like.device
     if antialias:
         scale = like.new_ones(()) * old / new
-        centre = scale * (torch.arange(new, device=device) + 0.5)[:, None]
+        centre = scale * (torch.arange(new, dtype=like.dtype, device=device) + 0.5)[:, None]
         weights = cubic((points + 0.5 - centre).abs() / scale.clamp(min=1), -0.5)  # (new, old)
         return weights / weights.sum(1, keepdim=True)
     exact = torch.int64 if offset == 0 else like.dtype
