@@ -18,7 +18,9 @@ from vit.auto import TASKS
 from .tiny import HEADS, tiny_checkpoint, tiny_family
 
 frameworks = pytest.mark.parametrize("framework", families.PREFIXES)
-LACKING = [(each, task) for each in families.CONFIGS for task in TASKS if not families.heads_for(tiny_family(each), task)]
+LACKING = [
+    (each, task) for each in families.CONFIGS for task in TASKS if not families.heads_for(tiny_family(each), task)
+]
 """(model_type, task) of no class."""
 
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from vit import ConfigError, ViTConfig
-from vit.config import ACTIVATIONS, PROBLEM_TYPES
+from vit.config import ACTIVATIONS, PROBLEM_TYPES, keys_of
 
 PUBLISHED = {
     name: parameter.default
@@ -287,13 +287,6 @@ def test_equal_configs_have_one_hash_and_one_place_in_a_set():
     assert ViTConfig() != "a string"
 
 
-def test_a_config_cannot_be_changed():
-    with pytest.raises(AttributeError):
-        ViTConfig().hidden_size = 3
-
-
-# === Impossible values ===
-
 IMPOSSIBLE = [
     *[(key, value, "an int of at least 1")
       for key in ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "pooler_output_size")
@@ -322,6 +315,141 @@ IMPOSSIBLE = [
     *[(key, value, "a mapping between label indices and names")
       for key in ("id2label", "label2id") for value in (["cat", "dog"], "cat", 3)],
 ]  # fmt: skip
+
+
+# === Assignment ===
+
+SHAPES = [key for key in keys_of(ViTConfig) if key not in ViTConfig.assignable]
+ASSIGNED = {
+    "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2, "initializer_range": 0.1,
+    "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "num_labels": 2, "problem_type": "regression",
+    "output_hidden_states": True, "output_attentions": True, "return_dict": False, "attn_implementation": "eager",
+    "architectures": ("ViTModel",), "extra": {"a": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", SHAPES)
+def test_what_shapes_a_model_cannot_be_assigned_and_the_error_names_replace(key):
+    config = ViTConfig()
+    with pytest.raises(
+        ConfigError, match=rf"^{key} is part of what a model is made of.* config\.replace\({key}=\.\.\.\)"
+    ):
+        setattr(config, key, getattr(config, key))
+    assert config == ViTConfig()
+
+
+def test_every_key_that_may_be_assigned_is_tried():
+    assert ASSIGNED.keys() == ViTConfig.assignable
+
+
+@pytest.mark.parametrize("key", ASSIGNED)
+def test_behaviour_is_assigned_as_replace_would_give_it(key):
+    config = ViTConfig()
+    hash(config)
+    setattr(config, key, ASSIGNED[key])
+    assert config == ViTConfig().replace(**{key: ASSIGNED[key]})
+    assert hash(config) == hash(ViTConfig().replace(**{key: ASSIGNED[key]}))
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize("key", sorted(ViTConfig.assignable - {"num_labels", "extra", "architectures", "id2label",
+                                                               "label2id", "initializer_range"}))  # fmt: skip
+def test_a_changed_behaviour_has_another_hash(key):
+    config = ViTConfig()
+    before = hash(config)
+    setattr(config, key, ASSIGNED[key])
+    assert hash(config) != before
+
+
+@pytest.mark.parametrize(("key", "value", "expected"),
+                         [(key, value, expected) for key, value, expected in IMPOSSIBLE if key in ViTConfig.assignable
+                          and value is not None])  # fmt: skip
+def test_an_impossible_value_is_refused_when_it_is_assigned(key, value, expected):
+    config = ViTConfig()
+    with pytest.raises(ConfigError) as error:
+        setattr(config, key, value)
+    assert str(error.value) == f"{key} is {value!r}; expected {expected}."
+    assert config == ViTConfig()
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("num_labels", 4), ("id2label", {0: "a"}), ("label2id", {"a": 0, "b": 1, "c": 2}),
+])  # fmt: skip
+def test_another_number_of_labels_cannot_be_assigned(key, value):
+    config = ViTConfig()
+    with pytest.raises(ConfigError, match=r"Another number needs another head: config\.replace"):
+        setattr(config, key, value)
+    assert config == ViTConfig()
+
+
+def test_assigned_names_make_the_other_names_follow():
+    config = ViTConfig(num_labels=2)
+    config.id2label = {"0": "cat", "1": "dog"}
+    assert (config.id2label, config.label2id) == ({0: "cat", 1: "dog"}, {"cat": 0, "dog": 1})
+    config.label2id = {"a": 0, "b": 1}
+    assert config.id2label == {0: "a", 1: "b"}
+    config.id2label = {0: "crane", 1: "crane"}
+    config.label2id = {"crane": 0}  # two labels of one name
+    assert (config.id2label, config.label2id) == ({0: "crane", 1: "crane"}, {"crane": 0})
+
+
+def test_unknown_keys_are_kept_by_the_constructor_by_assignment_and_in_the_file(tmp_path):
+    config = ViTConfig(is_decoder=False, mine=[1])
+    config.other = 2
+    assert (config.is_decoder, config.mine, config.other) == (False, [1], 2)
+    config.save_pretrained(tmp_path)
+    again = ViTConfig.from_pretrained(tmp_path)
+    assert again == config
+    assert again.extra == {"is_decoder": False, "mine": [1], "other": 2}
+
+
+def test_a_name_that_nothing_has_is_an_attribute_error_with_the_nearest():
+    with pytest.raises(AttributeError, match="ViTConfig has no attribute 'hiden_size'; did you mean 'hidden_size'"):
+        ViTConfig().hiden_size  # noqa: B018
+
+
+def test_a_snapshot_stays_as_it_was():
+    config = ViTConfig()
+    snapshot = config.snapshot()
+    assert config.snapshot() is snapshot
+    config.return_dict = False
+    assert snapshot.config.return_dict
+    assert config.snapshot() != snapshot
+    restored = snapshot.restored()
+    restored.output_attentions = True
+    assert snapshot == ViTConfig().snapshot()
+
+
+# === transformers' names ===
+
+
+@pytest.mark.parametrize("use_diff", [True, False])
+def test_json_strings_and_files_read_back(tmp_path, use_diff):
+    config = ViTConfig(**LABELS, image_size=32, hidden_dropout_prob=0.1)
+    config.to_json_file(tmp_path / "any.json", use_diff=use_diff)
+    assert (tmp_path / "any.json").read_text() == config.to_json_string(use_diff=use_diff)
+    assert ViTConfig.from_json_file(tmp_path / "any.json") == config
+    assert ("hidden_size" in json.loads(config.to_json_string(use_diff=use_diff))) is not use_diff
+
+
+def test_get_config_dict_gives_the_file_and_the_keywords_that_are_left(tmp_path):
+    ViTConfig(image_size=32).save_pretrained(tmp_path)
+    values, rest = ViTConfig.get_config_dict(tmp_path, local_files_only=True, image_size=64)
+    assert (values["image_size"], rest) == (32, {"image_size": 64})
+
+
+def test_names_of_transformers_read_and_write_the_same_values():
+    config = ViTConfig(torch_dtype="float16")
+    config._attn_implementation = "eager"
+    config.name_or_path = "here"
+    config.update({"output_attentions": True, "mine": 1})
+    assert (config.dtype, config.torch_dtype, config.use_return_dict) == ("float16", "float16", True)
+    assert (config.attn_implementation, config.name_or_path, config._commit_hash) == ("eager", "here", None)
+    assert (config.output_attentions, config.mine, config.is_encoder_decoder) == (True, 1, False)
+    assert "_name_or_path" not in config.to_dict()
+
+
+# === Impossible values ===
 
 
 @pytest.mark.parametrize(("key", "value", "expected"), IMPOSSIBLE, ids=[f"{k}={v!r}" for k, v, _ in IMPOSSIBLE])

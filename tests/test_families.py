@@ -23,7 +23,7 @@ from vit.flops import forward_flops
 FRAMEWORKS = {"pt": "", "tf": "TF", "flax": "Flax"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ToyConfig(ViTConfig):
     """A ViT of another name, with a token more before the patches and an MLP whose width follows from a ratio."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -24,6 +25,12 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "s
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+NEUTRAL: Mapping[str, Any] = {
+    "is_encoder_decoder": False, "is_decoder": False, "add_cross_attention": False, "tie_encoder_decoder": False,
+    "tie_word_embeddings": True, "torchscript": False, "use_bfloat16": False, "chunk_size_feed_forward": 0,
+    "pruned_heads": {}, "finetuning_task": None, "task_specific_params": None, "transformers_version": None,
+}  # fmt: skip
+"""Keys of transformers' configurations that mean nothing here: what reading one gives that was never set."""
 
 
 class Head(NamedTuple):
@@ -45,9 +52,22 @@ def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-@dataclass(frozen=True, eq=False)
-class PreTrainedConfig:
-    """The configuration of a family; immutable, compared and hashed by value.
+class _ConfigType(type):
+    """Takes what no field has a name for as a key of `extra`, as config.json may hold it."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        known, unknown = _sorted_out(cls, values)
+        if unknown:
+            known["extra"] = {**(known.get("extra") or {}), **unknown}
+        return super().__call__(*args, **known)
+
+
+@dataclass(eq=False)
+class PreTrainedConfig(metaclass=_ConfigType):
+    """The configuration of a family, compared and hashed by value.
+
+    What the model does (`assignable`) may be assigned: it is checked then, and holds at once for every model that has
+    this object as its configuration. What the model is made of may not: `replace` gives a changed copy.
 
     Each family's is a dataclass that inherits from this one, gives `model_type` its own default, adds its own keys and
     checks, and fills in what stands first. A shared key that a family has not, or computes from its own, is
@@ -104,6 +124,12 @@ class PreTrainedConfig:
     """Key -> the key whose value it takes when it is None."""
     variants: ClassVar[Mapping[str, tuple[int, int, int, int]]] = {}
     """Size -> (hidden_size, num_hidden_layers, num_attention_heads, intermediate_size)."""
+    assignable: ClassVar[frozenset[str]] = frozenset({
+        "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "num_labels", "id2label",
+        "label2id", "problem_type", "output_hidden_states", "output_attentions", "return_dict", "attn_implementation",
+        "architectures", "extra",
+    })  # fmt: skip
+    """The keys that may be assigned: a model looks at them in every call, and is not built by them."""
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -331,10 +357,9 @@ class PreTrainedConfig:
         """
         keys = keys_of(cls)
         values = {key: value for key, value in values.items() if value is not None or key not in keys}
-        if isinstance(torch_dtype := values.pop("torch_dtype", None), str):  # the older name of the key
-            values.setdefault("dtype", torch_dtype)
-        extra = {key: values.pop(key) for key in list(values) if key not in keys or key == "extra"}
-        return cls(**values, extra=extra).replace(**overrides)
+        extra = {"extra": values.pop("extra")} if "extra" in values else {}
+        known, unknown = _sorted_out(cls, values)
+        return cls(**known, extra={**unknown, **extra}).replace(**overrides)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -372,12 +397,175 @@ class PreTrainedConfig:
         """The text of config.json."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
+        """The configuration in a JSON file of any name.
+
+        Raises:
+            CheckpointError: no such file, or no JSON.
+            ConfigError: impossible values.
+        """
+        from pathlib import Path
+
+        from .files import read_json
+
+        return cls.from_dict(read_json(Path(json_file)))
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The content of a checkpoint's config.json, and those of `kwargs` that are no options of the hub."""
+        from . import hub
+        from .files import CONFIG, read_json
+
+        hub_options, others = hub.split_options(kwargs)
+        folder = hub.resolve(pretrained_model_name_or_path, config_only=True, **hub_options)
+        return read_json(folder / CONFIG), others
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The keys of `to_dict` that differ from the family's defaults, and its model_type."""
+        defaults = type(self)().to_dict()
+        changed = {key: value for key, value in self.to_dict().items() if key not in defaults or value != defaults[key]}
+        return {**changed, "model_type": self.model_type}
+
+    def to_json_string(self, use_diff: bool = False) -> str:
+        """The text of config.json; of `to_diff_dict` if `use_diff`."""
+        return json.dumps(self.to_diff_dict(), indent=2, sort_keys=True) + "\n" if use_diff else self.to_json()
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = False) -> None:
+        """Write `to_json_string` into a file of any name."""
+        from .folders import replace_files, write_text
+
+        folder, name = os.path.split(os.path.abspath(json_file_path))
+        with replace_files(folder) as staging:
+            write_text(staging / name, self.to_json_string(use_diff))
+
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and all(getattr(self, n) == getattr(other, n) for n in keys_of(type(self)))
+        return self is other or (
+            type(other) is type(self) and all(getattr(self, n) == getattr(other, n) for n in keys_of(type(self)))
+        )
 
     def __hash__(self) -> int:
-        # Enough to tell models apart; dicts are left to __eq__.
-        return hash((self.hidden_size, self.num_hidden_layers, self.image_size, self.patch_size, self.num_labels))
+        # Of every value that can change what a model computes; names and unknown keys are left to __eq__.
+        if self._hash is None:
+            values = (getattr(self, name) for name in keys_of(type(self)))
+            hashed = hash(tuple(value for value in values if not isinstance(value, Mapping | list)))
+            object.__setattr__(self, "_hash", hashed)
+        return self._hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_hash", "_snapshot")}
+
+    # === Assignment ===
+
+    _hash: ClassVar[Any] = None  # known until the next assignment
+    _snapshot: ClassVar[Any] = None
+    _name_or_path: ClassVar[Any] = ""
+    _commit_hash: ClassVar[Any] = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        cls = type(self)
+        if name.startswith("_") or isinstance(getattr(cls, name, None), property):  # no key of config.json
+            object.__setattr__(self, name, value)
+            return
+        if name not in self.__dict__ and name in keys_of(cls):  # the constructor, whose __post_init__ checks
+            object.__setattr__(self, name, value)
+            return
+        if name in _keys(cls)[1] and name not in self.assignable:
+            raise ConfigError(
+                f"{name} is part of what a model is made of, and cannot be assigned: config.replace({name}=...) gives "
+                "a changed copy, to build or load a model with."
+            )
+        if name not in _keys(cls)[1]:
+            changed = {"extra": {**self.extra, name: value}}
+        elif name in ("num_labels", "id2label", "label2id"):
+            changed = self._renamed(name, value)
+        else:
+            changed = {name: getattr(self.replace(**{name: value}), name)}
+        self.__dict__.update(changed, _hash=None, _snapshot=None)
+
+    def __getattr__(self, name: str) -> Any:  # of what is no field
+        extra = self.__dict__.get("extra", {})
+        if name in extra:
+            return extra[name]
+        if name in NEUTRAL and "extra" in self.__dict__:
+            return NEUTRAL[name]
+        if name.startswith("_"):  # Python's own questions, which come often
+            raise AttributeError(name)
+        near = difflib.get_close_matches(name, (*keys_of(type(self)), *extra), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+
+    def _renamed(self, name: str, value: Any) -> dict[str, Any]:
+        """The label keys after one of them was assigned: other names for the same number of labels."""
+        if name == "label2id" and isinstance(value, Mapping) and len(value) < self.num_labels:
+            # Two labels may have one name, as in ImageNet: then id2label stays.
+            renamed = self.replace(id2label=self.id2label, label2id=value)
+        else:
+            renamed = self.replace(**{name: value})
+        if renamed.num_labels != self.num_labels:
+            raise ConfigError(
+                f"{name} has {renamed.num_labels} labels, but the model {self.num_labels}. Another number needs "
+                f"another head: config.replace({name}=...), or from_pretrained(..., {name}=...)."
+            )
+        return {key: getattr(renamed, key) for key in ("num_labels", "id2label", "label2id")}
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Assign several keys."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def check_assignable(self, other: object) -> None:
+        """Check that a model of this configuration may have another instead.
+
+        Raises:
+            ConfigError: it is none, or shapes another model; the first difference is named.
+        """
+        if type(other) is not type(self):
+            raise ConfigError(f"config is a {type(other).__name__}; expected a {type(self).__name__}.")
+        for name in keys_of(type(self)):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs and (name == "num_labels" or name not in (*self.assignable, "dtype")):
+                raise ConfigError(
+                    f"The model has {name} {ours!r}, and the configuration assigned to it {theirs!r}: build or load a "
+                    "model with that configuration."
+                )
+
+    def snapshot(self) -> Snapshot:
+        """Its values as they are now, the same object until one changes."""
+        if self._snapshot is None:
+            object.__setattr__(self, "_snapshot", Snapshot(copy.copy(self)))
+        return self._snapshot
+
+    # === Other names ===
+
+    @property
+    def use_return_dict(self) -> bool:
+        """`return_dict`."""
+        return self.return_dict
+
+    @property
+    def torch_dtype(self) -> str | None:
+        """`dtype`, by its older name."""
+        return self.dtype
+
+    @property
+    def _attn_implementation(self) -> str:
+        return self.attn_implementation
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str) -> None:
+        self.attn_implementation = value
+
+    @property
+    def name_or_path(self) -> str:
+        """Where it was loaded from."""
+        return self._name_or_path
+
+    @name_or_path.setter
+    def name_or_path(self, value: object) -> None:
+        object.__setattr__(self, "_name_or_path", str(value))
 
     # === Parameters ===
 
@@ -431,6 +619,19 @@ class PreTrainedConfig:
         return interpolate(array, old_grid, self.grid_size, **self.interpolation)
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """The values of a configuration, as those who keep something for them need it: hashable, and never assigned to."""
+
+    config: PreTrainedConfig
+
+    def restored(self) -> Any:
+        """A configuration of its own with these values."""
+        restored = copy.copy(self.config)
+        restored.__dict__["_snapshot"] = self
+        return restored
+
+
 def read_config(folder: Path, **overrides: Any) -> Any:
     """The configuration, of whichever family, in `folder`/config.json, with `overrides`.
 
@@ -465,12 +666,25 @@ def config_from_dict(values: Mapping[str, Any]) -> Any:
     return families.config_class("vit" if model_type is None else model_type).from_dict(values)
 
 
-def _keys_of(cls: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(cls) if field.init)
+@cache
+def _keys(cls: type) -> tuple[tuple[str, ...], frozenset[str]]:
+    fields = dataclasses.fields(cls)
+    return tuple(field.name for field in fields if field.init), frozenset(field.name for field in fields)
 
 
-keys_of: Callable[[type], tuple[str, ...]] = cache(_keys_of)
-"""The keys that the config.json of a configuration class may have."""
+def keys_of(cls: type) -> tuple[str, ...]:
+    """The keys that the config.json of a configuration class may have."""
+    return _keys(cls)[0]
+
+
+def _sorted_out(cls: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(values of the keys that a class knows, values of others); `torch_dtype` is the older name of `dtype`."""
+    known = {key: value for key, value in values.items() if key in keys_of(cls)}
+    unknown = {key: value for key, value in values.items() if key not in known}
+    torch_dtype = unknown.pop("torch_dtype", None)
+    if torch_dtype is not None:
+        known.setdefault("dtype", str(torch_dtype).removeprefix("torch."))
+    return known, unknown
 
 
 def _check_keys(cls: type[PreTrainedConfig], keys: Iterable[str]) -> None:

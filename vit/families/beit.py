@@ -19,7 +19,7 @@ TABLE = "relative_position_bias.relative_position_bias_table"
 INDEX = "relative_position_bias.relative_position_index"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class BeitConfig(PreTrainedConfig):
     """The configuration of a BEiT (Bao et al. 2022; v2: Peng et al. 2022); immutable, compared by value.
 

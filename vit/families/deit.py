@@ -11,7 +11,7 @@ from ..weights import Shape, linear_shapes
 from .vit import MASKED, ViTConfig
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class DeiTConfig(ViTConfig):
     """The configuration of a distilled DeiT: a ViT with a distillation token (Touvron et al. 2021, Section 4).
 

@@ -19,7 +19,7 @@ VARIANTS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Dinov2Config(PreTrainedConfig):
     """The configuration of DINOv2 without registers; immutable, compared and hashed by value.
 
@@ -134,7 +134,7 @@ class Dinov2Config(PreTrainedConfig):
         return self.layerscale_value if name.endswith(".lambda1") else super().initial_value(name)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Dinov2WithRegistersConfig(Dinov2Config):
     """The configuration of DINOv2 with registers; immutable, compared and hashed by value.
 

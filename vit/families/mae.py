@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 XAVIER = "xavier_uniform"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ViTMAEConfig(PreTrainedConfig):
     """The configuration of a masked autoencoder; immutable, compared and hashed by value.
 

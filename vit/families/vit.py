@@ -26,12 +26,13 @@ MASKED = {"add_pooling_layer": False, "use_mask_token": True}
 """The parts of a base model under a head for masked image modelling."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ViTConfig(PreTrainedConfig):
-    """The configuration of a Vision Transformer; immutable, compared and hashed by value.
+    """The configuration of a Vision Transformer, compared and hashed by value.
 
     Keys and defaults are those of the published checkpoints (transformers' ViTConfig), so the defaults are ViT-B/16 at
-    224. Use `replace` for a changed copy and `variant` for the other published sizes.
+    224. `variant` knows the other published sizes. Dropout, outputs, label names, problem_type and unknown keys may be
+    assigned; of what shapes the model, `replace` gives a changed copy.
 
     Args:
         hidden_size: width of a token.

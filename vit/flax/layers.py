@@ -19,6 +19,7 @@ from ..config import PreTrainedConfig, to_pair
 from ..families.vit import ViTConfig
 from ..posemb import bicubic_matrix
 from .attention import attend
+from .dropout import Dropout
 from .eager import call
 from .norm import layer_norm
 
@@ -81,7 +82,7 @@ class ViTEmbeddings(nnx.Module):
             nnx.Param(init(rngs.params(), (1, positions, width), dtype)) if config.has_positions else None
         )
         self.patch_embeddings = ViTPatchEmbeddings(config, **options)
-        self.dropout = nnx.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config, "hidden_dropout_prob")
 
     def __call__(
         self,
@@ -131,7 +132,7 @@ class ViTSelfAttention(nnx.Module):
         self.query = dense(config, config.hidden_size, config.hidden_size, use_bias=config.qkv_bias, **options)
         self.key = dense(config, config.hidden_size, config.hidden_size, use_bias=config.key_bias, **options)
         self.value = dense(config, config.hidden_size, config.hidden_size, use_bias=config.qkv_bias, **options)
-        self.dropout = nnx.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config, "attention_probs_dropout_prob")
 
     def __call__(
         self,
@@ -164,7 +165,7 @@ class ViTSelfOutput(nnx.Module):
 
     def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.dense = dense(config, config.hidden_size, config.hidden_size, **options)
-        self.dropout = nnx.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config, "hidden_dropout_prob")
 
     def __call__(self, hidden_states: Array, rngs: nnx.Rngs | None = None) -> Array:
         return self.dropout(self.dense(hidden_states), rngs=rngs)
@@ -204,7 +205,7 @@ class ViTOutput(nnx.Module):
 
     def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.dense = dense(config, config.intermediate_size, config.hidden_size, **options)
-        self.dropout = nnx.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config, "hidden_dropout_prob")
 
     def __call__(self, hidden_states: Array, rngs: nnx.Rngs | None = None) -> Array:
         return self.dropout(self.dense(hidden_states), rngs=rngs)

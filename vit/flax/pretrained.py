@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.nnx import graphlib
 from jax.typing import DTypeLike
 
 from .. import checkpoint, weights
@@ -30,15 +32,60 @@ class Fixed(nnx.Variable):
     """What a checkpoint holds and training leaves as it is."""
 
 
+@cache
+def register_config(cls: type[PreTrainedConfig]) -> None:
+    """Make a configuration a node of NNX's graphs and JAX's trees, without leaves, that holds a snapshot of its values.
+
+    A model's modules share it, and it may be assigned to. As a static attribute, it would change inside the keys under
+    which JAX keeps what it compiled for its old values.
+    """
+
+    def init(config: Any, attributes: Any) -> None:
+        ((_, snapshot),) = attributes
+        config.__dict__ = snapshot.restored().__dict__
+
+    graphlib.register_graph_node_type(
+        cls,
+        flatten=lambda config: ([("values", graphlib.StaticElem(config.snapshot()))], type(config)),
+        set_key=lambda config, _, snapshot: init(config, [("values", snapshot)]),
+        pop_key=lambda config, _: config.snapshot(),
+        create_empty=lambda kind: kind.__new__(kind),
+        clear=lambda config: None,  # `init` follows
+        init=init,
+    )
+    jax.tree_util.register_pytree_node(
+        cls, lambda config: ((), config.snapshot()), lambda snapshot, _: snapshot.restored()
+    )
+
+
 class FlaxPreTrainedModel(nnx.Module):
     """A model with a configuration, whose modules form the tree that the published parameter names spell."""
 
     config_class: ClassVar[type[PreTrainedConfig]]
     head: ClassVar[str | None] = None  # the key of the class in the configuration's `heads`
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "config_class" in vars(cls):
+            register_config(cls.config_class)
+
     def __init__(self, config: PreTrainedConfig, dtype: DTypeLike) -> None:
         self.config = config
         self.dtype = jnp.dtype(dtype)  # of the computation
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "config" and name in vars(self):  # what is assigned holds for the modules inside
+            old = self.config
+            old.check_assignable(value)
+            for _, module in nnx.iter_modules(self):
+                if module is not self and vars(module).get("config") is old:
+                    module.config = value
+        elif name == "dtype" and name in vars(self):
+            value = jnp.dtype(value)
+            for _, module in nnx.iter_modules(self):
+                if module is not self and "dtype" in vars(module):
+                    module.dtype = value
+        super().__setattr__(name, value)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each encoder layer in the backward pass, instead of keeping its activations (`nnx.remat`)."""

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import PreTrainedConfig, to_pair
 from ..families.vit import ViTConfig
 from .attention import attend
+from .dropout import Dropout
 from .linear import ACTIVATIONS, linear, linears
 
 
@@ -46,7 +47,7 @@ class ViTEmbeddings(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if use_mask_token else None
         self.position_embeddings: Any = nn.Parameter(torch.empty(1, positions, width)) if config.has_positions else None
         self.patch_embeddings = ViTPatchEmbeddings(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config, "hidden_dropout_prob")
 
     def forward(self, pixel_values: Tensor, grid: tuple[int, int], bool_masked_pos: Tensor | None = None) -> Tensor:
         hidden_states = self.patch_embeddings(pixel_values)  # (B, N, D)
@@ -112,7 +113,7 @@ class ViTSelfAttention(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.key_bias)
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config, "attention_probs_dropout_prob")
 
     def forward(
         self, hidden_states: Tensor, output_attentions: bool = False, bias: Tensor | None = None
@@ -142,7 +143,7 @@ class ViTSelfOutput(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config, "hidden_dropout_prob")
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.dropout(linear(self.dense, hidden_states))
@@ -181,7 +182,7 @@ class ViTOutput(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config, "hidden_dropout_prob")
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.dropout(linear(self.dense, hidden_states))

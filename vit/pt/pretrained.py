@@ -39,6 +39,15 @@ class PreTrainedModel(nn.Module):
         super().__init__()
         self.config = config
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "config" and name in self.__dict__:  # what is assigned holds for the modules inside
+            old = self.config
+            old.check_assignable(value)
+            for module in self.modules():
+                if module is not self and module.__dict__.get("config") is old:
+                    module.config = value
+        super().__setattr__(name, value)
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the parameters."""

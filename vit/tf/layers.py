@@ -19,6 +19,7 @@ from ..config import PreTrainedConfig, config_from_dict, to_pair
 from ..families.vit import ViTConfig
 from ..posemb import bicubic_matrix
 from .attention import attend
+from .dropout import Dropout
 from .linear import ACTIVATIONS, dense, initializer, linear
 from .norm import layer_norm
 
@@ -78,7 +79,7 @@ class ViTEmbeddings(ViTKerasLayer):
             setattr(self, f"{name}_initializer", initializer(config))
         self.mask_token_initializer = keras.initializers.Zeros()
         self.patch_embeddings = ViTPatchEmbeddings(config, name="patch_embeddings", **self.options)
-        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", **self.options)
+        self.dropout = Dropout(config, "hidden_dropout_prob", name="dropout", **self.options)
 
     def build(self, input_shape: Any) -> None:
         width, positions = self.config.hidden_size, len(self.tokens) + self.config.num_patches
@@ -132,7 +133,7 @@ class ViTSelfAttention(ViTKerasLayer):
         self.query = dense(config, config.hidden_size, "query", use_bias=config.qkv_bias, **self.options)
         self.key = dense(config, config.hidden_size, "key", use_bias=config.key_bias, **self.options)
         self.value = dense(config, config.hidden_size, "value", use_bias=config.qkv_bias, **self.options)
-        self.dropout = keras.layers.Dropout(config.attention_probs_dropout_prob, name="dropout", **self.options)
+        self.dropout = Dropout(config, "attention_probs_dropout_prob", name="dropout", **self.options)
 
     def build(self, input_shape: Any) -> None:
         for projection in (self.query, self.key, self.value):
@@ -158,7 +159,7 @@ class ViTSelfOutput(ViTKerasLayer):
     def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.dense = dense(config, config.hidden_size, "dense", **self.options)
-        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", **self.options)
+        self.dropout = Dropout(config, "hidden_dropout_prob", name="dropout", **self.options)
 
     def build(self, input_shape: Any) -> None:
         self.dense.build((None, None, self.config.hidden_size))
@@ -207,7 +208,7 @@ class ViTOutput(ViTKerasLayer):
     def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.dense = dense(config, config.hidden_size, "dense", **self.options)
-        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", **self.options)
+        self.dropout = Dropout(config, "hidden_dropout_prob", name="dropout", **self.options)
 
     def build(self, input_shape: Any) -> None:
         self.dense.build((None, None, self.config.intermediate_size))

@@ -39,6 +39,16 @@ class TFPreTrainedModel(keras.Model):
         self.config = config
         self.options = {"dtype": self.dtype_policy}
         self._build_now = build
+        self._traced: dict[str, int] = {}  # function -> hash of the configuration it was traced under
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "config" and name in self.__dict__:  # what is assigned holds for the layers inside
+            old = self.config
+            old.check_assignable(value)
+            for layer in self._flatten_layers(include_self=False):
+                if layer.__dict__.get("config") is old:
+                    layer.config = value
+        super().__setattr__(name, value)
 
     @property
     def base_options(self) -> dict[str, Any]:
@@ -78,6 +88,21 @@ class TFPreTrainedModel(keras.Model):
         """As keras.Model.compile; without a `loss` the model trains with its own."""
         self.loss = loss  # keras.Model would keep that of an earlier compile
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        return super().make_train_function(self._is_stale("train", force))
+
+    def make_test_function(self, force: bool = False) -> Any:
+        return super().make_test_function(self._is_stale("test", force))
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        return super().make_predict_function(self._is_stale("predict", force))
+
+    def _is_stale(self, function: str, force: bool) -> bool:
+        """Whether a function that Keras keeps was traced under other values of the configuration."""
+        before = self._traced.get(function)
+        self._traced[function] = hash(self.config)
+        return force or before not in (None, hash(self.config))
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """As keras.Model.compile_from_config, which leaves a class with its own `compile` uncompiled."""
