@@ -120,7 +120,7 @@ CONFIG_FILES = {
            ("hidden_dropout_prob", 1.0, r"hidden_dropout_prob is 1\.0; expected a probability"),
            ("patch_size", 17, "patch_size 17 is larger than image_size 16"),
            ("image_size", [16, 16, 16], r"image_size is \(16, 16, 16\); expected a positive int, or"),
-           ("model_type", "deit", "model_type is 'deit'; expected one of 'vit'"),
+           ("model_type", "clip", "model_type is .clip.; expected one of .*.vit."),
            ("dtype", "int8", "dtype is 'int8'; expected one of None, 'float16'"),
            ("id2label", {"0": "a", "7": "b"}, r"id2label has the indices \[0, 7\]; expected 0 to 1"),
            ("id2label", ["a", "b"], r"id2label is \['a', 'b'\]; expected a mapping"),

@@ -147,7 +147,8 @@ def preprocess(
     # The same once more, without arithmetic and as large as the file allows: a model's 224 pixels are few for a slide.
     enough = min(FINE, found_height) if processor.do_resize or sizes else 1
     finer = -(-enough // height)
-    current = {"size": processor.size, "crop_size": processor.crop_size, **sizes}
+    used = {"crop_size": processor.crop_size} if processor.do_center_crop else {}
+    current = {"size": processor.size, **used, **sizes}
     large = {name: {edge: length * finer for edge, length in size.items()} for name, size in current.items()
              if isinstance(size, dict)}  # fmt: skip
     colours = {"do_rescale": False, "do_normalize": False, "do_convert_rgb": True, "data_format": "channels_last"}
