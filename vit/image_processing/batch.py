@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,8 @@ def to_array(value: Any, name: str = "The array") -> np.ndarray:
     """
     try:
         if is_torch(value):
+            with suppress(TypeError, RuntimeError):  # what stands in the way of most is looked for when something does
+                return value.detach().cpu().numpy()
             value = dense(value, name).detach().cpu().resolve_conj().resolve_neg()
             value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
         array = np.asarray(value)

@@ -133,8 +133,7 @@ def _resize_and_crop(
         pixels = pixels * factor
     if options["do_resize"]:
         channels, height, width = pixels.shape
-        native = _is_uint8(pixels) and _resizes_uint8(pixels, _MODES.get(options["resample"], ""))
-        num_bytes = channels * (1 if native else max(4, pixels.element_size()))
+        num_bytes = channels * max(4, pixels.element_size())  # as floats, which some machines need for uint8
         size = resized_size(frame.name, height, width, channels, num_bytes, options)
         if size != tuple(pixels.shape[1:]):
             pixels = _resize(pixels, size, options["resample"])

@@ -90,6 +90,8 @@ class Reader(NamedTuple):
 
     def _from_pillow(self, name: str, image: Image.Image) -> Frame:
         _check_area(name, image.height, image.width)
+        if image.mode == "RGB":
+            return Frame(name, image)
         with naming(name):
             if image.mode == "F":
                 frame = self._from_array(name, np.asarray(image))
@@ -109,7 +111,7 @@ class Reader(NamedTuple):
                 return Frame(name, np.asarray(image) if image.mode == "LAB" else image)  # Pillow holds a and b signed
             if image.mode == "L":
                 return Frame(name, image, grey=True)  # one channel to resize rather than three equal ones
-            return Frame(name, image if image.mode == "RGB" else image.convert("RGB"))
+            return Frame(name, image if image.mode == "RGB" else image.convert("RGB"))  # a palette's is so by now
 
     def _from_array(self, name: str, array: Any) -> Frame:
         kind = array.dtype.kind if isinstance(array, np.ndarray) else "c" if array.is_complex() else "f"

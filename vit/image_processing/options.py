@@ -73,7 +73,7 @@ def check(options: Mapping[str, Any], family: str = "ViT") -> dict[str, Any]:
     Raises:
         ConfigError: an unknown option (the nearest known one is named), or an impossible value.
     """
-    known = tuple(DEFAULTS[family])
+    known = DEFAULTS[family]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
@@ -86,8 +86,9 @@ def check(options: Mapping[str, Any], family: str = "ViT") -> dict[str, Any]:
     _expect("do_convert_rgb", convert, convert is None or isinstance(convert, bool), "true, false or null")
     # An int is the shortest edge where the published class says so.
     edge = family == "Bit" and _is_length(values["size"])
-    values["size"] = _size("size", {"shortest_edge": values["size"]} if edge else values["size"])
-    values["crop_size"] = _size("crop_size", values["crop_size"])
+    limit = output_pixels()
+    values["size"] = _size("size", {"shortest_edge": values["size"]} if edge else values["size"], limit)
+    values["crop_size"] = _size("crop_size", values["crop_size"], limit)
     if "height" not in values["crop_size"]:
         raise ConfigError(
             f"crop_size is {quoted(options['crop_size'])}; expected a height and a width, or one int for both."
@@ -190,7 +191,7 @@ def output_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, 
     return (int(exact * height / width), short) if width < height else (short, int(exact * width / height))
 
 
-def _size(name: str, value: Any) -> dict[str, int]:
+def _size(name: str, value: Any, limit: float) -> dict[str, int]:
     expected = (
         "a positive int, a (height, width) pair of them, {'height': ..., 'width': ...} or {'shortest_edge': ...} with "
         "or without 'longest_edge'"
@@ -206,7 +207,6 @@ def _size(name: str, value: Any) -> dict[str, int]:
     size = {key: int(length) for key, length in size.items()}
     if size.get("longest_edge", math.inf) < size.get("shortest_edge", 0):
         raise ConfigError(f"{name} is {quoted(value)}; expected a longest_edge of at least the shortest_edge.")
-    limit = output_pixels()
     area = size["height"] * size["width"] if "height" in size else size["shortest_edge"] ** 2
     if area > limit:
         raise ConfigError(

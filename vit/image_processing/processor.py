@@ -581,19 +581,20 @@ def resized_size(
         InputError: too large, or empty.
     """
     new_height, new_width = opts.output_size(height, width, options["size"])
-    about = f"{name}, {height} x {width} (height x width)"
     limit = output_pixels(channels)
     if new_height < 1 or new_width < 1 or new_height * new_width > limit:
         raise InputError(
-            f"{about}, would become {new_height} x {new_width} with size={dict(options['size'])}; expected at least "
-            f"one pixel each way and at most {limit:,.0f} pixels. Raise PIL.Image.MAX_IMAGE_PIXELS for more."
+            f"{name}, {height} x {width} (height x width), would become {new_height} x {new_width} with size="
+            f"{dict(options['size'])}; expected at least one pixel each way and at most {limit:,.0f} pixels. Raise "
+            "PIL.Image.MAX_IMAGE_PIXELS for more."
         )
     # Rows are resized first, into (height, new width), with a table of weights for each edge.
     middle = height * new_width * num_bytes + _WEIGHTS * (height + width)
     if options["resample"] != Image.Resampling.NEAREST and middle > max(image_bytes(), height * width * num_bytes):
         raise InputError(
-            f"{about}, takes {middle:,} bytes on its way to {new_height} x {new_width}; expected at most "
-            f"{image_bytes():,.0f}. Cut it into pieces first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+            f"{name}, {height} x {width} (height x width), takes {middle:,} bytes on its way to {new_height} x "
+            f"{new_width}; expected at most {image_bytes():,.0f}. Cut it into pieces first, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         )
     return new_height, new_width
 

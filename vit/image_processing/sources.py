@@ -90,8 +90,10 @@ def load(image: Image.Image, name: str) -> None:
     Raises:
         InputError: its format is not allowed, it is broken, or too large.
     """
+    if not hasattr(image, "tile"):  # made in memory
+        return
     with naming(name):
-        if getattr(image, "tile", None):
+        if image.tile:
             if image.format is not None and image.format.upper() not in _formats():
                 raise UnidentifiedImageError
             _check_memory(name, image)
