@@ -3,7 +3,7 @@
     python -m tests.mutants --count 500 --seed 0 --jobs 2 --output mutants.jsonl
 
 A mutant is one operator, number, truth value or name of a pair (`all` and `any`, `min` and `max`) exchanged, in a copy
-of the project. It is caught if the tests that TESTS names for its file fail, or run ten times as long as they do
+of the project. It is caught if the tests that TESTS names for its file fail, or run four times as long as they do
 unchanged. Those that live are printed; a second call with the same output goes on where the first one stopped.
 EQUIVALENT names the mutants that change nothing that a caller could see, each with its reason.
 """
@@ -179,7 +179,7 @@ def main() -> None:
             return {**row, "verdict": "equivalent"}
         try:
             file.write_text(mutant.apply(source), encoding="utf-8")
-            verdict, _ = run(tests, copy, 10 * times[key] + 30)
+            verdict, _ = run(tests, copy, 4 * times[key] + 30)
         finally:
             file.write_text(source, encoding="utf-8")
         return {**row, "verdict": verdict}
