@@ -91,7 +91,7 @@ def mutants(path: str, source: str) -> Iterator[Mutant]:
             begin = starts[span.lineno - 1] + characters(span.lineno, span.col_offset)
             end = starts[span.end_lineno - 1] + characters(span.end_lineno, span.end_col_offset)
             left_alone.update(range(begin, end))
-    previous = ""
+    previous, signed = "", False
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         (line, column), text = token.start, token.string
         new: str | None = None
@@ -108,9 +108,12 @@ def mutants(path: str, source: str) -> Iterator[Mutant]:
             new = str(int(text) + 1) if text.isdecimal() else f"{text}1" if "e" in text or "." in text else None
             if new and "." in text and "e" not in text:
                 new = f"({text} + 0.5)"
+        if text == "1" and previous == "-" and signed:
+            new = None  # an axis or a size that counts from the end: its sign is exchanged, and NumPy takes -2 for -1
         if new is not None and starts[line - 1] + column not in left_alone:
             yield Mutant(path, line, column, text, new)
         if token.type not in (tokenize.NL, tokenize.COMMENT):
+            signed = text == "-" and previous in ("(", "[", "{", ",", "=", ":", "return", "+", "-", "*", "/")
             previous = text
 
 
