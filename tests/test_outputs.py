@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vit import ModelOutput
-from vit.outputs import collect, flatten, unflatten
+from vit.outputs import FIELDS, collect, flatten, unflatten
 
 
 @pytest.fixture
@@ -46,23 +46,19 @@ def test_without_return_dict_it_is_the_tuple(output):
     assert len(result) == 1
 
 
-@pytest.mark.parametrize(("name", "remedy"), [
-    ("loss", r"; call with labels \(or, for masked image modelling, bool_masked_pos\)\."),
-    ("attentions", r"; call with output_attentions=True\."),
-    ("pooler_output", r"; build the model with add_pooling_layer=True\."),
-    ("nonsense", r"\."),
-])  # fmt: skip
-def test_an_absent_field_is_an_attribute_error_with_the_remedy(output, name, remedy):
-    with pytest.raises(AttributeError, match=rf"^This output holds logits, hidden_states, not {name}{remedy}$"):
-        getattr(output, name)
-
-
-def test_an_absent_field_is_absent_in_every_way(output):
-    assert not hasattr(output, "loss")
-    assert "loss" not in output
-    assert output.get("loss") is None
+@pytest.mark.parametrize("name", FIELDS)
+def test_what_a_call_left_out_is_none_as_an_attribute_and_absent_as_a_key(output, name):
+    del output["hidden_states"]
+    assert getattr(output, name) is None
+    assert name not in output
+    assert output.get(name) is None
     with pytest.raises(KeyError):
-        output["loss"]
+        output[name]
+
+
+def test_a_name_that_no_call_gives_is_an_attribute_error(output):
+    with pytest.raises(AttributeError, match=r"^This output holds logits, hidden_states, not nonsense\.$"):
+        output.nonsense  # noqa: B018
     with pytest.raises(IndexError):
         output[2]
 

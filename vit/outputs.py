@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-_REMEDIES = {
-    "hidden_states": "call with output_hidden_states=True",
-    "attentions": "call with output_attentions=True",
-    "loss": "call with labels (or, for masked image modelling, bool_masked_pos)",
-    "pooler_output": "build the model with add_pooling_layer=True",
-}
+FIELDS = ("loss", "pooler_output", "hidden_states", "attentions")
+"""What a call may leave out: as an attribute it is None then, as a key it is absent."""
 
 
 class ModelOutput(dict):
@@ -25,8 +21,9 @@ class ModelOutput(dict):
         try:
             return self[name]
         except KeyError:
-            reason = f"; {_REMEDIES[name]}" if name in _REMEDIES else ""
-            raise AttributeError(f"This output holds {', '.join(self)}, not {name}{reason}.") from None
+            if name in FIELDS:
+                return None
+            raise AttributeError(f"This output holds {', '.join(self)}, not {name}.") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import hub
 from ..config import PreTrainedConfig
-from ..errors import CheckpointError, summary
+from ..errors import CheckpointError, ConfigError, summary
 from ..files import CONFIG
 from ..weights import Shape, to_local
 from .copying import aligned_copy
@@ -54,6 +54,18 @@ class Fit:
         futures = {name: pool.submit(read, name) for name in self.stored}
         pool.shutdown(wait=False)
         return futures
+
+    def loading_info(self) -> dict[str, list[Any]]:
+        """What did not come from the checkpoint or go into the model, under transformers' names."""
+        canonical = self.config.canonical_names(self.checkpoint.tensors)
+        used, have = set(self.stored.values()), set(canonical.values())
+        return {
+            "missing_keys": sorted(name for name in self.fresh if name not in have),
+            "unexpected_keys": sorted(name for name in self.checkpoint.tensors if name not in used
+                                      and canonical.get(name) not in self.fresh),
+            "mismatched_keys": sorted(name for name in self.fresh if name in have),
+            "error_msgs": [],
+        }  # fmt: skip
 
     def warning(self) -> str | None:
         """What the user should know about fresh parameters, in one sentence."""
@@ -105,12 +117,20 @@ def plan(
     wanted = None if dtype is None or (isinstance(dtype, str) and dtype == "auto") else dtype_of(dtype)
     if attn_implementation is not None:
         overrides["attn_implementation"] = attn_implementation
+    given = overrides.pop("config", None)
     checkpoint = Checkpoint(hub.resolve(name_or_folder, **hub_options))
     check_family(checkpoint, config_class, head)
     parts = dict(checkpoint.config.heads[head].parts)
     model_options = {part: overrides.pop(part) for part in parts if head is None and part in overrides}
     wanted = wanted or checkpoint.dtype
-    config = checkpoint.config.replace(**overrides, dtype=wanted.name)
+    if isinstance(given, str | os.PathLike):
+        given = PreTrainedConfig.from_pretrained(given)
+    base = checkpoint.config if given is None else given
+    if type(base) is not type(checkpoint.config):
+        raise ConfigError(
+            f"config is a {type(base).__name__}; the checkpoint has a {type(checkpoint.config).__name__}."
+        )
+    config = base.replace(**overrides, dtype=wanted.name)
     stored, fresh, resampled = fit(checkpoint, config, head, ignore_mismatched_sizes, **{**parts, **model_options})
     return Fit(checkpoint, config, stored, fresh, resampled, wanted, model_options)
 

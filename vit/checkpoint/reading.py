@@ -41,7 +41,7 @@ def dtype_of(dtype: Any) -> np.dtype:
     Raises:
         CheckpointError: not one that parameters can have.
     """
-    name = dtype if isinstance(dtype, str) else str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+    name = (dtype if isinstance(dtype, str) else str(getattr(dtype, "name", dtype))).removeprefix("torch.")
     for known in DTYPES.values():
         if name == known.name or dtype is known.type:
             return known

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from .. import checkpoint, weights
 from ..config import PreTrainedConfig
 from ..errors import InputError
+from ..keywords import loading_keywords
 from ..outputs import ModelOutput, flatten, unflatten
 from .saving import parameters
 
@@ -105,18 +106,18 @@ class FlaxPreTrainedModel(nnx.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_folder: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         dtype: DTypeLike | None = None,
         attn_implementation: str | None = None,
         device: jax.Device | jax.sharding.Sharding | str | None = None,
         ignore_mismatched_sizes: bool = False,
         **config_overrides: Any,
-    ) -> Self:
+    ) -> Any:
         """Load a checkpoint, in evaluation mode.
 
         Args:
-            name_or_folder: a checkpoint folder, or the name of a model on the hub.
+            pretrained_model_name_or_path: a checkpoint folder, or the name of a model on the hub.
             dtype: of the parameters and the computation; None for the checkpoint's.
             attn_implementation: "sdpa" or "eager"; None for the configuration's.
             device: a device, a sharding, or a name such as "cpu" or "gpu:1"; None for JAX's default device.
@@ -124,14 +125,17 @@ class FlaxPreTrainedModel(nnx.Module):
             **config_overrides: any key of the configuration (another number of labels gives a fresh head, another
                 image_size resamples the position embeddings), the other arguments of a model without a head, such as
                 `add_pooling_layer`, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
+                transformers' other keywords are taken, too: `torch_dtype`, `config`, `device_map` to one device, and
+                `output_loading_info`, with which (model, information) is returned.
 
         Raises:
             CheckpointError: no checkpoint there, a broken one, or one that does not fit.
             ConfigError: impossible values in its config.json or the overrides.
             InputError: float64 while JAX has it switched off, or a device that is not there.
         """
+        dtype, device, with_info = loading_keywords(config_overrides, dtype, device)
         fit = checkpoint.plan(
-            name_or_folder,
+            pretrained_model_name_or_path,
             cls.head,
             dtype,
             attn_implementation,
@@ -162,7 +166,7 @@ class FlaxPreTrainedModel(nnx.Module):
         if message := fit.warning():
             warnings.warn(message, stacklevel=2)
         model.eval()
-        return model
+        return (model, fit.loading_info()) if with_info else model
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
         """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into `folder`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from .. import checkpoint
 from ..config import PreTrainedConfig
 from ..errors import InputError
 from ..inputs import check_torch_device
+from ..keywords import loading_keywords
 from ..outputs import ModelOutput, flatten, unflatten
 from .saving import parameters
 
@@ -81,18 +82,18 @@ class PreTrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_folder: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         dtype: torch.dtype | str | None = None,
         attn_implementation: str | None = None,
         device: torch.device | str | None = None,
         ignore_mismatched_sizes: bool = False,
         **config_overrides: Any,
-    ) -> Self:
+    ) -> Any:
         """Load a checkpoint, in evaluation mode.
 
         Args:
-            name_or_folder: a checkpoint folder, or the name of a model on the hub.
+            pretrained_model_name_or_path: a checkpoint folder, or the name of a model on the hub.
             dtype: of the parameters and the computation; None for the checkpoint's.
             attn_implementation: "sdpa" or "eager"; None for the configuration's.
             device: None for the CPU, where the weights stay mapped to the file until they are used.
@@ -100,15 +101,19 @@ class PreTrainedModel(nn.Module):
             **config_overrides: any key of the configuration (another number of labels gives a fresh head, another
                 image_size resamples the position embeddings), the other arguments of a model without a head, such as
                 `add_pooling_layer`, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
+                transformers' other keywords are taken, too: `torch_dtype`, `config`, `device_map` to one device, and
+                `output_loading_info`, with which (model, information) is returned.
 
         Raises:
             CheckpointError: no checkpoint there, a broken one, or one that does not fit.
             ConfigError: impossible values in its config.json or the overrides.
             InputError: a device that is not there.
         """
+        accelerator = "cuda" if torch.cuda.is_available() else None
+        dtype, device, with_info = loading_keywords(config_overrides, dtype, device, accelerator)
         check_torch_device(torch, device)
         fit = checkpoint.plan(
-            name_or_folder,
+            pretrained_model_name_or_path,
             cls.head,
             dtype,
             attn_implementation,
@@ -127,7 +132,7 @@ class PreTrainedModel(nn.Module):
             model.load_state_dict(state, assign=True)
         if message := fit.warning():
             warnings.warn(message, stacklevel=2)
-        return model.eval()
+        return (model.eval(), fit.loading_info()) if with_info else model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
         """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into `folder`.

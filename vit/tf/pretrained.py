@@ -16,6 +16,7 @@ import tensorflow as tf
 from .. import checkpoint, weights
 from ..config import PreTrainedConfig, to_pair
 from ..errors import InputError
+from ..keywords import loading_keywords
 from ..outputs import ModelOutput, flatten, unflatten
 from .saving import parameters
 
@@ -166,18 +167,18 @@ class TFPreTrainedModel(keras.Model):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_folder: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         dtype: Any = None,
         attn_implementation: str | None = None,
         device: str | None = None,
         ignore_mismatched_sizes: bool = False,
         **config_overrides: Any,
-    ) -> Self:
+    ) -> Any:
         """Load a checkpoint.
 
         Args:
-            name_or_folder: a checkpoint folder, or the name of a model on the hub.
+            pretrained_model_name_or_path: a checkpoint folder, or the name of a model on the hub.
             dtype: of the parameters and the computation, or a policy such as "mixed_bfloat16"; None for the
                 checkpoint's, computed as Keras's global policy says where that has the same parameters.
             attn_implementation: "sdpa" or "eager", which TensorFlow computes alike; None for the configuration's.
@@ -186,15 +187,18 @@ class TFPreTrainedModel(keras.Model):
             **config_overrides: any key of the configuration (another number of labels gives a fresh head, another
                 image_size resamples the position embeddings), the other arguments of a model without a head, such as
                 `add_pooling_layer`, and `revision`, `token`, `cache_dir` and `local_files_only` of the hub.
+                transformers' other keywords are taken, too: `torch_dtype`, `config`, `device_map` to one device, and
+                `output_loading_info`, with which (model, information) is returned.
 
         Raises:
             CheckpointError: no checkpoint there, a broken one, or one that does not fit.
             ConfigError: impossible values in its config.json or the overrides.
             InputError: a device that is not there.
         """
+        dtype, device, with_info = loading_keywords(config_overrides, dtype, device)
         policy = _policy(dtype)
         fit = checkpoint.plan(
-            name_or_folder,
+            pretrained_model_name_or_path,
             cls.head,
             policy and policy.variable_dtype,
             attn_implementation,
@@ -221,7 +225,7 @@ class TFPreTrainedModel(keras.Model):
                 setattr(layer, f"{leaf}_initializer", initializers[name])
         if message := fit.warning():
             warnings.warn(message, stacklevel=2)
-        return model
+        return (model, fit.loading_info()) if with_info else model
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
         """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into `folder`.

@@ -1,0 +1,71 @@
+"""from_pretrained takes transformers' keywords: honoured, without effect, or refused with what to do instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vit
+from vit import ConfigError, InputError
+from vit.keywords import REFUSED, WITHOUT_EFFECT
+
+PREFIXES = ("", "TF", "Flax")
+
+
+@pytest.fixture
+def load(tiny_config: Any, random_checkpoint: Any, tmp_path: Any) -> Any:
+    random_checkpoint(tmp_path, tiny_config(), "classifier")
+    return lambda prefix, **keywords: getattr(vit, f"{prefix}ViTForImageClassification").from_pretrained(
+        tmp_path, **keywords
+    )
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_keywords_that_change_nothing_are_taken(prefix: str, load: Any, tmp_path: Any):
+    model = load(prefix, **dict.fromkeys(WITHOUT_EFFECT, True), device_map="cpu", trust_remote_code=True)
+    assert model.config == load(prefix).config
+    cls = type(model)
+    assert cls.from_pretrained(pretrained_model_name_or_path=tmp_path).config == model.config
+
+
+@pytest.mark.parametrize("keyword", REFUSED)
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_keywords_that_cannot_be_honoured_are_refused_with_what_to_do_instead(prefix: str, keyword: str, load: Any):
+    with pytest.raises(ConfigError, match=f"^{keyword} cannot be honoured; "):
+        load(prefix, **{keyword: {"a": 1}})
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_other_names_of_dtype_and_device_are_honoured(prefix: str, load: Any):
+    for keywords in ({"torch_dtype": "torch.float16"}, {"dtype": "torch.float16"}, {"torch_dtype": "float16"}):
+        model = load(prefix, **keywords, device_map={"": "cpu"})
+        assert model.config.dtype == "float16"
+    with pytest.raises(InputError, match="a model stands on one device"):
+        load(prefix, device_map={"layer.0": 0, "layer.1": 1})
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_given_configuration_is_the_models(prefix: str, load: Any, tiny_config: Any):
+    model = load(prefix, config=tiny_config(problem_type="regression"), output_attentions=True)
+    assert (model.config.problem_type, model.config.output_attentions) == ("regression", True)
+    with pytest.raises(ConfigError, match="config is a int"):
+        load(prefix, config=3)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_loading_info_names_what_is_missing_and_what_has_another_shape(prefix: str, load: Any):
+    _, info = load(prefix, output_loading_info=True)
+    assert not any(info.values())
+    with pytest.warns(UserWarning, match="freshly initialised"):
+        model, info = load(prefix, output_loading_info=True, num_labels=9)
+    assert info["mismatched_keys"] == ["classifier.bias", "classifier.weight"]
+    assert info["missing_keys"] == info["unexpected_keys"] == []
+    assert np.shape(model(np.ones((1, 3, 16, 16), np.float32)).logits if prefix else [[0] * 9]) == (1, 9)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_keyword_that_nobody_knows_is_still_an_error_with_the_nearest_name(prefix: str, load: Any):
+    with pytest.raises(ConfigError, match="Unknown configuration key 'num_label'; did you mean 'num_labels'"):
+        load(prefix, num_label=3)
