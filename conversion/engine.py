@@ -16,27 +16,28 @@ from typing import Any
 import numpy as np
 
 from vit import budgets, checkpoint
-from vit.config import to_pair
+from vit.config import PreTrainedConfig, config_from_dict, keys_of, to_pair
 from vit.errors import CheckpointError, ConfigError, quoted, shown
-from vit.families.vit import ViTConfig
 from vit.weights import Shape
 
 from . import keras, orbax
 from .containers import Store, read_file, read_shards, summary, write_json, write_msgpack, write_npz, write_torch
 from .deit import DEIT
 from .dino import DINO
+from .dinov2 import DINOV2, TIMM, with_linear_head
 from .google import GOOGLE
 from .labels import label_names
-from .rules import MARK, Foreign, Format, Source, foreign_tensors, unwrap, write_part
+from .mae import MAE
+from .rules import Foreign, Format, Source, foreign_tensors, unwrap, write_part
 from .target import PREPROCESSOR, TARGETS, WEIGHT_FILES, check_target, publish, staging, sync
-from .timm import TIMM, read_hub_config
+from .timm import read_hub_config
 from .torchvision import TORCHVISION
 from .transformers import HF, TRANSFORMERS_FLAX, TRANSFORMERS_PT, TRANSFORMERS_TF, write_tf_h5
 
 FORMATS = {
     format.name: format
-    for format in (HF, TRANSFORMERS_PT, TRANSFORMERS_TF, TRANSFORMERS_FLAX, GOOGLE, TIMM, TORCHVISION, DINO, DEIT,
-                   keras.KERAS, orbax.ORBAX)
+    for format in (HF, TRANSFORMERS_PT, TRANSFORMERS_TF, TRANSFORMERS_FLAX, GOOGLE, MAE, DINOV2, TIMM, TORCHVISION,
+                   DINO, DEIT, keras.KERAS, orbax.ORBAX)
 }  # fmt: skip
 ALIASES = {"nnx": "orbax"}
 
@@ -66,7 +67,7 @@ class Report:
     source_format: str
     target: Path
     target_format: str
-    config: ViTConfig
+    config: PreTrainedConfig
     tensors: int
     parameters: int
     said: list[str] = field(default_factory=list)
@@ -88,6 +89,7 @@ def open_source(
     *,
     labels: str | os.PathLike[str] | Iterable[str] | None = None,
     published_config: bool = False,
+    linear_head: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Source:
     """Open a checkpoint of any format as a canonical one.
@@ -98,25 +100,28 @@ def open_source(
         labels: names of the labels: "imagenet-1k", a file, or the names; "none" for numbers alone; None keeps what
             the source says.
         published_config: take hidden_act and layer_norm_eps of the published configurations.
-        **options: keys of `ViTConfig` that shapes do not tell, such as num_attention_heads or image_size.
+        linear_head: a file of facebookresearch/dinov2 with the linear head of a backbone.
+        **options: keys of `PreTrainedConfig` that shapes do not tell, such as num_attention_heads or image_size.
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, one of another family, or one that does not tell all it must.
     """
     path = Path(source)
     try:
-        return _open_source(path, source_format, labels, published_config, options)
+        return _open_source(path, source_format, labels, published_config, linear_head, options)
     except OSError as error:
         raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror or shown(error)}.") from None
 
 
 def _open_source(
-    path: Path, source_format: str, labels: Any, published_config: bool, options: dict[str, Any]
+    path: Path, source_format: str, labels: Any, published_config: bool, linear_head: Any, options: dict[str, Any]
 ) -> Source:
     if source_format != "auto":
         format_of(source_format)
     store = _open(path, source_format)
-    format = _detect(store) if source_format == "auto" else format_of(source_format)
+    if linear_head is not None:
+        store = with_linear_head(store, read_file(Path(linear_head)))
+    format = _detect(store) if source_format == "auto" else _of_family(format_of(source_format), store)
     if store.kind not in format.kinds:
         kinds = " or ".join(format.kinds)
         raise CheckpointError(f"{shown(path)} is a {store.kind} file; {format.name} checkpoints are {kinds}.")
@@ -125,7 +130,7 @@ def _open_source(
     described = path.is_dir() or path.name in WEIGHT_FILES
     if store.config is not None:
         try:
-            config = ViTConfig.from_dict(store.config)
+            config = config_from_dict(store.config)
         except (ConfigError, TypeError) as error:
             raise CheckpointError(f"{shown(path)} fits no Vision Transformer: {error}") from None
     elif described and os.path.lexists(folder / checkpoint.CONFIG):
@@ -138,6 +143,7 @@ def _open_source(
             format = replace(format, image={**format.image, **image})
         else:
             config = checkpoint.read_config(folder)
+            format = FORMATS[format.name].of(config)
     elif format.name in ("hf", "transformers-pt", "transformers-tf", "transformers-flax"):
         said.append(f"there is no {checkpoint.CONFIG} beside it: sizes are read from shapes")
     if labels == "none":
@@ -187,11 +193,9 @@ def _open(path: Path, source_format: str) -> Store:
 def _detect(store: Store) -> Format:
     names = list(store.tensors)
     for format in FORMATS.values():
-        mark = format.foreign_name(MARK) or ""
-        seen = any(name.endswith(mark) for name in names)
-        if format.rename is not None:
-            seen = mark in format.rename(unwrap(format, names).values()).values()
-        if seen and store.kind in format.kinds:
+        fitting = [each for each in (*format.families, format) if _fits(each, store)]
+        if fitting and store.kind in format.kinds:
+            format = fitting[0]
             break
     else:
         held = summary(names, 5) if names else "no tensors"
@@ -210,6 +214,21 @@ def _detect(store: Store) -> Format:
     return format
 
 
+def _of_family(format: Format, store: Store) -> Format:
+    """The form of a format whose family the names are of."""
+    return next((each for each in format.families if _fits(each, store)), format)
+
+
+def _fits(format: Format, store: Store) -> bool:
+    """Whether a file's tensors are those of a format's family."""
+    names = list(store.tensors)
+    if not format.is_of({name: tensor.shape for name, tensor in store.tensors.items()}):
+        return False
+    if format.rename is not None:
+        return format.mark in format.rename(unwrap(format, names).values()).values()
+    return any(name.endswith(mark) for name in names for mark in (format.mark, *format.marks))
+
+
 # === Converting ===
 
 
@@ -222,6 +241,7 @@ def convert(
     dtype: Any = None,
     labels: str | os.PathLike[str] | Iterable[str] | None = None,
     published_config: bool = False,
+    linear_head: str | os.PathLike[str] | None = None,
     verify: bool = True,
     force: bool = False,
     max_shard_size: int | str = "5GB",
@@ -240,11 +260,12 @@ def convert(
             the source says.
         published_config: take hidden_act and layer_norm_eps of the published configurations, rather than those that
             the source's code computes with.
+        linear_head: a file of facebookresearch/dinov2 with the linear head of a backbone.
         verify: read the result back and compare it with the source, bit by bit, before it appears.
         force: replace a target that exists.
         max_shard_size: of the canonical folder's weight files.
         progress: told how far it is.
-        **options: keys of `ViTConfig` that shapes do not tell: num_attention_heads, image_size, patch_size,
+        **options: keys of `PreTrainedConfig` that shapes do not tell: num_attention_heads, image_size, patch_size,
             hidden_act, layer_norm_eps and so on.
 
     Returns:
@@ -259,14 +280,23 @@ def convert(
     if target_format not in TARGETS:
         raise CheckpointError(f"Unknown target format {quoted(target_format)}; expected one of {', '.join(TARGETS)}.")
     check_target(target, target_format, force)
-    opened = open_source(source, source_format, labels=labels, published_config=published_config, **options)
+    opened = open_source(
+        source, source_format, labels=labels, published_config=published_config, linear_head=linear_head, **options
+    )
     wanted = None if dtype is None else checkpoint.dtype_of(dtype)
     canonical = {name: (shape, wanted or opened.dtype(name)) for name, shape in opened.shapes.items()}
     config = opened.config if wanted is None else opened.config.replace(dtype=wanted.name)
-    format = FORMATS[target_format]
+    format = FORMATS[target_format].of(config)
+    if not format.cls_position:
+        raise CheckpointError(
+            f"{target_format} keeps the position of CLS in its token, from which it cannot be told apart again."
+        )
     tensors, dropped = foreign_tensors(format, config, opened.head, canonical)
-    ignored = {**opened.ignored, **{opened.places[name].stored: reason for name, reason in dropped.items()}}
+    left_out = {opened.places[name].stored: reason for name, reason in dropped.items() if name in opened.places}
+    ignored = {**opened.ignored, **left_out}
     kept = {name: spec for name, spec in canonical.items() if name not in dropped}
+    if any(name.endswith(".mask_token") for name in dropped) and "use_mask_token" in keys_of(type(config)):
+        config = config.replace(use_mask_token=False)
     size = sum(int(np.prod(shape)) * kind.itemsize for shape, kind in kept.values())
     meter = _Meter(progress, size * (2 if verify else 1))
 
@@ -280,13 +310,13 @@ def convert(
         on_disk.result()
         publish(staged, target, target_format)
     said = [*opened.said, *_differences(format, config)]
-    used = {opened.places[name].stored for name in kept}
+    used = {opened.places[name].stored for name in kept if name in opened.places}
     parameters = sum(int(np.prod(shape)) for shape, _ in kept.values())
     return Report(Path(source), opened.format.name, target, target_format, config, len(used), parameters, said, ignored,
                   verify)  # fmt: skip
 
 
-def _differences(format: Format, config: ViTConfig) -> list[str]:
+def _differences(format: Format, config: PreTrainedConfig) -> list[str]:
     """What the target's own code computes otherwise than the configuration says."""
     if format.name in ("hf", "transformers-tf", "transformers-flax", "keras", "orbax"):
         return []
@@ -324,7 +354,7 @@ class _Meter:
 def _write(
     staged: Path,
     target_format: str,
-    config: ViTConfig,
+    config: PreTrainedConfig,
     opened: Source,
     tensors: Mapping[str, Foreign],
     read: Callable[[str], np.ndarray],
@@ -369,7 +399,7 @@ def _write_preprocessor(staged: Path, opened: Source) -> None:
         values = {
             "do_normalize": True, "do_rescale": True, "do_resize": True, "image_processor_type": "ViTImageProcessor",
             "image_mean": list(image["mean"]), "image_std": list(image["std"]), "resample": image["resample"],
-            "rescale_factor": 1 / 255, "size": {"height": height, "width": width},
+            "rescale_factor": 1 / 255, "size": {"height": height, "width": width}, **opened.format.processor,
         }  # fmt: skip
         write_json(staged / PREPROCESSOR, values)
         mean, std = (", ".join(f"{value:g}" for value in image[key]) for key in ("mean", "std"))
@@ -381,7 +411,7 @@ def _write_preprocessor(staged: Path, opened: Source) -> None:
 def _verify(
     staged: Path,
     format: Format,
-    config: ViTConfig,
+    config: PreTrainedConfig,
     opened: Source,
     kept: Mapping[str, tuple[Shape, np.dtype]],
     meter: _Meter,
@@ -397,13 +427,16 @@ def _verify(
 
     parts: dict[str, list[str]] = {}
     for name in kept:
+        if name not in opened.places:  # zero, where the source's format has no place for it
+            meter.add(result.read(name))
+            continue
         parts.setdefault(opened.places[name].stored, []).append(name)
 
     def compare(stored: str) -> None:
         # By other means than those that it was converted with, which may have read the wrong bytes.
         whole = opened.store.read_again(stored)
         for name in parts[stored]:
-            back, expected = opened.format.to_foreign(result.read(name)), opened.part(name, whole)
+            back, expected = opened.format.foreign_array(name, result.read(name)), opened.part(name, whole)
             if back.dtype != kept[name][1] or back.size != expected.size or not _same_bits(expected, back):
                 raise CheckpointError(
                     f"The comparison failed: {name} is not what the source holds. Nothing was written."

@@ -16,9 +16,8 @@ import numpy as np
 
 import vit
 from vit import checkpoint, hub
-from vit.config import to_pair
+from vit.config import PreTrainedConfig, to_pair
 from vit.errors import FRAMEWORKS, CheckpointError, InputError, MissingFrameworkError, installed_frameworks
-from vit.families.vit import ViTConfig
 
 from .engine import convert, open_source
 from .rules import Source
@@ -68,7 +67,7 @@ class Verification:
 
     name: str
     architecture: str
-    config: ViTConfig
+    config: PreTrainedConfig
     images: list[str]
     dtype: str
     tolerance: float
@@ -181,7 +180,7 @@ def _canonical(
     return convert(path, temporary / "canonical", source_format, **options).target
 
 
-def _pixels(images: Any, config: ViTConfig, folder: Path) -> tuple[np.ndarray, list[str]]:
+def _pixels(images: Any, config: PreTrainedConfig, folder: Path) -> tuple[np.ndarray, list[str]]:
     """pixel_values (batch, channels, height, width) float32, and what they are called."""
     height, width = to_pair(config.image_size)
     if images is None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit.config import to_pair
+from vit.config import PreTrainedConfig, to_pair
 from vit.errors import CheckpointError, shown
-from vit.families.vit import VARIANTS, ViTConfig
+from vit.families.vit import VARIANTS
 
 from .engine import open_source
 
@@ -43,7 +43,7 @@ class Inspection:
     format: str = ""
     architecture: str = ""
     variant: str = ""
-    config: ViTConfig | None = None
+    config: PreTrainedConfig | None = None
     parameters: int = 0
     dtypes: dict[str, int] = field(default_factory=dict)
     tensors: int = 0
@@ -62,7 +62,7 @@ def inspect(path: str | os.PathLike[str], source_format: str = "auto", **options
     Args:
         path: a file or folder.
         source_format: a name of `FORMATS`; "auto" finds it.
-        **options: keys of `ViTConfig` that shapes do not tell.
+        **options: keys of `PreTrainedConfig` that shapes do not tell.
 
     Raises:
         CheckpointError: there is nothing at `path`, or it is no checkpoint at all. One that is merely damaged or of
@@ -90,7 +90,7 @@ def inspect(path: str | os.PathLike[str], source_format: str = "auto", **options
     return found
 
 
-def variant(config: ViTConfig) -> str:
+def variant(config: PreTrainedConfig) -> str:
     """The published size of a configuration with its patch and image size, such as "B/16 at 224"."""
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
     name = next((name for name, known in VARIANTS.items() if known == sizes), "custom")

@@ -17,9 +17,8 @@ from typing import Any
 from vit import budgets
 from vit.archives import check_crc, members, read_member
 from vit.checkpoint import in_order
-from vit.config import to_pair
+from vit.config import PreTrainedConfig, to_pair
 from vit.errors import CheckpointError, shown
-from vit.families.vit import ViTConfig
 from vit.weights import LAYOUTS
 
 from .containers import KINDS, Read, Specs, Store, Window, parsing, read_h5, write_h5_dataset, writing_h5
@@ -106,7 +105,7 @@ def read_keras(path: Path) -> Store:
 KINDS["keras"] = read_keras
 
 
-def write_keras(path: Path, config: ViTConfig, head: str | None, tensors: Specs, read: Read) -> None:
+def write_keras(path: Path, config: PreTrainedConfig, head: str | None, tensors: Specs, read: Read) -> None:
     """A .keras or .weights.h5 file, as Keras writes it."""
     if path.name.endswith(".h5"):
         _write_weights(path, config, head, tensors, read)
@@ -140,7 +139,7 @@ def write_keras(path: Path, config: ViTConfig, head: str | None, tensors: Specs,
     weights.unlink()
 
 
-def _write_weights(path: Path, config: ViTConfig, head: str | None, tensors: Specs, read: Read) -> None:
+def _write_weights(path: Path, config: PreTrainedConfig, head: str | None, tensors: Specs, read: Read) -> None:
     has_mask = "vit/embeddings/mask_token" in tensors
     with writing_h5(path) as file:
         for name, (shape, dtype) in tensors.items():
@@ -161,7 +160,7 @@ def _stored_name(name: str, head: str | None, has_mask: bool) -> str:
     return name.removeprefix("vit/").replace("pooler/", "layers/vi_t_pooler/", 1)
 
 
-def _layer_names(config: ViTConfig, head: str | None) -> dict[str, str]:
+def _layer_names(config: PreTrainedConfig, head: str | None) -> dict[str, str]:
     """Group -> the layer's name that Keras keeps there, of the layers without variables of their own."""
     base = "" if head is None else _MODEL
     return {f"{base}encoder/vars": "encoder", f"{base}embeddings/vars": "embeddings"}

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from vit import budgets, checkpoint
+from vit.config import PreTrainedConfig
 from vit.errors import CheckpointError, MissingFrameworkError, shown
-from vit.families.vit import ViTConfig
 from vit.weights import LAYOUTS
 
 from .containers import BFLOAT16, Read, Specs, Store, Stored, _damaged, summary
 from .rules import Format, patterns
-from .transformers import with_base, without_base
+from .transformers import of_families, with_base, without_base
 
 _LAYOUT = LAYOUTS["flax"]
 MARKS = ("manifest.ocdbt", "_METADATA")
@@ -35,18 +35,21 @@ def _rename(names: Iterable[str]) -> dict[str, str]:
     return {name: based[value] for name, value in plain.items()}
 
 
-ORBAX = Format(
-    name="orbax",
-    what="orbax checkpoints of this project's Flax models (nnx)",
-    kinds=("orbax",),
-    table=patterns("."),
-    leaves={"weight": _LAYOUT.kernel, "norm.weight": _LAYOUT.norm_scale},
-    in_out=True,
-    conv="matrix",
-    config={"hidden_act": "gelu", "layer_norm_eps": 1e-12},
-    rename=_rename,
-    stored_name=without_base("."),
-    ignored=((r"\.rngs?\.|\.(count|key)$", "state of a random generator"),),
+ORBAX = of_families(
+    Format(
+        name="orbax",
+        what="orbax checkpoints of this project's Flax models (nnx)",
+        kinds=("orbax",),
+        table=patterns("."),
+        leaves={"weight": _LAYOUT.kernel, "norm.weight": _LAYOUT.norm_scale},
+        in_out=True,
+        conv="matrix",
+        config={"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+        rename=_rename,
+        stored_name=without_base("."),
+        ignored=((r"\.rngs?\.|\.(count|key)$", "state of a random generator"),),
+    ),
+    ".",
 )
 
 
@@ -122,7 +125,7 @@ def _array(ts: Any, folder: Path, name: str, driver: str) -> Stored:
     return Stored(tuple(array.shape), dtype, load)
 
 
-def write_orbax(folder: Path, config: ViTConfig, tensors: Specs, read: Read) -> None:
+def write_orbax(folder: Path, config: PreTrainedConfig, tensors: Specs, read: Read) -> None:
     """An orbax folder of the pure dict of a model's state, with config.json in it."""
     ts = _tensorstore()
     folder = folder.absolute()

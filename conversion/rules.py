@@ -12,20 +12,23 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit import budgets
+from vit import budgets, families
 from vit.checkpoint import DTYPES, fill
-from vit.config import to_pair
+from vit.config import PreTrainedConfig, keys_of, to_pair
 from vit.errors import CheckpointError, ConfigError, quoted, shown
-from vit.families.vit import VARIANTS, ViTConfig
-from vit.weights import Shape
+from vit.families.vit import VARIANTS
+from vit.weights import Shape, is_matrix, is_norm
 
 from .containers import Store, summary
+
+INDEX = r"(?<=layer\.)\d+|(?<=layers\.)\d+"
+"""The number of a layer in a canonical name."""
 
 LAYER = "vit.encoder.layer.{i}."
 TOKENS = ("vit.embeddings.cls_token", "vit.embeddings.mask_token", "vit.embeddings.position_embeddings")
@@ -47,19 +50,49 @@ MODULES = (
 QKV = LAYER + "attention.attention.{query,key,value}"
 """The three projections as one module: their tensors lie one after the other along the first axis."""
 
-MARK = "vit.encoder.layer.0.layernorm_before.weight"
-"""The parameter by whose foreign name a format is known: every Vision Transformer has it."""
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BILINEAR, BICUBIC = 2, 3
 
 
-def patterns(separator: str, **renamed: str) -> dict[str, str]:
+_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
+    "beit": (
+        {"use_mask_token": True, "use_absolute_position_embeddings": True, "use_relative_position_bias": True,
+         "use_shared_relative_position_bias": True},
+        {"use_mean_pooling": False},
+    ),
+    "vit_mae": ({"decoder_num_hidden_layers": 1},),
+    "dinov2": ({}, {"use_swiglu_ffn": True}),
+    "dinov2_with_registers": ({}, {"use_swiglu_ffn": True}),
+}  # fmt: skip
+"""Family -> keys of configurations that together have all the parameters that its checkpoints may have."""
+
+
+@cache
+def samples(family: str) -> tuple[Any, ...]:
+    """Configurations of one layer that together have every parameter that a checkpoint of the family may have."""
+    return tuple(
+        families.config_class(family)(num_hidden_layers=1, num_labels=1, **keys) for keys in _OPTIONS.get(family, ({},))
+    )
+
+
+@cache
+def family_names(family: str) -> tuple[str, ...]:
+    """The canonical names of all parameters of a family, with {i} for a layer and {leaf} for weight or bias."""
+    names: dict[str, None] = {}
+    for config in samples(family):
+        for head, (_, _, parts) in config.heads.items():
+            for name in config.parameter_shapes(head=head, **dict.fromkeys(parts, True)):
+                path = re.sub(INDEX, "{i}", name)
+                names[re.sub(r"\.(weight|bias)$", ".{leaf}", path)] = None
+    return tuple(names)
+
+
+VIT = (*TOKENS, *(module + ".{leaf}" for module in MODULES))
+
+
+def patterns(separator: str, names: Iterable[str] = VIT, **renamed: str) -> dict[str, str]:
     """The table of a format that spells canonical paths with another separator and other names for some parts."""
-    table = {}
-    for name in (*TOKENS, *(module + ".{leaf}" for module in MODULES)):
-        table[name] = separator.join(renamed.get(part, part) for part in name.split("."))
-    return table
+    return {name: separator.join(renamed.get(part, part) for part in name.split(".")) for name in names}
 
 
 @dataclass(frozen=True)
@@ -77,6 +110,7 @@ class Format:
         heads: attention kernels keep their heads apart: query (hidden_size, heads, head_dim) and so on.
         config: what the format's code computes with, where its files do not say.
         image: mean, standard deviation and resampling of the images that its models expect.
+        processor: keys of preprocessor_config.json that are not those of ViT's.
         wrappers: prefixes of a whole model inside a training checkpoint -> why it is taken; the first found wins.
         ignored: (pattern of a stored name, why leaving it out is right).
         refused: (pattern of a stored name, the family that it is a sign of).
@@ -84,6 +118,15 @@ class Format:
         aliases: (pattern of a stored name, what it stands for): older names of the same tensors.
         rename: stored names -> {stored name: name of the table}, where a pattern cannot say it.
         stored_name: name of the table, head -> the name to write; the inverse of `rename`.
+        family: the model_type of what it holds.
+        families: the forms of the same name of other families.
+        signs: patterns of stored names that all must be there for the family to be this one.
+        gated: whether the MLPs are gated, where names do not tell.
+        norm: what the first LayerNorm of a layer is called canonically; by it the format is known.
+        marks: other names of that LayerNorm's weight in the first layer.
+        infer: the shape of a canonical parameter, or None, and what is known -> more keys of the configuration.
+        zeros: canonical parameters that the format has no place for, and that are zero in what it holds.
+        cls_position: whether position embeddings begin with that of CLS; where not, it is part of the CLS token.
         pooler_feeds_head: the head reads the pooler's output, which no ViT head does.
         writes_pooler: the format's code of today has a place for the pooler.
     """
@@ -98,6 +141,7 @@ class Format:
     heads: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     image: Mapping[str, Any] = field(default_factory=dict)
+    processor: Mapping[str, Any] = field(default_factory=dict)
     wrappers: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
@@ -105,22 +149,68 @@ class Format:
     aliases: tuple[tuple[str, str], ...] = ()
     rename: Callable[[Iterable[str]], dict[str, str]] | None = None
     stored_name: Callable[[str, str | None], str] = lambda name, head: name
+    family: str = "vit"
+    families: tuple[Format, ...] = ()
+    signs: tuple[str, ...] = ()
+    gated: bool | None = None
+    norm: str = "layernorm_before"
+    marks: tuple[str, ...] = ()
+    infer: Callable[[Callable[[str], Shape | None], Mapping[str, Any]], dict[str, Any]] = lambda shape, known: {}
+    zeros: tuple[str, ...] = ()
+    cls_position: bool = True
     pooler_feeds_head: bool = False
     writes_pooler: bool = True
+
+    # === Families ===
+
+    @property
+    def config_class(self) -> Any:
+        """The configuration of the family."""
+        return families.config_class(self.family)
+
+    @property
+    def mark(self) -> str:
+        """What the format calls the parameter by which it is known: every Vision Transformer has it."""
+        return self.foreign_name(f"{self.config_class.base_model_prefix}.encoder.layer.0.{self.norm}.weight") or ""
+
+    def of(self, config: PreTrainedConfig) -> Format:
+        """The form of a configuration's family.
+
+        Raises:
+            CheckpointError: the format has none.
+        """
+        gated = getattr(config, "use_swiglu_ffn", False)
+        for each in (self, *self.families):
+            if each.family == config.model_type and each.gated in (None, gated):
+                return each
+        raise CheckpointError(f"{self.name} has no form for a checkpoint of model_type {config.model_type!r}.")
+
+    def is_of(self, shapes: Mapping[str, Shape]) -> bool:
+        """Whether stored tensors of these shapes have all the signs of the family."""
+        if self.gated is not None:
+            widths = [shape for name, shape in shapes.items() if re.search(r"\.0\.mlp\.fc[12]\.weight$", name)]
+            twice = len(widths) == 2 and {len(shape) for shape in widths} == {2} and widths[0][0] == 2 * widths[1][1]
+            if twice != self.gated:
+                return False
+        if not self.cls_position:  # then the positions are those of a square grid alone
+            positions = next((shape for name, shape in shapes.items() if name.endswith("pos_embed")), (0, 0, 0))
+            if len(positions) != 3 or math.isqrt(positions[1]) ** 2 != positions[1]:
+                return False
+        return all(any(re.search(sign, name) for name in shapes) for sign in self.signs)
 
     # === Names ===
 
     def leaf(self, canonical: str, leaf: str) -> str:
         """What the format calls a "weight" or "bias" of a canonical module."""
-        key = f"norm.{leaf}" if "layernorm" in canonical else leaf
+        key = f"norm.{leaf}" if is_norm(f"{canonical.removesuffix('.{leaf}')}.{leaf}") else leaf
         return self.leaves.get(key, leaf)
 
     def foreign_name(self, name: str) -> str | None:
         """The table's name of a canonical parameter; None where the format has no place for it."""
-        path, index = re.subn(r"(?<=layer\.)\d+", "{i}", name), re.search(r"(?<=layer\.)\d+", name)
-        module, _, leaf = path[0].rpartition(".")
+        path, index = re.sub(INDEX, "{i}", name), re.search(INDEX, name)
+        module, _, leaf = path.rpartition(".")
         fused = re.sub("(query|key|value)$", "{query,key,value}", module)
-        for key in (path[0], f"{module}.{{leaf}}", f"{fused}.{{leaf}}"):
+        for key in (path, f"{module}.{{leaf}}", f"{fused}.{{leaf}}"):
             if key in self.table:
                 foreign = self.table[key].replace("{leaf}", self.leaf(module, leaf))
                 return foreign.replace("{i}", index[0]) if index else foreign
@@ -151,8 +241,10 @@ class Format:
 
     # === Layouts ===
 
-    def foreign_shape(self, name: str, shape: Shape, config: ViTConfig) -> Shape:
+    def foreign_shape(self, name: str, shape: Shape, config: PreTrainedConfig) -> Shape:
         """The shape in which the format stores a canonical parameter (its part of a fused one)."""
+        if not self.cls_position and name.endswith(".position_embeddings"):
+            return (1, shape[1] - 1, shape[2])
         if len(shape) == 4:
             size_out, size_in, height, width = shape
             return {
@@ -165,7 +257,19 @@ class Format:
             if ".attention.attention." in name:
                 return heads if len(shape) == 1 else (size, *heads)
             return shape if len(shape) == 1 else (*heads, size)
-        return shape[::-1] if self.in_out and len(shape) == 2 else shape
+        return shape[::-1] if self.in_out and len(shape) == 2 and is_matrix(name) else shape
+
+    def foreign_array(self, name: str, array: np.ndarray) -> np.ndarray:
+        """A canonical parameter as `to_foreign` lays it out; tokens stay as they are."""
+        if not self.cls_position and name.endswith(".position_embeddings"):
+            return array[:, 1:]
+        return self.to_foreign(array) if is_matrix(name) else array
+
+    def canonical_array(self, name: str, array: np.ndarray, shape: Shape) -> np.ndarray:
+        """The inverse of `foreign_array`."""
+        if not self.cls_position and name.endswith(".position_embeddings"):
+            return np.concatenate([np.zeros_like(array[:, :1]), array], axis=1)
+        return self.to_canonical(array, shape) if is_matrix(name) else array.reshape(shape)
 
     def to_foreign(self, array: np.ndarray) -> np.ndarray:
         """A view of a canonical array whose elements are in the order in which the format stores them.
@@ -200,8 +304,8 @@ def unwrap(format: Format, names: Iterable[str], said: list[str] | None = None) 
     names = list(names)
     if format.rename is not None and not format.wrappers:
         return {name: name for name in names}
-    mark = format.foreign_name(MARK) or ""
-    marks = [mark] if format.rename is None else [mark, mark.removeprefix("vit.")]
+    mark, base = format.mark, format.config_class.base_model_prefix
+    marks = [mark, *format.marks] if format.rename is None else [mark, mark.removeprefix(f"{base}.")]
     roots = {name.removesuffix(each) for each in marks for name in names if name.endswith(each)}
     found = sorted(root for root in roots if re.fullmatch(rf"(.*/)?({format.prefixes})*", root, re.DOTALL)) or [""]
     order = [*format.wrappers, ""]  # every root starts with the last
@@ -246,11 +350,12 @@ class Source:
         self,
         store: Store,
         format: Format,
-        config: ViTConfig | None = None,
+        config: PreTrainedConfig | None = None,
         options: Mapping[str, Any] | None = None,
         published_config: bool = False,
     ) -> None:
         self.store, self.format, self.where = store, format, shown(store.path)
+        self.base = format.config_class.base_model_prefix + "."
         self.said: list[str] = []
         self.ignored: dict[str, str] = dict(store.others)
         self.places: dict[str, Place] = {}
@@ -306,7 +411,7 @@ class Source:
                 f"{self.where} holds tensors that the format {self.format.name} does not know: "
                 f"{summary(unknown)}. Is it another format, or another model than a plain Vision Transformer?"
             )
-        if self.format.pooler_feeds_head and "vit.pooler.dense.weight" in self.places:
+        if self.format.pooler_feeds_head and self.base + "pooler.dense.weight" in self.places:
             for name in [name for name in self.places if name.startswith("classifier.")]:
                 self.ignored[self.places.pop(name).stored] = (
                     "this head reads the output of pre_logits, which became the pooler; the heads of the published "
@@ -322,7 +427,7 @@ class Source:
     def _need(self, name: str, axes: int = 1) -> Shape:
         """The shape of a stored tensor that there must be, with at least so many axes."""
         shape = self._shape(name)
-        if shape is None and name == TOKENS[0]:
+        if shape is None and name == self.base + "embeddings.cls_token":
             raise CheckpointError(
                 f"{self.where} is not a plain Vision Transformer: it has no class token "
                 f"({self.format.foreign_name(name)}), so it pools by averaging, which no published ViT head does."
@@ -336,7 +441,7 @@ class Source:
             )
         return shape
 
-    def _configure(self, config: ViTConfig | None, given: dict[str, Any], published: bool) -> ViTConfig:
+    def _configure(self, config: PreTrainedConfig | None, given: dict[str, Any], published: bool) -> PreTrainedConfig:
         try:
             if config is None:
                 config = self._infer(given, published)
@@ -352,31 +457,35 @@ class Source:
         except ConfigError as error:
             raise CheckpointError(f"{self.where} fits no Vision Transformer: {error}") from None
 
-    def _infer(self, given: dict[str, Any], published: bool) -> ViTConfig:
+    def _infer(self, given: dict[str, Any], published: bool) -> PreTrainedConfig:
         """The configuration that the shapes tell, completed by the format's conventions, all of which are said."""
         config: dict[str, Any] = dict(given)
-        width = config["hidden_size"] = self._need(TOKENS[0])[-1]
-        layers = {int(match[1]) for name in self.places if (match := re.search(r"layer\.(\d+)\.", name))}
+        width = config["hidden_size"] = self._need(self.base + "embeddings.cls_token")[-1]
+        layers = {int(match[1]) for name in self.places if (match := re.search(r"encoder\.layer\.(\d+)\.", name))}
         depth = config["num_hidden_layers"] = max(layers, default=-1) + 1
         if depth > len(self.places):
             raise CheckpointError(f"{self.where} numbers a layer {depth - 1}, and has {len(self.places)} tensors.")
         if depth:
-            config["intermediate_size"] = math.prod(self._need(LAYER.format(i=0) + "intermediate.dense.bias"))
-            config["qkv_bias"] = LAYER.format(i=0) + "attention.attention.query.bias" in self.places
-            config["num_attention_heads"] = self._heads(given, width, depth, config["intermediate_size"])
+            first = f"{self.base}encoder.layer.0."
+            gated = self._shape(first + "mlp.weights_in.bias")
+            narrow = "mlp.fc1.bias" if first + "mlp.fc1.bias" in self.places else "intermediate.dense.bias"
+            mlp_width = gated[0] // 2 if gated else math.prod(self._need(first + narrow))
+            config["intermediate_size"] = mlp_width
+            config["qkv_bias"] = first + "attention.attention.query.bias" in self.places
+            config["num_attention_heads"] = self._heads(given, width, depth, mlp_width)
         config["num_channels"], config["patch_size"] = self._patch(given)
         config["encoder_stride"] = config["patch_size"]
-        positions = self._need("vit.embeddings.position_embeddings", 2)
+        patches = self._need(self.base + "embeddings.position_embeddings", 2)[-2] - self.format.cls_position
         if "image_size" not in given:
-            side = math.isqrt(positions[-2] - 1)
-            if side * side != positions[-2] - 1 or side == 0:
+            side = math.isqrt(patches)
+            if side * side != patches or side == 0:
                 raise CheckpointError(
-                    f"{self.where} has {positions[-2] - 1} position embeddings besides the CLS token's, no square "
+                    f"{self.where} has {patches} position embeddings besides the CLS token's, no square "
                     "grid. Say the size of the image: --image-size HEIGHTxWIDTH."
                 )
             height, patch_width = (side * length for length in to_pair(config["patch_size"]))
             config["image_size"] = height if height == patch_width else (height, patch_width)
-        if bias := self._shape("vit.pooler.dense.bias"):
+        if bias := self._shape(self.base + "pooler.dense.bias"):
             config["pooler_output_size"] = bias[0]
         if "id2label" not in config:
             labels = config["num_labels"] = (self._shape("classifier.bias") or (0,))[0] or None
@@ -387,17 +496,19 @@ class Source:
         for key, value in self.format.config.items():
             if key not in given:
                 if published and key in ("hidden_act", "layer_norm_eps"):
-                    value = getattr(ViTConfig(), key)
+                    value = getattr(self.format.config_class(), key)
                 config[key] = value
                 origin = "the published configurations" if published else f"the code of {self.format.name}"
                 self.said.append(f"{key} {value}: that of {origin}")
-        return ViTConfig(**config)
+        config = {**self.format.infer(self._shape, config), **config}
+        known = keys_of(self.format.config_class)
+        return self.format.config_class(**{key: value for key, value in config.items() if key in known})
 
     def _heads(self, given: Mapping[str, Any], width: int, depth: int, mlp_width: int) -> int:
         if "num_attention_heads" in given:
             return given["num_attention_heads"]
         if self.format.heads:
-            return self._need(LAYER.format(i=0) + "attention.attention.query.weight", 2)[1]
+            return self._need(f"{self.base}encoder.layer.0.attention.attention.query.weight", 2)[1]
         for name, (*sizes, heads, mlp) in VARIANTS.items():
             if (*sizes, mlp) == (width, depth, mlp_width):
                 self.said.append(f"num_attention_heads {heads}: that of ViT-{name}, whose other sizes these are")
@@ -411,7 +522,8 @@ class Source:
         return width // 64
 
     def _patch(self, given: Mapping[str, Any]) -> tuple[int, int | tuple[int, int]]:
-        shape, channels = self._need(MODULES[0] + ".weight"), given.get("num_channels", 3)
+        shape = self._need(self.base + "embeddings.patch_embeddings.projection.weight")
+        channels = given.get("num_channels", 3)
         if self.format.conv != "matrix":
             if len(shape) != 4:
                 raise CheckpointError(f"{self.where}: the patch projection has the shape {shape}; expected 4 axes.")
@@ -431,18 +543,19 @@ class Source:
 
     @property
     def head(self) -> str | None:
-        """None, "classifier" or "decoder"."""
-        heads = ("classifier", "decoder")
-        return next((head for head in heads if any(name.startswith(head + ".") for name in self.places)), None)
+        """The family's head whose parameters are there, if any."""
+        there = {name.partition(".")[0] for name in self.places}
+        for head, (_, _, parts) in self.format.config_class.heads.items():
+            names = samples(self.format.family)[0].parameter_shapes(head=head, **parts)
+            own = {name.partition(".")[0] for name in names} - {self.base[:-1]}
+            if own and own <= there:
+                return head
+        return None
 
     @property
     def architecture(self) -> str:
         """The published class of the checkpoint."""
-        return {
-            None: "ViTModel",
-            "classifier": "ViTForImageClassification",
-            "decoder": "ViTForMaskedImageModeling",
-        }[self.head]
+        return self.format.config_class.heads[self.head].name
 
     # === Tensors ===
 
@@ -458,12 +571,16 @@ class Source:
                 f"{self.where} is said to have {quoted(config.num_hidden_layers, 30)} layers, and has "
                 f"{len(self.places)} tensors."
             )
+        parts = {
+            "add_pooling_layer": any(name.startswith(self.base + "pooler.") for name in self.places),
+            "use_mask_token": self.base + "embeddings.mask_token" in self.places,
+        }
+        known = config.heads[None].parts
         expected = config.parameter_shapes(
-            head=self.head,
-            add_pooling_layer=any(name.startswith("vit.pooler.") for name in self.places),
-            use_mask_token="vit.embeddings.mask_token" in self.places,
+            head=self.head, **{part: there for part, there in parts.items() if part in known}
         )
-        missing = [str(self.format.foreign_name(name)) for name in expected if name not in self.places]
+        absent = [name for name in expected if name not in self.places]
+        missing = [str(self.format.foreign_name(name)) for name in absent if name not in self.format.zeros]
         extra = [self.places[name].stored for name in self.places if name not in expected]
         wrong = []
         for name, place in self.places.items():
@@ -482,7 +599,8 @@ class Source:
         return expected
 
     def dtype(self, name: str) -> np.dtype:
-        """The stored dtype of a canonical parameter."""
+        """The stored dtype of a canonical parameter; that of the CLS token for one that is not stored."""
+        name = name if name in self.places else self.base + "embeddings.cls_token"
         return self.store.tensors[self.places[name].stored].dtype
 
     def read_stored(self, name: str) -> np.ndarray:
@@ -499,7 +617,9 @@ class Source:
 
     def read(self, name: str) -> np.ndarray:
         """A canonical parameter."""
-        return self.format.to_canonical(self.read_stored(name), self.shapes[name])
+        if name not in self.places:  # one of `zeros`
+            return np.zeros(self.shapes[name], self.dtype(name))
+        return self.format.canonical_array(name, self.read_stored(name), self.shapes[name])
 
 
 class Foreign(NamedTuple):
@@ -511,7 +631,7 @@ class Foreign(NamedTuple):
 
 
 def foreign_tensors(
-    format: Format, config: ViTConfig, head: str | None, canonical: Mapping[str, tuple[Shape, np.dtype]]
+    format: Format, config: PreTrainedConfig, head: str | None, canonical: Mapping[str, tuple[Shape, np.dtype]]
 ) -> tuple[dict[str, Foreign], dict[str, str]]:
     """The tensors of a format that hold canonical ones, and the canonical ones for which it has no place, with why.
 
@@ -525,9 +645,9 @@ def foreign_tensors(
     dropped: dict[str, str] = {}
     for name, (shape, dtype) in canonical.items():
         foreign = format.foreign_name(name)
-        if foreign is None or (name.startswith("vit.pooler.") and not format.writes_pooler):
+        if foreign is None or (".pooler." in name and not format.writes_pooler):
             dropped[name] = f"a {format.name} checkpoint has no place for it"
-        elif format.pooler_feeds_head and head == "classifier" and name.startswith("vit.pooler."):
+        elif format.pooler_feeds_head and head == "classifier" and ".pooler." in name:
             dropped[name] = f"the head of a {format.name} checkpoint would read it, and this one does not"
         else:
             foreign, part = format.stored_name(foreign, head), format.foreign_shape(name, shape, config)
@@ -538,7 +658,7 @@ def foreign_tensors(
 
 def write_part(format: Format, foreign: Foreign, read: Callable[[str], np.ndarray]) -> np.ndarray:
     """The array of a foreign tensor, from the canonical ones that make it up; of one alone, a view where that is it."""
-    arrays = (format.to_foreign(read(name)) for name in foreign.names)
+    arrays = (format.foreign_array(name, read(name)) for name in foreign.names)
     first = next(arrays)
     if first.shape == foreign.shape:
         return first

@@ -31,6 +31,8 @@ except ModuleNotFoundError:  # Windows
 TARGETS = {
     "hf": (),
     "timm": (".safetensors", ".pth", ".bin"),
+    "dinov2": (".pth", ".safetensors"),
+    "mae": (".pth", ".safetensors"),
     "torchvision": (".pth", ".safetensors"),
     "google": (".npz",),
     "transformers-tf": (),

@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vit import families
 from vit.checkpoint import in_order
 from vit.families.vit import ViTConfig
 from vit.weights import LAYOUTS
 
 from .containers import Read, Specs, write_h5_dataset, writing_h5
-from .rules import TOKENS, Format, patterns
+from .rules import TOKENS, VIT, Format, family_names, patterns
 
 _BASE = ViTConfig.base_model_prefix
 _PUBLISHED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 _IGNORED = ((r"embeddings.position_ids$", "the numbers 0, 1, 2 ..., which older versions stored"),)
 
+
+SIGNS = {
+    "vit_mae": (r"(^|/)decoder/decoder_pos_embed$",),
+    "dinov2_with_registers": (r"embeddings/register_tokens$",),
+    "dinov2": (r"/layer_scale1/lambda1$",),
+}
+"""Family -> what only its names have, where a configuration does not say so; patterns with / between parts."""
 
 _PREFIXES = r"module\.|_orig_mod\.|model\.|net\.|backbone\."
 _WRAPPERS = {
@@ -32,6 +41,35 @@ _WRAPPERS = {
     "model_state_dict/": "the weights of the training checkpoint",
     "model/": "the model of the training checkpoint",
 }  # fmt: skip
+
+
+def canonical(separator: str, family: str) -> Callable[[Iterable[str]], dict[str, str]]:
+    """As the family's configuration reads names, of those with another separator."""
+
+    def rename(names: Iterable[str]) -> dict[str, str]:
+        dotted = {name: name.replace(separator, ".") for name in names}
+        known = families.config_class(family).canonical_names(dotted.values())
+        return {name: known.get(other, other).replace(".", separator) for name, other in dotted.items()}
+
+    return rename
+
+
+def of_families(format: Format, separator: str, *names: str) -> Format:
+    """A format that spells canonical paths with a separator, with its forms for the families named, or for all."""
+
+    def form(family: str) -> Format:
+        base = families.config_class(family).base_model_prefix
+        return replace(
+            format,
+            family=family,
+            table=patterns(separator, family_names(family)),
+            signs=tuple(sign.replace("/", re.escape(separator)) for sign in SIGNS[family]),
+            norm="norm1" if family.startswith("dinov2") else "layernorm_before",
+            rename=canonical(separator, family),
+            stored_name=lambda name, head: name if head else name.removeprefix(base + separator),
+        )
+
+    return replace(format, families=tuple(form(family) for family in names or SIGNS))
 
 
 def with_base(separator: str) -> Callable[[Iterable[str]], dict[str, str]]:
@@ -45,49 +83,59 @@ def without_base(separator: str) -> Callable[[str, str | None], str]:
     return lambda name, head: name if head else name.removeprefix(_BASE + separator)
 
 
-HF = Format(
-    name="hf",
-    what="the canonical folder: config.json and model.safetensors",
-    kinds=("safetensors",),
-    table=patterns("."),
-    config=_PUBLISHED,
-    rename=with_base("."),
-    stored_name=without_base("."),
-    ignored=_IGNORED,
-    prefixes=_PREFIXES,
-    wrappers=_WRAPPERS,
+HF = of_families(
+    Format(
+        name="hf",
+        what="the canonical folder: config.json and model.safetensors",
+        kinds=("safetensors",),
+        table=patterns("."),
+        config=_PUBLISHED,
+        rename=with_base("."),
+        stored_name=without_base("."),
+        ignored=_IGNORED,
+        prefixes=_PREFIXES,
+        wrappers=_WRAPPERS,
+    ),
+    ".",
 )
 
-TRANSFORMERS_PT = Format(
-    name="transformers-pt",
-    what="transformers' pytorch_model.bin, sharded or not",
-    kinds=("torch",),
-    table=patterns("."),
-    config=_PUBLISHED,
-    rename=with_base("."),
-    stored_name=without_base("."),
-    ignored=_IGNORED,
-    prefixes=_PREFIXES,
-    wrappers=_WRAPPERS,
+TRANSFORMERS_PT = of_families(
+    Format(
+        name="transformers-pt",
+        what="transformers' pytorch_model.bin, sharded or not",
+        kinds=("torch",),
+        table=patterns("."),
+        config=_PUBLISHED,
+        rename=with_base("."),
+        stored_name=without_base("."),
+        ignored=_IGNORED,
+        prefixes=_PREFIXES,
+        wrappers=_WRAPPERS,
+    ),
+    ".",
 )
 
 _FLAX = LAYOUTS["flax"]
-TRANSFORMERS_FLAX = Format(
-    name="transformers-flax",
-    what="transformers' flax_model.msgpack",
-    kinds=("msgpack",),
-    table={key: value for key, value in patterns("/").items() if not key.startswith(("decoder", TOKENS[1]))},
-    leaves={"weight": _FLAX.kernel, "norm.weight": _FLAX.norm_scale},
-    in_out=True,
-    conv="HWIO",
-    config=_PUBLISHED,
-    rename=with_base("/"),
-    stored_name=without_base("/"),
+TRANSFORMERS_FLAX = of_families(
+    Format(
+        name="transformers-flax",
+        what="transformers' flax_model.msgpack",
+        kinds=("msgpack",),
+        table={key: value for key, value in patterns("/").items() if not key.startswith(("decoder", TOKENS[1]))},
+        leaves={"weight": _FLAX.kernel, "norm.weight": _FLAX.norm_scale},
+        in_out=True,
+        conv="HWIO",
+        config=_PUBLISHED,
+        rename=with_base("/"),
+        stored_name=without_base("/"),
+    ),
+    "/",
+    "dinov2",
 )
 
 
 def _without_model_name(names: Iterable[str]) -> dict[str, str]:
-    return {name: re.sub(r"^(vit|classifier)/[^/]+/(?=(vit|classifier)/)", "", name) for name in names}
+    return {name: re.sub(r"^(\w+)/[^/]+/(?=\1/)", "", name) for name in names}
 
 
 def _with_model_name(name: str, head: str | None) -> str:
@@ -95,16 +143,25 @@ def _with_model_name(name: str, head: str | None) -> str:
     return f"{name.partition('/')[0]}/{model}/{name}"
 
 
+def _mae_with_model_name(name: str, head: str | None) -> str:
+    model = "tf_vi_tmae_for_pre_training" if head else "tf_vi_tmae_model"
+    return f"{name.partition('/')[0]}/{model}/{name}"
+
+
+def _tf_table(names: Iterable[str]) -> dict[str, str]:
+    return {
+        key: re.sub(r"(layers?)/\{i\}", lambda m: {"layer": "layer_._{i}"}.get(m[1], f"{m[1]}.{{i}}"), pattern)
+        + ("" if "{leaf}" in pattern else ":0")
+        for key, pattern in patterns("/", names).items()
+    }
+
+
 _TF = LAYOUTS["tf"]
 TRANSFORMERS_TF = Format(
     name="transformers-tf",
     what="transformers' tf_model.h5",
     kinds=("h5",),
-    table={
-        key: pattern.replace("layer/{i}", "layer_._{i}") + ("" if "{leaf}" in pattern else ":0")
-        for key, pattern in patterns("/").items()
-        if not key.startswith("decoder")
-    },
+    table=_tf_table(name for name in VIT if not name.startswith("decoder")),
     leaves={
         "weight": f"{_TF.kernel}:0",
         "bias": "bias:0",
@@ -117,6 +174,20 @@ TRANSFORMERS_TF = Format(
     rename=_without_model_name,
     stored_name=_with_model_name,
     refused=((r"^(?!vit/|classifier/)", "layers of another model than ViT"),),
+)
+
+TRANSFORMERS_TF = replace(
+    TRANSFORMERS_TF,
+    families=(
+        replace(
+            TRANSFORMERS_TF,
+            family="vit_mae",
+            table=_tf_table(family_names("vit_mae")),
+            signs=(r"/decoder_pos_embed:0$",),
+            stored_name=_mae_with_model_name,
+            refused=(),
+        ),
+    ),
 )
 
 _ATTRIBUTE_LIMIT = 60_000  # HDF5 holds 64 kB in an attribute; Keras splits longer lists into numbered ones

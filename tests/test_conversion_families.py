@@ -1,0 +1,202 @@
+"""What other code wrote of MAE and DINOv2 becomes a checkpoint that computes what that code computed, and back.
+
+The files of tests/reference/families, in the layouts of facebookresearch/mae, facebookresearch/dinov2, timm and
+transformers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import conversion
+from vit import CheckpointError
+from vit.config import PreTrainedConfig
+
+from .test_family_references import BIG, FOLDER, FRAMEWORKS, MASKED, NOISE, NONE, SMALL, TOLERANCE, expected, outputs_of
+
+HEADS = {"num_attention_heads": 4}
+INTERPOLATED = {"interpolate_pos_encoding": True}
+
+
+class Row(NamedTuple):
+    """A file, the options that its conversion needs, and what the class it is gives for recorded inputs.
+
+    Attributes:
+        outputs: name of the recording -> how it is taken from the outputs.
+        options: of `conversion.convert`.
+    """
+
+    source: str
+    cls: str
+    outputs: Mapping[str, Any]
+    inputs: Mapping[str, str] = NONE
+    options: Mapping[str, Any] = MappingProxyType(HEADS)
+    call: Mapping[str, Any] = NONE
+
+
+def tokens(first: int, last: int | None = None) -> Any:
+    return lambda output: output["last_hidden_state"][:, first:last]
+
+
+def whole(name: str) -> Any:
+    return lambda output: output[name]
+
+
+def dinov2(registers: int, prefix: str = "") -> dict[str, Any]:
+    cls = {f"{prefix}cls": whole("pooler_output"), f"{prefix}patches": tokens(1 + registers)}
+    return cls if prefix or not registers else {**cls, "registers": tokens(1, 1 + registers)}
+
+
+LINEAR = {**HEADS, "linear_head": FOLDER / "dinov2_linear_head.pth"}
+MAE = {**HEADS, "decoder_num_attention_heads": 3}
+TIMM = {"last_hidden_state": whole("last_hidden_state")}
+ROWS = {
+    "mae": Row("mae_original.pth", "ViTMAEForPreTraining", {
+        "pred": whole("logits"), "mask": whole("mask"), "ids_restore": whole("ids_restore"), "loss": whole("loss"),
+    }, NOISE, MAE),
+    "mae, the encoder alone": Row(
+        "mae_original_encoder.pth", "ViTModel", {"cls": lambda output: output["last_hidden_state"][:, 0]}),
+    "mae, timm": Row("mae_timm.safetensors", "ViTModel", TIMM),
+    "dinov2": Row("dinov2_original.pth", "Dinov2Model", dinov2(0)),
+    "dinov2, larger": Row("dinov2_original.pth", "Dinov2Model", dinov2(0, "big_"), BIG),
+    "dinov2, smaller": Row("dinov2_original.pth", "Dinov2Model", dinov2(0, "small_"), SMALL),
+    "dinov2, masked": Row("dinov2_original.pth", "Dinov2Model", {
+        "masked_prenorm": lambda output: output["hidden_states_4"]}, MASKED, call={"output_hidden_states": True}),
+    "dinov2 with its linear head": Row("dinov2_original.pth", "Dinov2ForImageClassification", {
+        "linear_logits": whole("logits")}, options=LINEAR),
+    "dinov2, the teacher of a training": Row("dinov2_teacher.pth", "Dinov2Model", {"cls": whole("pooler_output")}),
+    "dinov2 with registers": Row("dinov2_reg_original.pth", "Dinov2WithRegistersModel", dinov2(4)),
+    "dinov2 with registers, larger": Row(
+        "dinov2_reg_original.pth", "Dinov2WithRegistersModel", dinov2(4, "big_"), BIG),
+    "dinov2 with registers, smaller": Row(
+        "dinov2_reg_original.pth", "Dinov2WithRegistersModel", dinov2(4, "small_"), SMALL),
+    "dinov2 with gated MLPs": Row("dinov2_swiglu_original.pth", "Dinov2Model", dinov2(0)),
+    "dinov2 with gated MLPs, larger": Row("dinov2_swiglu_original.pth", "Dinov2Model", dinov2(0, "big_"), BIG),
+    "dinov2, timm": Row("dinov2_timm.safetensors", "Dinov2Model", TIMM),
+    "dinov2 with gated MLPs, timm": Row("dinov2_swiglu_timm.safetensors", "Dinov2Model", TIMM),
+    "dinov2 with registers, timm": Row("dinov2_reg_timm.safetensors", "Dinov2WithRegistersModel", TIMM),
+    "dinov2 with registers, timm, larger": Row(
+        "dinov2_reg_timm.safetensors", "Dinov2WithRegistersModel", {"big_last_hidden_state": tokens(0)}, BIG),
+    "dinov2 with registers, timm, smaller": Row(
+        "dinov2_reg_timm.safetensors", "Dinov2WithRegistersModel", {"small_last_hidden_state": tokens(0)}, SMALL),
+    "mae, TensorFlow of transformers": Row("hf_mae_tf_h5", "ViTMAEForPreTraining", {
+        "logits": whole("logits"), "loss": whole("loss")}, NOISE, NONE),
+    "dinov2, Flax of transformers": Row("hf_dinov2_cls_flax_msgpack", "Dinov2ForImageClassification", {
+        "logits": whole("logits")}, options=NONE),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder that a row's conversion gives; each is converted once."""
+    done: dict[tuple[str, bool], Path] = {}
+
+    def convert(row: Row) -> Path:
+        key = (row.source, "linear_head" in row.options)
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp("converted") / "hf"
+            conversion.convert(FOLDER / row.source, done[key], **row.options)
+        return done[key]
+
+    return convert
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_converted_computes_what_its_source_computed(name: str, framework: str, converted: Any):
+    row = ROWS[name]
+    tensors = {input: expected()[stored] for input, stored in {"pixel_values": "pixel_values", **row.inputs}.items()}
+    found = outputs_of(framework, row.cls, converted(row), tensors, row.call)
+    stem = row.source.partition(".")[0].removesuffix("_tf_h5").removesuffix("_flax_msgpack")
+    for recorded, take in row.outputs.items():
+        actual, value = take(found), expected()[f"{stem}/{recorded}"]
+        assert actual.shape == value.shape, recorded
+        difference = np.abs(actual - value).max()
+        assert difference <= TOLERANCE * (1 + ("prenorm" in recorded)), f"{recorded}: {difference:.3g}"
+
+
+TARGETS = {
+    "orbax": "", "mae": ".pth", "dinov2": ".pth", "timm": ".safetensors",
+    "transformers-tf": "", "transformers-flax": "",
+}  # fmt: skip
+THERE_AND_BACK = [
+    ("mae_original.pth", target) for target in ("orbax", "mae", "transformers-tf")
+] + [
+    (source, target)
+    for source in ("dinov2_original.pth", "dinov2_swiglu_original.pth", "dinov2_reg_original.pth")
+    for target in ("orbax", "dinov2")
+] + [
+    ("dinov2_original.pth", "transformers-flax"),
+    ("dinov2_timm.safetensors", "timm"),
+    ("dinov2_swiglu_timm.safetensors", "timm"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "target"), THERE_AND_BACK)
+def test_out_and_in_again_every_bit_is_the_same(source: str, target: str, tmp_path: Path):
+    options = MAE if source.startswith("mae") else HEADS
+    conversion.convert(FOLDER / source, tmp_path / "hf", **options)
+    other = tmp_path / f"other{TARGETS[target]}"
+    conversion.convert(tmp_path / "hf", other, target_format=target)
+    report = conversion.convert(other, tmp_path / "again", **(options if TARGETS[target] else {}))
+    assert report.source_format == target
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("hf", "again"))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    configs = [PreTrainedConfig.from_pretrained(tmp_path / folder) for folder in ("hf", "again")]
+    assert configs[0] == configs[1]
+
+
+def test_a_training_checkpoint_says_what_of_it_was_left_out(tmp_path: Path):
+    report = conversion.convert(FOLDER / "dinov2_teacher.pth", tmp_path / "hf", **HEADS)
+    assert all("dino_head" in name for name in report.ignored)
+    assert report.ignored
+
+
+def test_the_offset_of_the_original_is_kept_as_a_key_of_the_configuration(tmp_path: Path):
+    for source, offset in (("dinov2_original.pth", 0.1), ("dinov2_timm.safetensors", 0.0)):
+        report = conversion.convert(FOLDER / source, tmp_path / source.partition(".")[0], **HEADS)
+        assert report.config.interpolate_offset == offset
+        assert report.config.layer_norm_eps == 1e-6
+
+
+def test_the_second_spelling_of_the_decoder_is_read_and_the_first_is_written(tmp_path: Path):
+    conversion.convert(FOLDER / "hf_mae_v5", tmp_path / "hf")
+    before, after = load_file(FOLDER / "hf_mae" / "model.safetensors"), load_file(tmp_path / "hf" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_head_on_four_layers_is_refused_by_name(tmp_path: Path):
+    head = FOLDER / "dinov2_linear4_head.pth"
+    with pytest.raises(CheckpointError, match=r"dinov2_linear4_head\.pth is a linear head on the last four layers"):
+        conversion.convert(FOLDER / "dinov2_original.pth", tmp_path / "hf", linear_head=head, **HEADS)
+    with pytest.raises(CheckpointError, match=r"dinov2_timm\.safetensors is no linear head of DINOv2"):
+        conversion.convert(
+            FOLDER / "dinov2_original.pth", tmp_path / "hf", linear_head=FOLDER / "dinov2_timm.safetensors", **HEADS
+        )
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_target_without_a_form_for_the_family_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"timm has no form for a checkpoint of model_type 'vit_mae'"):
+        conversion.convert(FOLDER / "hf_mae", tmp_path / "mae.safetensors", target_format="timm")
+    with pytest.raises(CheckpointError, match=r"timm keeps the position of CLS in its token"):
+        conversion.convert(FOLDER / "hf_dinov2_reg", tmp_path / "reg.safetensors", target_format="timm")
+
+
+def test_registers_without_their_configuration_key_are_named(tmp_path: Path):
+    shutil.copytree(FOLDER / "hf_dinov2", tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["embeddings.register_tokens"] = np.zeros((1, 4, 28), np.float32)
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="register_tokens"):
+        conversion.convert(tmp_path / "model", tmp_path / "hf")
