@@ -175,7 +175,7 @@ def read_safetensors(path: Path) -> Store:
 
     return Store(path, "safetensors", {
         name: _raw(path, t.offset, t.dtype, t.shape)._replace(again=partial(again, name))
-        for name, t in read_header(path).items()
+        for name, t in read_header(path, ("relative_position_index",)).items()
     })  # fmt: skip
 
 

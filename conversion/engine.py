@@ -21,8 +21,9 @@ from vit.errors import CheckpointError, ConfigError, quoted, shown
 from vit.weights import Shape
 
 from . import keras, orbax
+from .beit import BEIT, IN_TIMM
 from .containers import Store, read_file, read_shards, summary, write_json, write_msgpack, write_npz, write_torch
-from .deit import DEIT
+from .deit import DEIT, DISTILLED
 from .dino import DINO
 from .dinov2 import DINOV2, TIMM, with_linear_head
 from .google import GOOGLE
@@ -34,10 +35,11 @@ from .timm import read_hub_config
 from .torchvision import TORCHVISION
 from .transformers import HF, TRANSFORMERS_FLAX, TRANSFORMERS_PT, TRANSFORMERS_TF, write_tf_h5
 
+TIMM = replace(TIMM, families=(*TIMM.families, DISTILLED, IN_TIMM))
 FORMATS = {
     format.name: format
-    for format in (HF, TRANSFORMERS_PT, TRANSFORMERS_TF, TRANSFORMERS_FLAX, GOOGLE, MAE, DINOV2, TIMM, TORCHVISION,
-                   DINO, DEIT, keras.KERAS, orbax.ORBAX)
+    for format in (HF, TRANSFORMERS_PT, TRANSFORMERS_TF, TRANSFORMERS_FLAX, GOOGLE, MAE, DINOV2, BEIT, TIMM,
+                   TORCHVISION, DINO, DEIT, keras.KERAS, orbax.ORBAX)
 }  # fmt: skip
 ALIASES = {"nnx": "orbax"}
 
@@ -203,6 +205,8 @@ def _detect(store: Store) -> Format:
             f"{shown(store.path)} is no Vision Transformer of a format that is known: it holds {held}. Formats: "
             f"{', '.join(FORMATS)}."
         )
+    if format is DISTILLED and any(name.startswith("model/") for name in names):
+        return DEIT.families[0]
     if format is TIMM:  # three formats share its names
         roots = {name.partition("/")[0] for name in names if "/" in name}
         if roots & {"teacher", "student"}:
@@ -286,7 +290,7 @@ def convert(
     wanted = None if dtype is None else checkpoint.dtype_of(dtype)
     canonical = {name: (shape, wanted or opened.dtype(name)) for name, shape in opened.shapes.items()}
     config = opened.config if wanted is None else opened.config.replace(dtype=wanted.name)
-    format = FORMATS[target_format].of(config)
+    format = FORMATS[target_format].of(config, opened.head)
     if not format.cls_position:
         raise CheckpointError(
             f"{target_format} keeps the position of CLS in its token, from which it cannot be told apart again."

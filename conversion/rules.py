@@ -126,7 +126,8 @@ class Format:
         marks: other names of that LayerNorm's weight in the first layer.
         infer: the shape of a canonical parameter, or None, and what is known -> more keys of the configuration.
         zeros: canonical parameters that the format has no place for, and that are zero in what it holds.
-        cls_position: whether position embeddings begin with that of CLS; where not, it is part of the CLS token.
+        cls_position: how many position embeddings precede those of the patches; 0 where that of CLS is part of it.
+        only: the heads of the family that it is the form of, if not of all.
         pooler_feeds_head: the head reads the pooler's output, which no ViT head does.
         writes_pooler: the format's code of today has a place for the pooler.
     """
@@ -157,7 +158,8 @@ class Format:
     marks: tuple[str, ...] = ()
     infer: Callable[[Callable[[str], Shape | None], Mapping[str, Any]], dict[str, Any]] = lambda shape, known: {}
     zeros: tuple[str, ...] = ()
-    cls_position: bool = True
+    cls_position: int = 1
+    only: tuple[str | None, ...] | None = None
     pooler_feeds_head: bool = False
     writes_pooler: bool = True
 
@@ -173,17 +175,19 @@ class Format:
         """What the format calls the parameter by which it is known: every Vision Transformer has it."""
         return self.foreign_name(f"{self.config_class.base_model_prefix}.encoder.layer.0.{self.norm}.weight") or ""
 
-    def of(self, config: PreTrainedConfig) -> Format:
-        """The form of a configuration's family.
+    def of(self, config: PreTrainedConfig, *heads: str | None) -> Format:
+        """The form of a configuration's family, with a place for `heads`.
 
         Raises:
             CheckpointError: the format has none.
         """
         gated = getattr(config, "use_swiglu_ffn", False)
         for each in (self, *self.families):
-            if each.family == config.model_type and each.gated in (None, gated):
+            has_place = each.only is None or all(head in each.only for head in heads)
+            if each.family == config.model_type and each.gated in (None, gated) and has_place:
                 return each
-        raise CheckpointError(f"{self.name} has no form for a checkpoint of model_type {config.model_type!r}.")
+        kind = f"model_type {config.model_type!r}" + "".join(f" with {config.heads[head].name}" for head in heads)
+        raise CheckpointError(f"{self.name} has no form for a checkpoint of {kind}.")
 
     def is_of(self, shapes: Mapping[str, Shape]) -> bool:
         """Whether stored tensors of these shapes have all the signs of the family."""
@@ -210,7 +214,7 @@ class Format:
         path, index = re.sub(INDEX, "{i}", name), re.search(INDEX, name)
         module, _, leaf = path.rpartition(".")
         fused = re.sub("(query|key|value)$", "{query,key,value}", module)
-        for key in (path, f"{module}.{{leaf}}", f"{fused}.{{leaf}}"):
+        for key in (path, f"{fused}.{leaf}", f"{module}.{{leaf}}", f"{fused}.{{leaf}}"):
             if key in self.table:
                 foreign = self.table[key].replace("{leaf}", self.leaf(module, leaf))
                 return foreign.replace("{i}", index[0]) if index else foreign
@@ -475,7 +479,7 @@ class Source:
             config["num_attention_heads"] = self._heads(given, width, depth, mlp_width)
         config["num_channels"], config["patch_size"] = self._patch(given)
         config["encoder_stride"] = config["patch_size"]
-        patches = self._need(self.base + "embeddings.position_embeddings", 2)[-2] - self.format.cls_position
+        patches = self._patches()
         if "image_size" not in given:
             side = math.isqrt(patches)
             if side * side != patches or side == 0:
@@ -488,7 +492,8 @@ class Source:
         if bias := self._shape(self.base + "pooler.dense.bias"):
             config["pooler_output_size"] = bias[0]
         if "id2label" not in config:
-            labels = config["num_labels"] = (self._shape("classifier.bias") or (0,))[0] or None
+            heads = (self._shape(f"{name}bias") for name in self.format.config_class.label_parameters)
+            labels = config["num_labels"] = next((shape[0] for shape in heads if shape), None) or None
             if labels and labels > budgets.LABELS:
                 raise CheckpointError(
                     f"{self.where} has a head for {labels:,} labels; expected at most {budgets.LABELS:,}."
@@ -503,6 +508,16 @@ class Source:
         config = {**self.format.infer(self._shape, config), **config}
         known = keys_of(self.format.config_class)
         return self.format.config_class(**{key: value for key, value in config.items() if key in known})
+
+    def _patches(self) -> int:
+        """How many patches the model was made for, by its positions, or else its table of relative ones."""
+        bias = "relative_position_bias.relative_position_bias_table"
+        tables = (self._shape(f"{self.base}encoder.{part}{bias}") for part in ("", "layer.0.attention.attention."))
+        table = next((shape for shape in tables if shape), None)
+        if table is None or self.base + "embeddings.position_embeddings" in self.places:
+            return self._need(self.base + "embeddings.position_embeddings", 2)[-2] - self.format.cls_position
+        side = math.isqrt(max(0, table[0] - 3))
+        return ((side + 1) // 2) ** 2 if side % 2 and side * side == table[0] - 3 else table[0] - 3
 
     def _heads(self, given: Mapping[str, Any], width: int, depth: int, mlp_width: int) -> int:
         if "num_attention_heads" in given:

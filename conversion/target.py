@@ -33,6 +33,7 @@ TARGETS = {
     "timm": (".safetensors", ".pth", ".bin"),
     "dinov2": (".pth", ".safetensors"),
     "mae": (".pth", ".safetensors"),
+    "beit": (".pth", ".safetensors"),
     "torchvision": (".pth", ".safetensors"),
     "google": (".npz",),
     "transformers-tf": (),

@@ -24,10 +24,13 @@ from .rules import TOKENS, VIT, Format, family_names, patterns
 
 _BASE = ViTConfig.base_model_prefix
 _PUBLISHED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
-_IGNORED = ((r"embeddings.position_ids$", "the numbers 0, 1, 2 ..., which older versions stored"),)
+_IGNORED = ((r"embeddings.position_ids$", "the numbers 0, 1, 2 ..., which older versions stored"),
+            (r"relative_position_index$", "the index of the window, which follows from its size"))  # fmt: skip
 
 
 SIGNS = {
+    "deit": (r"embeddings/distillation_token$",),
+    "beit": (r"(^|/)beit/|/lambda_1$|relative_position_bias_table$",),
     "vit_mae": (r"(^|/)decoder/decoder_pos_embed$",),
     "dinov2_with_registers": (r"embeddings/register_tokens$",),
     "dinov2": (r"/layer_scale1/lambda1$",),
@@ -55,7 +58,7 @@ def canonical(separator: str, family: str) -> Callable[[Iterable[str]], dict[str
 
 
 def of_families(format: Format, separator: str, *names: str) -> Format:
-    """A format that spells canonical paths with a separator, with its forms for the families named, or for all."""
+    """A format that spells canonical paths with a separator, with its forms for other families than ViT: all, or some."""
 
     def form(family: str) -> Format:
         base = families.config_class(family).base_model_prefix
@@ -131,6 +134,7 @@ TRANSFORMERS_FLAX = of_families(
     ),
     "/",
     "dinov2",
+    "beit",
 )
 
 
@@ -146,6 +150,17 @@ def _with_model_name(name: str, head: str | None) -> str:
 def _mae_with_model_name(name: str, head: str | None) -> str:
     model = "tf_vi_tmae_for_pre_training" if head else "tf_vi_tmae_model"
     return f"{name.partition('/')[0]}/{model}/{name}"
+
+
+_DEIT_MODELS = {
+    None: "tf_dei_t_model",
+    "classifier": "tf_dei_t_for_image_classification",
+    "teacher": "tf_dei_t_for_image_classification_with_teacher",
+}
+
+
+def _deit_with_model_name(name: str, head: str | None) -> str:
+    return f"{name.partition('/')[0]}/{_DEIT_MODELS[head]}/{name}"
 
 
 def _tf_table(names: Iterable[str]) -> dict[str, str]:
@@ -185,6 +200,14 @@ TRANSFORMERS_TF = replace(
             table=_tf_table(family_names("vit_mae")),
             signs=(r"/decoder_pos_embed:0$",),
             stored_name=_mae_with_model_name,
+            refused=(),
+        ),
+        replace(
+            TRANSFORMERS_TF,
+            family="deit",
+            table=_tf_table(name for name in family_names("deit") if not name.startswith("decoder")),
+            signs=(r"/distillation_token:0$",),
+            stored_name=_deit_with_model_name,
             refused=(),
         ),
     ),

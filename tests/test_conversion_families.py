@@ -58,6 +58,11 @@ def dinov2(registers: int, prefix: str = "") -> dict[str, Any]:
 LINEAR = {**HEADS, "linear_head": FOLDER / "dinov2_linear_head.pth"}
 MAE = {**HEADS, "decoder_num_attention_heads": 3}
 TIMM = {"last_hidden_state": whole("last_hidden_state")}
+TEACHER, BEIT, VISUAL = (
+    "DeiTForImageClassificationWithTeacher",
+    "BeitForImageClassification",
+    "BeitForMaskedImageModeling",
+)
 ROWS = {
     "mae": Row("mae_original.pth", "ViTMAEForPreTraining", {
         "pred": whole("logits"), "mask": whole("mask"), "ids_restore": whole("ids_restore"), "loss": whole("loss"),
@@ -87,6 +92,19 @@ ROWS = {
         "dinov2_reg_timm.safetensors", "Dinov2WithRegistersModel", {"big_last_hidden_state": tokens(0)}, BIG),
     "dinov2 with registers, timm, smaller": Row(
         "dinov2_reg_timm.safetensors", "Dinov2WithRegistersModel", {"small_last_hidden_state": tokens(0)}, SMALL),
+    "deit": Row("deit_original.pth", TEACHER, {"logits": whole("logits")}),
+    "deit, timm": Row("deit_timm.safetensors", TEACHER, {"logits": whole("logits")}),
+    "beit": Row("beit_original_cls.pth", BEIT, {"logits": whole("logits")}),
+    "beit, the first": Row("beit_original_abs.pth", BEIT, {"logits": whole("logits")}),
+    "beit v2": Row("beit2_original_cls.pth", BEIT, {"logits": whole("logits")}),
+    "beit, timm": Row("beit_timm.safetensors", BEIT, {"logits": whole("logits")}),
+    "beit, pre-training": Row("beit_original_mim.pth", VISUAL, {"logits": whole("logits")}, MASKED),
+    "beit v2, pre-training": Row("beit2_original_mim.pth", VISUAL, {"logits": whole("logits")}, MASKED),
+    "deit, TensorFlow of transformers": Row("hf_deit_teacher_tf_h5", TEACHER, {"logits": whole("logits")}, NONE, NONE),
+    "beit, Flax of transformers": Row("hf_beit_cls_flax_msgpack", BEIT, {"logits": whole("logits")}, NONE, NONE),
+    "beit, visual tokens, Flax of transformers": Row(
+        "hf_beit_mim_flax_msgpack", VISUAL, {"logits": whole("logits")}, MASKED, NONE),
+    "beit as published": Row("hf_beit_cls_published", BEIT, {"logits": whole("logits")}, NONE, NONE),
     "mae, TensorFlow of transformers": Row("hf_mae_tf_h5", "ViTMAEForPreTraining", {
         "logits": whole("logits"), "loss": whole("loss")}, NOISE, NONE),
     "dinov2, Flax of transformers": Row("hf_dinov2_cls_flax_msgpack", "Dinov2ForImageClassification", {
@@ -115,7 +133,7 @@ def test_what_is_converted_computes_what_its_source_computed(name: str, framewor
     row = ROWS[name]
     tensors = {input: expected()[stored] for input, stored in {"pixel_values": "pixel_values", **row.inputs}.items()}
     found = outputs_of(framework, row.cls, converted(row), tensors, row.call)
-    stem = row.source.partition(".")[0].removesuffix("_tf_h5").removesuffix("_flax_msgpack")
+    stem = row.source.partition(".")[0].removesuffix("_tf_h5").removesuffix("_flax_msgpack").removesuffix("_published")
     for recorded, take in row.outputs.items():
         actual, value = take(found), expected()[f"{stem}/{recorded}"]
         assert actual.shape == value.shape, recorded
@@ -124,7 +142,7 @@ def test_what_is_converted_computes_what_its_source_computed(name: str, framewor
 
 
 TARGETS = {
-    "orbax": "", "mae": ".pth", "dinov2": ".pth", "timm": ".safetensors",
+    "orbax": "", "mae": ".pth", "dinov2": ".pth", "beit": ".pth", "timm": ".safetensors",
     "transformers-tf": "", "transformers-flax": "",
 }  # fmt: skip
 THERE_AND_BACK = [
@@ -136,6 +154,10 @@ THERE_AND_BACK = [
 ] + [
     ("dinov2_original.pth", "transformers-flax"),
     ("dinov2_timm.safetensors", "timm"),
+    *[("deit_original.pth", target) for target in ("orbax", "timm", "transformers-tf")],
+    *[("beit_original_cls.pth", target) for target in ("orbax", "beit", "transformers-flax")],
+    *[(f"{source}.pth", "beit") for source in ("beit_original_abs", "beit_original_mim", "beit2_original_mim")],
+    ("beit_original_abs.pth", "orbax"),
     ("dinov2_swiglu_timm.safetensors", "timm"),
 ]  # fmt: skip
 
@@ -200,3 +222,14 @@ def test_registers_without_their_configuration_key_are_named(tmp_path: Path):
     save_file(tensors, tmp_path / "model" / "model.safetensors")
     with pytest.raises(CheckpointError, match="register_tokens"):
         conversion.convert(tmp_path / "model", tmp_path / "hf")
+
+
+def test_the_auxiliary_branch_of_beit_v2_is_left_out_and_said(tmp_path: Path):
+    report = conversion.convert(FOLDER / "beit2_original_mim.pth", tmp_path / "hf", **HEADS)
+    left = {name for name, why in report.ignored.items() if "auxiliary branch" in why}
+    assert left
+    assert all(name.split("/")[-1].startswith("cls_pt_layers.") for name in left)
+    assert {name for name in report.ignored if name not in left} == {
+        name for name in report.ignored if name.endswith("relative_position_index")
+    }
+    assert report.config.layer_norm_eps == 1e-6
