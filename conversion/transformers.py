@@ -58,7 +58,7 @@ def canonical(separator: str, family: str) -> Callable[[Iterable[str]], dict[str
 
 
 def of_families(format: Format, separator: str, *names: str) -> Format:
-    """A format that spells canonical paths with a separator, with its forms for other families than ViT: all, or some."""
+    """A format that spells canonical paths with a separator, with its forms for the families named, or for all."""
 
     def form(family: str) -> Format:
         base = families.config_class(family).base_model_prefix

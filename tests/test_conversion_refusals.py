@@ -213,7 +213,7 @@ def test_a_format_that_the_file_is_not_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("added", "family"),
-    [("reg_token", "register tokens"), ("blocks.0.ls1.gamma", "layer scale"), ("dist_token", "a distillation token"),
+    [("reg_token", "register tokens"), ("blocks.0.ls1.gamma", "layer scale"),
      ("patch_embed.backbone.stem.conv.weight", "a hybrid ResNet"), ("fc_norm.weight", "average pooling"),
      ("blocks.0.mlp.w12.weight", "SwiGLU"), ("attn_pool.latent", "attention pooling"),
      ("blocks.0.attn.q_norm.weight", "normalised queries"), ("norm_pre.weight", "CLIP"),
