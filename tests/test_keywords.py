@@ -69,3 +69,27 @@ def test_loading_info_names_what_is_missing_and_what_has_another_shape(prefix: s
 def test_a_keyword_that_nobody_knows_is_still_an_error_with_the_nearest_name(prefix: str, load: Any):
     with pytest.raises(ConfigError, match="Unknown configuration key 'num_label'; did you mean 'num_labels'"):
         load(prefix, num_label=3)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_models_have_the_names_that_transformers_users_know(prefix: str, load: Any):
+    model = load(prefix)
+    assert model.base_model is model.vit
+    assert (model.base_model_prefix, model.main_input_name, model.num_labels) == ("vit", "pixel_values", 5)
+    assert model.get_input_embeddings() is model.vit.embeddings.patch_embeddings
+    assert not model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable()
+    assert model.supports_gradient_checkpointing
+    assert model.is_gradient_checkpointing
+    model.set_attn_implementation("eager")
+    assert model.vit.config.attn_implementation == "eager"
+
+
+def test_the_number_of_parameters_is_that_of_transformers(load: Any, tmp_path: Any):
+    import transformers
+
+    ours, theirs = load(""), transformers.ViTForImageClassification.from_pretrained(tmp_path)
+    ours.classifier.requires_grad_(False)
+    theirs.classifier.requires_grad_(False)
+    assert ours.num_parameters() == theirs.num_parameters()
+    assert ours.num_parameters(only_trainable=True) == theirs.num_parameters(only_trainable=True)

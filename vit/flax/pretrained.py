@@ -18,6 +18,7 @@ from .. import checkpoint, weights
 from ..config import PreTrainedConfig
 from ..errors import InputError
 from ..keywords import loading_keywords
+from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
 from .saving import parameters
 
@@ -59,7 +60,7 @@ def register_config(cls: type[PreTrainedConfig]) -> None:
     )
 
 
-class FlaxPreTrainedModel(nnx.Module):
+class FlaxPreTrainedModel(ModelNames, nnx.Module):
     """A model with a configuration, whose modules form the tree that the published parameter names spell."""
 
     config_class: ClassVar[type[PreTrainedConfig]]

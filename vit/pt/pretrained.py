@@ -16,6 +16,7 @@ from ..config import PreTrainedConfig
 from ..errors import InputError
 from ..inputs import check_torch_device
 from ..keywords import loading_keywords
+from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
 from .saving import parameters
 
@@ -29,7 +30,7 @@ _pytree.register_pytree_node(
 )
 
 
-class PreTrainedModel(nn.Module):
+class PreTrainedModel(ModelNames, nn.Module):
     """A model with a configuration, whose state_dict has the names and shapes of the published checkpoints."""
 
     config_class: ClassVar[type[PreTrainedConfig]]
@@ -133,6 +134,10 @@ class PreTrainedModel(nn.Module):
         if message := fit.warning():
             warnings.warn(message, stacklevel=2)
         return (model.eval(), fit.loading_info()) if with_info else model.eval()
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers its parameters hold; those that are trained if `only_trainable`."""
+        return sum(each.numel() for each in self.parameters() if each.requires_grad or not only_trainable)
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
         """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into `folder`.

@@ -17,6 +17,7 @@ from .. import checkpoint, weights
 from ..config import PreTrainedConfig, to_pair
 from ..errors import InputError
 from ..keywords import loading_keywords
+from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
 from .saving import parameters
 
@@ -29,7 +30,7 @@ optree.register_pytree_node(ModelOutput, _flatten, unflatten, namespace="keras")
 InputError.ag_pass_through = True  # type: ignore[attr-defined]  # tf.function then raises it as it is
 
 
-class TFPreTrainedModel(keras.Model):
+class TFPreTrainedModel(ModelNames, keras.Model):
     """A model with a configuration, whose layers form the tree that the published parameter names spell."""
 
     config_class: ClassVar[type[PreTrainedConfig]]
