@@ -93,3 +93,17 @@ def test_the_number_of_parameters_is_that_of_transformers(load: Any, tmp_path: A
     theirs.classifier.requires_grad_(False)
     assert ours.num_parameters() == theirs.num_parameters()
     assert ours.num_parameters(only_trainable=True) == theirs.num_parameters(only_trainable=True)
+
+
+def test_accelerates_documented_call_saves_the_state_it_gives_in_the_main_process_alone(load: Any, tmp_path: Any):
+    model = load("")
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "other", is_main_process=False, save_function=print, state_dict=state)
+    assert not (tmp_path / "other").exists()
+    model.save_pretrained(tmp_path / "saved", is_main_process=True, save_function=print, state_dict=state)
+    saved = type(model).from_pretrained(tmp_path / "saved").state_dict()
+    assert all(saved[name].equal(value) for name, value in state.items())
+    with pytest.raises(InputError, match="state_dict has other names than the model: more"):
+        model.save_pretrained(tmp_path / "saved", state_dict={**state, "more": state["classifier.bias"]})
+    with pytest.raises(InputError, match="nothing is pickled"):
+        model.save_pretrained(tmp_path / "saved", safe_serialization=False)

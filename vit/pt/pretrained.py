@@ -139,15 +139,40 @@ class PreTrainedModel(ModelNames, nn.Module):
         """How many numbers its parameters hold; those that are trained if `only_trainable`."""
         return sum(each.numel() for each in self.parameters() if each.requires_grad or not only_trainable)
 
-    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        max_shard_size: int | str = "5GB",
+        *,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        save_function: Any = None,
+        safe_serialization: bool = True,
+    ) -> None:
         """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into `folder`.
 
         The old files stay whole until the new ones are complete. transformers reads the result.
+
+        Args:
+            folder: made if needed.
+            max_shard_size: bytes, or a number with KB, MB or GB.
+            is_main_process: False in the processes that are to write nothing.
+            state_dict: the model's, gathered elsewhere (Accelerate's `get_state_dict`); None for its own.
+            save_function: without effect: files are written whole or not at all.
+            safe_serialization: True; nothing is pickled.
+
+        Raises:
+            InputError: a `state_dict` of other names than the model's, or no `safe_serialization`.
         """
+        if not safe_serialization:
+            raise InputError("safe_serialization is False, but nothing is pickled here; leave it out.")
+        if state_dict is not None and state_dict.keys() != self.state_dict().keys():
+            odd = sorted(state_dict.keys() ^ self.state_dict().keys())
+            raise InputError(f"state_dict has other names than the model: {', '.join(odd[:8])}.")
         if self.inference_only:
             raise InputError(f"The model is {self.inference_only}; save it before that.")
-        state = parameters(self)
-        if not state:  # of another process than the first, whose parameters were gathered there
+        state = parameters(self) if state_dict is None else state_dict
+        if not (state and is_main_process):  # of another process than the first, whose parameters were gathered there
             return
         dtype = checkpoint.dtype_of(self.dtype).name
         checkpoint.write(
