@@ -107,5 +107,6 @@ def test_half_precision_of_every_framework_is_near_the_float32_result(
         outputs, gradients = run(tmp_path, case, inputs, dtype=dtype, attn_implementation=attention)
         for name, value in expected.items():
             difference = np.abs(outputs[name].astype(np.float32) - value).max()
-            assert 0 < difference <= HALF_PRECISION[dtype], f"{framework} {name}: {difference:.3g}"
+            assert difference <= HALF_PRECISION[dtype], f"{framework} {name}: {difference:.3g}"
+            assert difference > 0 or name in ("mask", "ids_restore"), f"{framework} {name}"
         assert all(np.isfinite(value.astype(np.float32)).all() for value in gradients.values()), framework

@@ -206,7 +206,7 @@ def _initialise(name: str, shape: tuple[int, ...], dtype: np.dtype, rngs: Any, c
     value = config.initial_value(name)
     if value is None:
         return jax.nn.initializers.truncated_normal(config.initializer_range)(rngs.params(), shape, dtype)
-    if value == "xavier_uniform":
+    if isinstance(value, str):  # "xavier_uniform"
         return jax.nn.initializers.glorot_uniform()(rngs.params(), shape, dtype)
     return jnp.broadcast_to(jnp.asarray(value, dtype), shape)
 
