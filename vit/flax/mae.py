@@ -47,13 +47,12 @@ class ViTMAEEmbeddings(ViTEmbeddings):
             projection.kernel = nnx.Param(draw(key, projection.kernel[...].shape, dtype))
 
     def __call__(  # type: ignore[override]
-        self, pixel_values: Array, grid: tuple[int, int], noise: Array, rngs: nnx.Rngs | None = None
+        self, pixel_values: Array, grid: tuple[int, int], ids_shuffle: Array, rngs: nnx.Rngs | None = None
     ) -> tuple[Array, Array, Array]:
         hidden_states = self.patch_embeddings(pixel_values, grid)
         positions = jax.lax.stop_gradient(self.interpolated_position_embeddings(grid)).astype(hidden_states.dtype)
         hidden_states = hidden_states + positions[:, 1:]  # (B, N, D)
         kept = self.config.kept(grid[0] * grid[1])
-        ids_shuffle = jnp.argsort(noise, axis=1, stable=True)
         ids_restore = jnp.argsort(ids_shuffle, axis=1)
         cls_token = self.cls_token[...].astype(hidden_states.dtype) + positions[:, :1]
         cls_token = jnp.zeros_like(hidden_states[:, :1]) + cls_token  # sharded as the patches
@@ -128,8 +127,9 @@ class FlaxViTMAEModel(FlaxViTMAEPreTrainedModel):
             rngs = None if self.embeddings.dropout.deterministic else rngs  # nothing more to draw
         noise = jnp.asarray(noise)
         check_patch_values("noise", noise.shape, *shape)
+        ids_shuffle = jnp.argsort(noise, axis=1, stable=True)
         pixel_values = jnp.asarray(pixel_values, self.dtype)
-        hidden_states, mask, ids_restore = call(self.embeddings, pixel_values, grid, noise, rngs)
+        hidden_states, mask, ids_restore = call(self.embeddings, pixel_values, grid, ids_shuffle, rngs)
         hidden_states, all_hidden_states, all_attentions = self.encoder(
             hidden_states,
             config.output_hidden_states if output_hidden_states is None else output_hidden_states,

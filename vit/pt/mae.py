@@ -38,12 +38,11 @@ class ViTMAEEmbeddings(ViTEmbeddings):
         self.position_embeddings.requires_grad = False
 
     def forward(  # type: ignore[override]
-        self, pixel_values: Tensor, grid: tuple[int, int], noise: Tensor
+        self, pixel_values: Tensor, grid: tuple[int, int], ids_shuffle: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         positions = self.interpolated_position_embeddings(grid)
         hidden_states = self.patch_embeddings(pixel_values) + positions[:, 1:]  # (B, N, D)
         kept = self.config.kept(grid[0] * grid[1])
-        ids_shuffle = noise.argsort(dim=1, stable=True)
         ids_restore = ids_shuffle.argsort(dim=1)
         hidden_states = hidden_states.gather(1, ids_shuffle[:, :kept, None].expand(-1, -1, hidden_states.shape[2]))
         cls_token = (self.cls_token + positions[:, :1]).expand(hidden_states.shape[0], -1, -1)
@@ -98,7 +97,7 @@ class ViTMAEModel(ViTMAEPreTrainedModel):
         pixel_values = pixel_values.to(self.dtype)
         if takes_kernels(pixel_values) and not torch.is_grad_enabled():
             keep_freed_memory()
-        hidden_states, mask, ids_restore = self.embeddings(pixel_values, grid, noise)
+        hidden_states, mask, ids_restore = self.embeddings(pixel_values, grid, noise.argsort(dim=1, stable=True))
         hidden_states, all_hidden_states, all_attentions = self.encoder(
             hidden_states,
             config.output_hidden_states if output_hidden_states is None else output_hidden_states,

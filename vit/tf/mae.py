@@ -44,12 +44,11 @@ class ViTMAEEmbeddings(ViTEmbeddings):
         self.patch_embeddings.build(input_shape)
 
     def call(  # type: ignore[override]
-        self, pixel_values: tf.Tensor, grid: tuple[int, int], noise: tf.Tensor
+        self, pixel_values: tf.Tensor, grid: tuple[int, int], ids_shuffle: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         positions = self.interpolated_position_embeddings(grid)
         hidden_states = self.patch_embeddings(pixel_values, grid=grid) + positions[:, 1:]  # (B, N, D)
         kept = self.config.kept(grid[0] * grid[1])
-        ids_shuffle = tf.argsort(noise, axis=1, stable=True)
         ids_restore = tf.argsort(ids_shuffle, axis=1)
         hidden_states = tf.gather(hidden_states, ids_shuffle[:, :kept], batch_dims=1)
         shape = (ops.shape(hidden_states)[0], 1, self.config.hidden_size)
@@ -113,8 +112,9 @@ class TFViTMAEModel(TFViTMAEPreTrainedModel):
             shape = (ops.shape(pixel_values)[0], grid[0] * grid[1])
             noise = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
         check_patch_values("noise", noise.shape, pixel_values.shape[0], grid[0] * grid[1])
+        ids_shuffle = tf.argsort(noise, axis=1, stable=True)  # here, as Keras casts what goes into a layer
         pixel_values = ops.cast(pixel_values, self.compute_dtype)
-        hidden_states, mask, ids_restore = self.embeddings(pixel_values, grid=grid, noise=noise)
+        hidden_states, mask, ids_restore = self.embeddings(pixel_values, grid=grid, ids_shuffle=ids_shuffle)
         hidden_states, all_hidden_states, all_attentions = self.encoder(
             hidden_states,
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
