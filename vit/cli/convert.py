@@ -25,7 +25,7 @@ def command(
             "--from",
             metavar="FORMAT",
             help="auto, or: hf, transformers-pt, transformers-tf, "
-            "transformers-flax, google, timm, torchvision, dino, deit, keras, orbax.",
+            "transformers-flax, google, timm, torchvision, dino, deit, mae, dinov2, keras, orbax.",
         ),
     ] = "auto",
     target_format: Annotated[
@@ -33,7 +33,7 @@ def command(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="hf, timm, torchvision, google, transformers-tf, transformers-flax, keras or orbax.",
+            help="hf, timm, torchvision, google, mae, dinov2, transformers-tf, transformers-flax, keras or orbax.",
         ),
     ] = "hf",
     dtype: Annotated[
@@ -52,6 +52,9 @@ def command(
     image_size: Annotated[str | None, typer.Option(metavar="N|HxW", help="Where positions form no square.")] = None,
     patch_size: Annotated[str | None, typer.Option(metavar="N|HxW", help="Where shapes do not tell.")] = None,
     num_channels: Annotated[int | None, typer.Option(metavar="N", help="Where shapes do not tell.")] = None,
+    linear_head: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The linear head of a facebookresearch/dinov2 backbone.")
+    ] = None,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of the hf folder's weight files.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace a target that exists.")] = False,
     as_json: Json = False,
@@ -70,7 +73,8 @@ def command(
     with _Bar() as progress:
         report = conversion.convert(
             source, target, source_format, target_format, dtype=dtype, labels=labels, published_config=published_config,
-            verify=verify, force=force, max_shard_size=max_shard_size, progress=progress, **options,
+            linear_head=linear_head, verify=verify, force=force, max_shard_size=max_shard_size, progress=progress,
+            **options,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
