@@ -155,7 +155,7 @@ def verify(
             result.seconds[framework] = time.perf_counter() - begin
             result.versions[framework] = __import__(FRAMEWORKS[framework][0]).__version__
     result.stages = [_stage(name, {f: values[name] for f, values in computed.items()}) for name in computed[chosen[0]]]
-    if source.head == "classifier":
+    if "ForImageClassification" in source.architecture:
         labels = source.config.id2label or {}
         for i, image in enumerate(names):
             result.answers[image] = {
@@ -210,7 +210,7 @@ def _run(framework: str, folder: Path, source: Source, pixel_values: np.ndarray,
     """Every stage of the computation in one framework: by itself, and the outputs with fused attention."""
     options: dict[str, Any] = {}
     if source.head is None:
-        options["add_pooling_layer"] = "vit.pooler.dense.weight" in source.places
+        options = {**source.config.seeing_all, **checkpoint.parts_of(checkpoint.Checkpoint(folder))}
     context: Any = nullcontext()
     if framework == "flax":
         import jax
@@ -236,13 +236,14 @@ def _run(framework: str, folder: Path, source: Source, pixel_values: np.ndarray,
 
 
 def _call(framework: str, model: Any, pixel_values: np.ndarray, **options: Any) -> dict[str, Any]:
+    inputs = {"pixel_values": pixel_values, **model.config.fixed_inputs(pixel_values.shape)}
     if framework == "pt":
         import torch
 
         with torch.no_grad():
-            outputs = model.eval()(torch.from_numpy(pixel_values), **options)
+            outputs = model.eval()(**{name: torch.from_numpy(array) for name, array in inputs.items()}, **options)
     else:
-        outputs = model(pixel_values, **options)
+        outputs = model(**inputs, **options)
     return {
         name: [np.asarray(v, np.float64) for v in value] if isinstance(value, tuple) else np.asarray(value, np.float64)
         for name, value in outputs.items()

@@ -12,22 +12,25 @@ from .image_processing.batch import to_array
 
 
 def cls_attention(
-    attentions: Sequence[Any], grid: tuple[int, int], layer: int = -1, prefix_tokens: int = 1
+    attentions: Sequence[Any], grid: tuple[int, int], layer: int = -1, prefix_tokens: int = 1, token: int = 0
 ) -> np.ndarray:
-    """How much the CLS token attends to each patch in one layer, head by head (Caron et al. 2021, Figure 3).
+    """How much CLS, or another token before the patches, attends to each patch (Caron et al. 2021, Figure 3).
+
+    Of one layer, head by head.
 
     Args:
         attentions: `outputs.attentions` of a model in any framework: for each layer (batch, heads, tokens, tokens).
         grid: (rows, columns) of the patches, such as `config.grid_size`.
         layer: which one, from 0; negative from the last.
         prefix_tokens: how many tokens precede the patches, CLS the first of them (`config.prefix_tokens`).
+        token: which of these: 0 is CLS; the others are DeiT's distillation token, or registers.
 
     Returns:
         (batch, heads, rows, columns): probabilities, in the dtype of the attentions. They sum to 1 less what the CLS
         token gives to itself and to other tokens before the patches. `.mean(axis=1)` is the mean of the heads.
 
     Raises:
-        InputError: there is no such layer, or the grid is not that of the attentions.
+        InputError: there is no such layer or token, or the grid is not that of the attentions.
     """
     check_layer(layer, len(attentions))
     attention = _layer(attentions[layer])
@@ -37,7 +40,9 @@ def cls_attention(
             f"The attentions are of {tokens} tokens; expected {prefix_tokens} for CLS"
             f"{' and its like' * (prefix_tokens > 1)} and {grid[0]} x {grid[1]} for the patches."
         )
-    return attention[:, :, 0, prefix_tokens:].reshape(batch, heads, *grid)
+    if not 0 <= token < prefix_tokens:
+        raise InputError(f"token is {token}; expected 0 to {prefix_tokens - 1}, those before the patches.")
+    return attention[:, :, token, prefix_tokens:].reshape(batch, heads, *grid)
 
 
 def attention_rollout(attentions: Sequence[Any], tokens: Sequence[int] | None = None) -> np.ndarray:
@@ -52,7 +57,8 @@ def attention_rollout(attentions: Sequence[Any], tokens: Sequence[int] | None = 
         tokens: after the last layer, which to follow back; all when None. [0], CLS alone, costs far less.
 
     Returns:
-        (batch, followed tokens, tokens) float64; every row sums to 1. `[:, 0, 1:]` are the patches that reach CLS.
+        (batch, followed tokens, tokens) float64; every row sums to 1. `[:, 0, prefix_tokens:]` are the
+        patches that reach CLS.
 
     Raises:
         InputError: no layers, or no such token.

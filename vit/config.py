@@ -120,6 +120,12 @@ class PreTrainedConfig(metaclass=_ConfigType):
     """How the names of integers end that files hold beside the parameters; `check_buffer` sees them, no model does."""
     prefix_tokens: ClassVar[int] = 1
     """Tokens before the patches; CLS is the first."""
+    prefix_name: ClassVar[str] = ""
+    """What the tokens between CLS and the patches are called."""
+    any_size: ClassVar[bool] = False
+    """Whether the models take images of any size, `interpolate_pos_encoding` or not."""
+    seeing_all: ClassVar[Mapping[str, Any]] = {}
+    """Keys and the values under which the base model sees every patch, where it otherwise would not."""
     follows: ClassVar[Mapping[str, str]] = {}
     """Key -> the key whose value it takes when it is None."""
     variants: ClassVar[Mapping[str, tuple[int, int, int, int]]] = {}
@@ -302,6 +308,14 @@ class PreTrainedConfig(metaclass=_ConfigType):
         """Patches of an image of `image_size`."""
         return self.grid_size[0] * self.grid_size[1]
 
+    def fixed_inputs(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """What calls with images of a shape are given too, for nothing to be left to chance: {argument: array}."""
+        return {}
+
+    def attention_stacks(self, head: str | None) -> tuple[tuple[str, int, int, int], ...]:
+        """For each stack of layers: what is in the names of its parameters, its layers, its tokens and their width."""
+        return ((".encoder.", self.num_hidden_layers, self.prefix_tokens + self.num_patches, self.hidden_size),)
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
@@ -334,7 +348,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
 
     @property
     def pooler_output_size(self) -> int:
-        """Width of a base model's pooler_output."""
+        """Width of a base model's pooler_output; 0 of a family that has none."""
         return self.hidden_size
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,19 +29,22 @@ def forward_flops(config: PreTrainedConfig, head: str | None = "classifier", **p
         head: one of the family's; None for a model without.
         **parts: optional parts that the model has or lacks, otherwise than by default: `add_pooling_layer`, ...
     """
-    tokens = config.num_patches + config.prefix_tokens
+    stacks = config.attention_stacks(head)
     parts = {**config.heads[head].parts, **parts}
     matrices = {name: math.prod(shape) for name, shape in config.parameter_shapes(head=head, **parts).items()
                 if is_matrix(name)}  # fmt: skip
-    products = sum(size * _rows(name, config.num_patches, tokens) for name, size in matrices.items())
-    return 2 * (products + config.num_hidden_layers * 2 * tokens**2 * config.hidden_size)
+    products = sum(size * _rows(name, config.num_patches, stacks) for name, size in matrices.items())
+    return 2 * (products + sum(layers * 2 * tokens**2 * width for _, layers, tokens, width in stacks))
 
 
-def _rows(name: str, patches: int, tokens: int) -> int:
+OF_PATCHES = (".patch_embeddings.", "decoder.0.", "lm_head.")
+"""What is in the names of matrices that multiply every patch, outside the layers."""
+
+
+def _rows(name: str, patches: int, stacks: tuple[tuple[str, int, int, int], ...]) -> int:
     """How many vectors of an image a matrix multiplies."""
-    if ".encoder." in name:
-        return tokens
-    return patches if ".patch_embeddings." in name or name.startswith("decoder.") else 1
+    tokens = next((tokens for part, _, tokens, _ in stacks if part in name), 1)
+    return patches if any(part in name for part in OF_PATCHES) else tokens
 
 
 def training_flops(config: PreTrainedConfig, head: str | None = "classifier") -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import families, forks, hub
+from . import checkpoint, families, forks, hub
 from .config import PreTrainedConfig
 from .errors import (
     FRAMEWORKS,
@@ -35,7 +35,8 @@ class Forward:
         model: a checkpoint folder, the name of a model on the hub, or a model of this package that is loaded, whose
             weights are used as they are now.
         framework: "pt", "tf" or "flax"; None for that of the loaded model, or the first that is installed.
-        head: one of the family's, such as None or "classifier"; that of a loaded model is its own.
+        head: one of the family's, such as None or "classifier"; "auto" is the one that the checkpoint has, None where
+            it has none. That of a loaded model is its own.
         **options: those of `from_pretrained`: dtype, device, attn_implementation, config overrides, ...
 
     Attributes:
@@ -55,16 +56,21 @@ class Forward:
         model: Any,
         framework: str | None = None,
         *,
-        head: str | None = "classifier",
+        head: str | None = "auto",
         **options: Any,
     ) -> None:
         if isinstance(model, str | os.PathLike):
             (self.framework,) = choose_frameworks([framework] if framework else None, "vit")[:1]
             forks.check(self.framework)
-            hub_options, _ = hub.split_options(options)
-            config = PreTrainedConfig.from_pretrained(model, **hub_options)
-            cls = families.model_class(self.framework, config.model_type, head)
-            self.model = cls.from_pretrained(model, **options)
+            hub_options, options = hub.split_options(options)
+            opened = checkpoint.Checkpoint(hub.resolve(model, **hub_options))
+            if head == "auto":
+                head = checkpoint.head_of(opened)
+                options = options if head else {**checkpoint.parts_of(opened), **options}
+            if head is None:
+                options = {**opened.config.seeing_all, **options}
+            cls = families.model_class(self.framework, opened.config.model_type, head)
+            self.model = cls.from_pretrained(opened.folder, **options)
         else:
             self.framework = _framework_of(model)
             if options or framework not in (None, self.framework):
@@ -72,6 +78,12 @@ class Forward:
                 raise InputError(f"{given} cannot change a model that is loaded; load it so, or give its folder.")
             self.model = model
         self.config: PreTrainedConfig = self.model.config
+        for name, value in self.config.seeing_all.items():
+            if self.head is None and getattr(self.config, name) != value:
+                raise InputError(
+                    f"{name} is {getattr(self.config, name)}, with which the model does not see every patch; load it "
+                    f"with {name}={value}."
+                )
         forks.check(self.framework)
         if self.framework != "pt":
             forks.used.add(self.framework)
@@ -151,7 +163,9 @@ def _serve_pt(model: Any) -> tuple[Any, str]:
 
     @torch.inference_mode()
     def call(pixel_values: np.ndarray, *flags: bool) -> Any:
-        return model(torch.from_numpy(pixel_values).to(device), **_keywords(flags))
+        inputs = {"pixel_values": pixel_values, **model.config.fixed_inputs(pixel_values.shape)}
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
+        return model(**tensors, **_keywords(model, flags))
 
     return call, device.type
 
@@ -163,7 +177,8 @@ def _serve_tf(model: Any) -> tuple[Any, str]:
 
     @lru_cache(PROGRAMS)  # of functions of one program each, because one function keeps all of its programs
     def program(shape: tuple[int, ...], flags: tuple[bool, ...]) -> Any:
-        return tf.function(lambda pixel_values: model(pixel_values, training=False, **_keywords(flags)))
+        fixed = model.config.fixed_inputs(shape)
+        return tf.function(lambda pixel_values: model(pixel_values, training=False, **fixed, **_keywords(model, flags)))
 
     def call(pixel_values: np.ndarray, *flags: bool) -> Any:
         with tf.device(device):
@@ -180,10 +195,12 @@ def _serve_flax(model: Any) -> tuple[Any, str]:
 
     @lru_cache(PROGRAMS)  # of functions of one program each, because one function keeps all of its programs
     def program(shape: tuple[int, ...], flags: tuple[bool, ...]) -> Any:
+        fixed = model.config.fixed_inputs(shape)
+
         def run(state: Any, pixel_values: Any) -> Any:
             merged = nnx.merge(graphdef, state)
             merged.eval()  # the copy; a model that trains stays as it is
-            return merged(pixel_values, **_keywords(flags))
+            return merged(pixel_values, **fixed, **_keywords(model, flags))
 
         return jax.jit(run)
 
@@ -191,9 +208,12 @@ def _serve_flax(model: Any) -> tuple[Any, str]:
     return lambda pixel_values, *flags: program(pixel_values.shape, flags)(state, pixel_values), min(platforms)
 
 
-def _keywords(flags: tuple[bool, ...]) -> dict[str, bool]:
+def _keywords(model: Any, flags: tuple[bool, ...]) -> dict[str, bool]:
     names = ("interpolate_pos_encoding", "output_hidden_states", "output_attentions")
-    return {**dict(zip(names, flags, strict=True)), "return_dict": True}
+    keywords = {**dict(zip(names, flags, strict=True)), "return_dict": True}
+    if model.config.any_size:
+        del keywords["interpolate_pos_encoding"]  # these interpolate without being told to
+    return keywords
 
 
 def _to_numpy(value: Any) -> Any:

@@ -29,15 +29,19 @@ from .image_processing.sources import label_of
 from .inference import Forward
 from .outputs import ModelOutput
 
-POOLS: dict[str, Callable[[ModelOutput], np.ndarray]] = {
-    "cls": lambda outputs: outputs.last_hidden_state[:, 0],
-    "mean": lambda outputs: outputs.last_hidden_state[:, 1:].mean(axis=1),  # of the patches
-    "pooler": lambda outputs: outputs.pooler_output,
-    "patches": lambda outputs: outputs.last_hidden_state[:, 1:],
+POOLS: dict[str, Callable[[ModelOutput, int], np.ndarray]] = {
+    "cls": lambda outputs, prefix: outputs.last_hidden_state[:, 0],
+    "mean": lambda outputs, prefix: outputs.last_hidden_state[:, prefix:].mean(axis=1),  # of the patches
+    "pooler": lambda outputs, prefix: outputs.pooler_output,
+    "patches": lambda outputs, prefix: outputs.last_hidden_state[:, prefix:],
 }
-"""What an embedding may be: the CLS token, the mean of the patch tokens, the pooler's output, all patch tokens."""
+"""What an embedding may be: the CLS token, the mean of the patch tokens, the pooler's output, all patch tokens.
+
+Each is (outputs, number of tokens before the patches) -> vectors.
+"""
 
 TASKS = ("classify", "embed")
+CLASSIFICATION = "ForImageClassification"  # in the names of the classes that classify
 CALLS = 2  # batches in the model at a time: each fills the cores where the other leaves them idle
 AHEAD = 2  # batches that are read meanwhile
 PATIENCE = 3.0  # seconds that threads get to end what they do when nobody wants it any more
@@ -113,7 +117,7 @@ def predict(
                                ("top_k", top_k, 1)):  # fmt: skip
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise InputError(f"{name} is {value!r}; expected an int of at least {least}.")
-    parts = parts_of(task, pool)
+    check_task(task, pool)
     single = label_of(images) is not None or not isinstance(
         images, Iterable
     )  # a file object gives lines, bytes numbers
@@ -122,7 +126,7 @@ def predict(
     if isinstance(model, str | os.PathLike):
         hub_options, options = hub.split_options(options)
         folder = hub.resolve(model, **hub_options)
-        check_parts(folder, task, pool)
+        parts = parts_for(folder, task, pool)
         processor = processor or ViTImageProcessor.from_pretrained(folder)
         model = Forward(folder, framework, **parts, **options)
     elif not isinstance(model, Forward):
@@ -131,14 +135,14 @@ def predict(
         raise InputError(
             "A loaded model needs its image processor: pass processor=ViTImageProcessor.from_pretrained()."
         )
-    if model.head != parts["head"]:
+    config = model.config
+    if not (CLASSIFICATION in config.heads[model.head].name if task == "classify" else model.head is None):
         raise InputError(
             f"The model is a {type(model.model).__name__}; task={task!r} needs one "
-            + ("with a classification head." if parts["head"] else "without a head, such as ViTModel.")
+            + ("with a classification head." if task == "classify" else "without a head, such as ViTModel.")
         )
-    expected = (model.config.num_channels, *to_pair(model.config.image_size))
-    check_processor(processor, expected)
-    answer = {"classify": _labels(model.config, processor, top_k), "embed": _vectors(POOLS[pool])}[task]
+    expected = shape_of_images(processor, config)
+    answer = _labels(config, processor, top_k) if task == "classify" else _vectors(pool, config.prefix_tokens)
     batch_size = batch_size or default_batch_size(model)
     found = _run(iter(images), model, processor, answer, expected, batch_size, workers or available_cpus(), start)
     return found if on_error == "row" else _raising(found)
@@ -147,8 +151,8 @@ def predict(
 # === Choices ===
 
 
-def parts_of(task: str, pool: str) -> dict[str, Any]:
-    """The arguments of `Forward` that give the model that a task needs.
+def check_task(task: str, pool: str) -> None:
+    """Refuse what `predict` does not do.
 
     Raises:
         InputError: an unknown task or pool.
@@ -157,46 +161,57 @@ def parts_of(task: str, pool: str) -> dict[str, Any]:
         raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}.")
     if pool not in POOLS:
         raise InputError(f"pool is {pool!r}; expected one of {', '.join(POOLS)}.")
-    if task == "classify":
-        return {"head": "classifier"}
-    return {"head": None, "add_pooling_layer": pool == "pooler"}
 
 
-def check_parts(folder: str | os.PathLike[str], task: str, pool: str) -> None:
-    """Refuse a checkpoint that lacks what a task needs, in whose place the model would have random weights.
+def parts_for(folder: str | os.PathLike[str], task: str, pool: str) -> dict[str, Any]:
+    """The arguments of `Forward` that give the model that a task needs, of a checkpoint that lacks nothing of it.
 
     Raises:
-        CheckpointError: it lacks it, or is no whole checkpoint.
-        InputError: it gives a number where labels are asked for.
+        CheckpointError: it lacks something, in whose place the model would have random weights, or is not whole.
+        InputError: it gives a number where labels are asked for; or an unknown task or pool.
     """
-    fit = checkpoint.plan(folder, dtype=None, attn_implementation=None, ignore_mismatched_sizes=False,
-                          **parts_of(task, pool))  # fmt: skip
-    if task == "classify" and (fit.fresh or not fit.config.num_labels):
-        raise CheckpointError(
-            f"{folder} has no classification head, so there is nothing to classify by: fine-tune it first, or take its "
-            "vectors (the task 'embed')."
-        )
-    if fit.fresh:
+    check_task(task, pool)
+    opened = checkpoint.Checkpoint(folder)
+    config = opened.config
+    if task == "classify":
+        head = checkpoint.head_of(opened, CLASSIFICATION)
+        checkpoint.fit(opened, config, head)  # or it is not whole
+        if head is None:
+            raise CheckpointError(
+                f"{folder} has no classification head, so there is nothing to classify by: fine-tune it first, or take "
+                "its vectors (the task 'embed')."
+            )
+        if config.problem_type == "regression" or config.num_labels == 1:
+            raise InputError(f"{folder} predicts a number (a regression), not labels.")
+        return {"head": head}
+    parts = {part: pool == "pooler" for part in config.heads[None].parts if part == "add_pooling_layer"}
+    _, fresh, _ = checkpoint.fit(opened, config, **{**config.heads[None].parts, **parts})
+    if fresh or (pool == "pooler" and not config.pooler_output_size):
         others = ", ".join(each for each in POOLS if each != pool)
         raise CheckpointError(f"{folder} has no weights for the pool {pool!r}; take one of {others}.")
-    if task == "classify" and (fit.config.problem_type == "regression" or fit.config.num_labels == 1):
-        raise InputError(f"{folder} predicts a number (a regression), not labels.")
+    return {"head": None, **parts}
 
 
-def check_processor(processor: ViTImageProcessor, expected: tuple[int, ...]) -> None:
-    """Refuse an image processor whose images the model does not take, (channels, height, width) in `expected`.
+def shape_of_images(processor: ViTImageProcessor, config: PreTrainedConfig) -> tuple[int, ...]:
+    """(channels, height, width) of the images that an image processor gives a model.
 
     Raises:
-        InputError: it gives another size or number of channels.
+        InputError: the model does not take them.
     """
-    channels, height, width = expected
-    probe = np.zeros((height, width, channels), np.uint8)
+    height, width = to_pair(config.image_size)
+    expected = (config.num_channels, height, width)
+    probe = np.zeros((height, width, config.num_channels), np.uint8)
     found = processor(probe, return_tensors="np", input_data_format="channels_last").pixel_values.shape[1:]
-    if found != expected:
+    fits = found == expected
+    if config.any_size:
+        least = to_pair(config.patch_size)
+        fits = found[0] == config.num_channels and found[1] >= least[0] and found[2] >= least[1]
+    if not fits:
         raise InputError(
             f"The image processor gives images of {_shape(found)}, and the model takes {_shape(expected)} (channels x "
             "height x width); make preprocessor_config.json and config.json agree."
         )
+    return found
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -207,16 +222,20 @@ def default_batch_size(forward: Forward) -> int:
     """How many images a step is quick with: few on a CPU, where activations should stay in its caches."""
     if forward.device_type != "cpu":
         return 64
-    tokens = 1 + forward.config.num_patches
+    tokens = forward.config.prefix_tokens + forward.config.num_patches
     floats = 300_000  # in one array of all tokens of a batch
     return max(2, min(64, 1 << (floats // (tokens * forward.config.hidden_size)).bit_length()))
 
 
-def vector_shape(config: PreTrainedConfig, pool: str) -> tuple[int, ...]:
-    """The shape of the vector of one image."""
+def vector_shape(config: PreTrainedConfig, pool: str, image: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The shape of the vector of one image, of `image_size` or of the (channels, height, width) that is given."""
     if pool == "pooler":
         return (config.pooler_output_size,)
-    return (config.num_patches, config.hidden_size) if pool == "patches" else (config.hidden_size,)
+    if pool != "patches":
+        return (config.hidden_size,)
+    sizes = to_pair(config.image_size) if image is None else image[1:]
+    rows, columns = (size // patch for size, patch in zip(sizes, to_pair(config.patch_size), strict=True))
+    return (rows * columns, config.hidden_size)
 
 
 # === The pipeline ===
@@ -420,9 +439,9 @@ def _best(found: list[dict[str, Any]], names: dict[str, str]) -> dict[str, Any]:
     return {"labels": labels, "probabilities": tuple(each["score"] for each in found)}
 
 
-def _vectors(pool: Callable[[ModelOutput], np.ndarray]) -> Answer:
+def _vectors(pool: str, prefix_tokens: int) -> Answer:
     def answer(outputs: ModelOutput, first: int, end: int) -> list[dict[str, Any]]:
-        vectors = pool(outputs)[first:end]
+        vectors = POOLS[pool](outputs, prefix_tokens)[first:end]
         return [
             {"vector": vector.copy()} if np.isfinite(vector).all() else {"error": NOT_FINITE}  # no view of the batch
             for vector in vectors

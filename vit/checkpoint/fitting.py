@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import hub
+from .. import families, hub
 from ..config import PreTrainedConfig
 from ..errors import CheckpointError, ConfigError, summary
 from ..files import CONFIG
@@ -133,6 +133,36 @@ def plan(
     config = base.replace(**overrides, dtype=wanted.name)
     stored, fresh, resampled = fit(checkpoint, config, head, ignore_mismatched_sizes, **{**parts, **model_options})
     return Fit(checkpoint, config, stored, fresh, resampled, wanted, model_options)
+
+
+def head_of(checkpoint: Checkpoint, task: str = "For") -> str | None:
+    """The head whose parameters a checkpoint has: a key of its configuration's `heads`, None where it has none.
+
+    Args:
+        checkpoint: the open checkpoint.
+        task: what is in the name of the head's class, such as "ForImageClassification"; of several the one that wrote
+            the checkpoint comes first.
+    """
+    config = checkpoint.config
+    names = set(config.canonical_names(checkpoint.tensors).values())
+    for head in families.heads_for(config, task):
+        own = [
+            name
+            for name in config.parameter_shapes(head=head, **config.heads[head].parts)
+            if not name.startswith(f"{config.base_model_prefix}.")
+        ]
+        if own and names.issuperset(own):
+            return head
+    return None
+
+
+def parts_of(checkpoint: Checkpoint) -> dict[str, bool]:
+    """The optional parts of a base model: whether a checkpoint has the parameters of each."""
+    config = checkpoint.config
+    names = set(config.canonical_names(checkpoint.tensors).values())
+    plain = dict.fromkeys(config.heads[None].parts, False)
+    without = config.parameter_shapes(**plain).keys()
+    return {part: names.issuperset(config.parameter_shapes(**{**plain, part: True}).keys() - without) for part in plain}
 
 
 def check_family(checkpoint: Checkpoint, config_class: type[PreTrainedConfig], head: str | None) -> None:

@@ -50,11 +50,12 @@ def command(
 ) -> None:
     """Draw where a model looks in an image.
 
-    The attention of the CLS token over the image, of each head and their mean, or rollout; with the model's answer,
-    where it has labels. What is drawn over is the image as the checkpoint's processor resizes and crops it.
+    The attention of the CLS token over the image, of each head and their mean, or rollout; that of registers and of a
+    distillation token, where there are any; with the model's answer, where it has labels. What is drawn over is the
+    image as the checkpoint's processor resizes and crops it.
     """
     from ..attention import check_layer, check_threshold
-    from ..checkpoint import Checkpoint
+    from ..checkpoint import Checkpoint, head_of, parts_of
     from ..hub import resolve
     from ..image_processing import ViTImageProcessor
 
@@ -72,15 +73,15 @@ def command(
         check_layer(layer, checkpoint.config.num_hidden_layers)
         processor = ViTImageProcessor.from_pretrained(checkpoint.folder)
         pixels = preprocess(image, processor, checkpoint.config, size)
-        has_labels = "classifier.weight" in checkpoint.tensors
-        head = {"head": "classifier"} if has_labels else {"head": None, "add_pooling_layer": False}
+        head = head_of(checkpoint, "ForImageClassification")
+        parts = {} if head else parts_of(checkpoint)
         status.update("Loading the model")
-        forward = open_model(checkpoint.folder, extra, device=device, dtype=dtype, **head)
+        forward = open_model(checkpoint.folder, extra, device=device, dtype=dtype, head=head, **parts)
         status.update("Running the model")
         outputs = forward(pixels.values, interpolate_pos_encoding=size is not None, output_attentions=True)
-        view = look(outputs.attentions, pixels, layer, rollout, threshold)
+        view = look(outputs.attentions, pixels, layer, rollout, threshold, forward.config)
         view.model = picture.name_of(model)
-        view.answers = answers(processor, forward.config, outputs.logits) if has_labels else []
+        view.answers = answers(processor, forward.config, outputs.logits) if head else []
         status.update("Drawing")
         draw(output, view)
     if as_json:
@@ -135,13 +136,13 @@ def preprocess(
     sizes: dict[str, Any] = {} if image_size is None else resized(processor, *to_pair(image_size))
     values = processor(image, return_tensors="np", **sizes).pixel_values
     height, width = values.shape[2:]
-    if image_size is None and (height, width) != to_pair(config.image_size):
+    if image_size is None and not config.any_size and (height, width) != to_pair(config.image_size):
         expected = "x".join(map(str, to_pair(config.image_size)))
         raise InputError(
             f"The checkpoint's image processor makes {height}x{width} (height x width) of {image}, but its model "
             f"expects {expected}. Say with --image-size which to use, such as --image-size {expected}."
         )
-    rows, columns = check_pixel_values(config, values.shape, image_size is not None)
+    rows, columns = check_pixel_values(config, values.shape, image_size is not None or config.any_size)
 
     found_width, found_height = open_image(image).size
     # The same once more, without arithmetic and as large as the file allows: a model's 224 pixels are few for a slide.
@@ -217,6 +218,8 @@ class View:
         threshold: the share that masks keep; None for heat.
         model: its name.
         answers: none of a model without labels.
+        others: (tokens, rows, columns): as the summary, of each token between CLS and the patches.
+        others_name: what the tokens between CLS and the patches are.
     """
 
     pixels: Pixels
@@ -228,10 +231,13 @@ class View:
     threshold: float | None
     model: str = ""
     answers: list[Answer] | tuple[()] = ()
+    others: np.ndarray | tuple[()] = ()
+    others_name: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """What --json prints."""
         part = "layer" if self.rollout else "head"
+        others = {f"{self.others_name.replace(' ', '_')}s": [self.describe(heat) for heat in self.others]}
         return {
             "answers": [{"label": answer.label, "score": answer.score} for answer in self.answers],
             "layer": self.layer,
@@ -240,6 +246,7 @@ class View:
             "grid": list(self.pixels.grid),
             "rollout" if self.rollout else "mean": self.describe(self.summary),
             f"{part}s": [self.describe(heat) for heat in self.parts],
+            **(others if len(self.others) else {}),
         }
 
     def describe(self, heat: np.ndarray) -> dict[str, Any]:
@@ -253,7 +260,7 @@ class View:
 
 def look(
     attentions: tuple[np.ndarray, ...], pixels: Pixels, layer: int = -1, rollout: bool = False,
-    threshold: float | None = None,
+    threshold: float | None = None, config: PreTrainedConfig | None = None,
 ) -> View:  # fmt: skip
     """Make the maps of one image.
 
@@ -263,6 +270,7 @@ def look(
         layer: which one, or the last of a rollout.
         rollout: rollout through every layer up to that one, in place of its heads.
         threshold: the share of the attention that masks keep; None for heat.
+        config: of the model; None where nothing but CLS precedes the patches.
 
     Raises:
         InputError: there is no such layer, or the attention is NaN.
@@ -274,17 +282,20 @@ def look(
 
     check_layer(layer, len(attentions))
     layer %= len(attentions)
+    prefix, name = (1, "") if config is None else (config.prefix_tokens, config.prefix_name)
     if rollout:
         means = [attention.mean(axis=1, keepdims=True) for attention in attentions[: layer + 1]]
-        rows = [attention_rollout(means[: i + 1], tokens=[0]) for i in range(len(means))]
-        parts = np.concatenate(rows)[:, 0, 1:].reshape(-1, *pixels.grid)
-        summary = parts[-1]
+        rows = [attention_rollout(means[: i + 1], tokens=range(prefix)) for i in range(len(means))]
+        maps = np.concatenate(rows)[:, :, prefix:].reshape(len(means), prefix, *pixels.grid)
+        parts, summary, others = maps[:, 0], maps[-1, 0], maps[-1, 1:]
     else:
-        (parts,) = cls_attention(attentions, pixels.grid, layer)
-        summary = parts.mean(axis=0)
-    if not np.isfinite(parts).all():
+        maps = np.concatenate([cls_attention(attentions, pixels.grid, layer, prefix, i) for i in range(prefix)])
+        parts, summary, others = maps[0], maps[0].mean(axis=0), maps[1:].mean(axis=1)
+    if not np.isfinite(maps).all():
         raise InputError("The attention has values that are NaN or infinite; try --dtype float32, or vit verify.")
-    return View(pixels, summary, parts, layer, len(attentions), rollout, threshold)
+    found = View(pixels, summary, parts, layer, len(attentions), rollout, threshold)
+    found.others, found.others_name = others, name
+    return found
 
 
 # === The picture ===
@@ -296,16 +307,24 @@ Place = tuple[float, float, float, float]
 
 
 def layout(view: View) -> tuple[Place, Place, list[Place]]:
-    """Where the image, the summary and each of the parts lie; no parts where they are but one head, its own mean."""
+    """Where the image, the summary and the parts lie, the other tokens last; of parts that are one head, its own mean,
+    none."""
     image = view.pixels.shown
     aspect = image.shape[1] / image.shape[0]
     mains = [picture.Block(1, 2, aspect, gap=0.2), picture.Block(2, 1, aspect, drop=STACKED)]
-    parts = len(view.parts) if len(view.parts) > 1 else 0
+    parts = len(panels(view))
     height, (main, *others) = picture.arrange(mains, parts, aspect, BETWEEN)
     first, second = main.places(picture.MARGIN, picture.TOP, height)
     left = picture.MARGIN + main.width(height) + BETWEEN
     places = [place for block in others for place in block.places(left, picture.TOP, height)]
     return first, second, places[:parts]
+
+
+def panels(view: View) -> list[tuple[str, np.ndarray]]:
+    """What the small panels show, and how each is labelled."""
+    parts = [(str(i), heat) for i, heat in enumerate(view.parts)] if len(view.parts) > 1 else []
+    numbered = len(view.others) > 1
+    return parts + [(view.others_name + f" {i}" * numbered, heat) for i, heat in enumerate(view.others)]
 
 
 def draw(path: Path, view: View) -> None:
@@ -338,11 +357,15 @@ def draw(path: Path, view: View) -> None:
     slide.caption(first[0], first[1] + first[3], first[2], "image")
     show(second, view.summary)
     slide.caption(second[0], bottom, second[2], caption(view))
-    for i, place in enumerate(places):
-        show(place, view.parts[i])
-        slide.label(*place[:2], str(i))
+    for place, (label, heat) in zip(places, panels(view), strict=True):
+        show(place, heat)
+        slide.label(*place[:2], label)
     if places:
         text = "rollout through each layer" if view.rollout else "each head"
+        text = text if len(view.parts) > 1 else ""
+        if len(view.others):
+            several = f"each {view.others_name}" if len(view.others) > 1 else f"the {view.others_name}"
+            text = f"{text}{', and ' * bool(text)}{several}"
         slide.caption(places[0][0], bottom, picture.WIDTH - picture.MARGIN - places[0][0], text)
     slide.foot(legend(view), view.pixels.about, bar=view.threshold is None)
     slide.save(path)

@@ -98,15 +98,16 @@ def run(
         bar = progress.add_task(f"Loading {FRAMEWORKS[extra][1]}", total=total)
         folder = hub.resolve(model or DIGITS)
         pool = setting.get("pool", "cls")
-        pipeline.check_parts(folder, task, pool)
+        parts = pipeline.parts_for(folder, task, pool)
         processor = ViTImageProcessor.from_pretrained(folder)
-        forward = open_model(folder, extra, device=device, dtype=dtype, **pipeline.parts_of(task, pool))
+        forward = open_model(folder, extra, device=device, dtype=dtype, **parts)
         facts = {"model": model or "the bundled digits", "framework": extra, "device": forward.device_type,
                  "dtype": forward.config.dtype}  # fmt: skip
         sink: Any
         if output is not None:
             settings = {"task": task, **facts, **setting, "spreadsheet": spreadsheet}
-            sink = _File(output, settings, folder, batch_size, resume, forward)
+            shape = pipeline.shape_of_images(processor, forward.config)
+            sink = _File(output, settings, folder, batch_size, resume, forward, shape)
         else:
             sink = _Document() if as_json else _Terminal(progress, None if quiet else show)
         try:
@@ -214,6 +215,7 @@ class _File:
         batch_size: int | None,
         resume: bool,
         forward: Forward,
+        image: tuple[int, ...],
     ) -> None:
         from ..pipeline import default_batch_size, vector_shape
 
@@ -227,7 +229,7 @@ class _File:
             format = tables.make(output, labels=labels, spreadsheet=settings["spreadsheet"])
         else:
             dtype = "float64" if config.dtype == "float64" else "float32"
-            format = tables.make(output, shape=vector_shape(config, settings["pool"]), dtype=dtype)
+            format = tables.make(output, shape=vector_shape(config, settings["pool"], image), dtype=dtype)
         self._rows: Iterator[Row] = iter(())
         if found:
             del wanted["model"]  # which may lie elsewhere now

@@ -25,7 +25,6 @@ from .options import Device, Force, Frameworks, Json, Model, Quiet
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..config import PreTrainedConfig
     from ..inference import Forward
 
 
@@ -204,16 +203,21 @@ def measure(
         CheckpointError, ConfigError, InputError: a model, dtype, attention or device that there is not.
         ImportError: a framework that cannot be imported.
     """
-    from ..config import ATTENTION_IMPLEMENTATIONS, DTYPES, PreTrainedConfig
+    from ..checkpoint import Checkpoint, head_of, parts_of
+    from ..config import ATTENTION_IMPLEMENTATIONS, DTYPES
     from ..flops import forward_flops
+    from ..hub import resolve
     from ..measure import Worker, WorkerError, machine
 
     choices = {"dtype": (dtypes, DTYPES), "attn-implementation": (attn_implementations, ATTENTION_IMPLEMENTATIONS)}
     for option, (given, allowed) in choices.items():
         if unknown := [value for value in given if value not in (None, *allowed)]:
             raise InputError(f"--{option} is {unknown[0]!r}; expected {', '.join(allowed)}.")
-    config = PreTrainedConfig.from_pretrained(model or DIGITS)
-    results = Results(model or "digits", forward_flops(config, _head(config)), machine())
+    opened = Checkpoint(resolve(model or DIGITS))
+    head = head_of(opened)
+    config = opened.config if head else opened.config.replace(**opened.config.seeing_all)
+    flops = forward_flops(config, head, **({} if head else parts_of(opened)))
+    results = Results(model or "digits", flops, machine())
     for framework, dtype, attention in product(frameworks, dict.fromkeys(dtypes), dict.fromkeys(attn_implementations)):
         if framework in results.broken:
             continue
@@ -294,10 +298,7 @@ def prepare(
 def _load(
     model: str | None, framework: str, dtype: str | None, attn_implementation: str | None, device: str | None
 ) -> Forward:
-    from ..config import PreTrainedConfig
-
-    head = _head(PreTrainedConfig.from_pretrained(model or DIGITS))
-    return open_model(model, framework, device=device, dtype=dtype, head=head, attn_implementation=attn_implementation)
+    return open_model(model, framework, device=device, dtype=dtype, attn_implementation=attn_implementation)
 
 
 @lru_cache
@@ -306,12 +307,6 @@ def rate(framework: str, dtype: str, device: str | None) -> float:
     from ..measure import matrix_rate
 
     return matrix_rate(framework, dtype, device)
-
-
-def _head(config: PreTrainedConfig) -> str | None:
-    """The head that a checkpoint's architecture has; that of a classifier where it does not say."""
-    heads = {each.name: head for head, each in config.heads.items()}
-    return heads.get((config.architectures or ("",))[0], "classifier")
 
 
 def _device_name(forward: Forward) -> str:

@@ -99,7 +99,7 @@ def show(report: Report) -> None:
 
     config = report.config
     kind = (config.architectures or ("?",))[0]
-    labels = f", {config.num_labels} labels" if kind == "ViTForImageClassification" else ""
+    labels = f", {config.num_labels} labels" if "ForImageClassification" in kind else ""
     typer.echo(f"{shown(report.source)}: {report.source_format}, {kind} {variant(config)}{labels}")
     for line in report.said:
         typer.echo(f"  assumed  {shown(line)}")

@@ -47,7 +47,10 @@ def rows(found: Inspection) -> dict[str, str]:
     config = found.config
     labels = list((config.id2label or {}).values())
     some = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
-    heads = {"ViTModel": "none", "ViTForMaskedImageModeling": "pixels (masked image modelling)"}
+    heads = {"ForImageClassification": f"{config.num_labels} labels: {some}", "ForPreTraining": "pixels (pre-training)",
+             "ForMaskedImageModeling": f"{'visual tokens' if 'vocab_size' in vars(config) else 'pixels'} (masked image "
+                                       "modelling)"}  # fmt: skip
+    head = next((text for task, text in heads.items() if task in found.architecture), "none")
     return {
         **sizes,
         "format": found.format,
@@ -56,7 +59,7 @@ def rows(found: Inspection) -> dict[str, str]:
                   f"{config.intermediate_size}, {config.hidden_act}, LayerNorm epsilon {config.layer_norm_eps:g}",
         "parameters": f"{found.parameters:,} in {found.tensors} tensors",
         "dtype": ", ".join(found.dtypes),
-        "head": heads.get(found.architecture, f"{config.num_labels} labels: {some}"),
+        "head": head,
         **({"assumed": "; ".join(found.said)} if found.said else {}),
         **({"left out": f"{len(found.ignored)} tensors or values"} if found.ignored else {}),
         **({"whole": "yes"} if found.whole else {"problem": found.problem}),

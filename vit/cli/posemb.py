@@ -59,6 +59,7 @@ class View:
         shares: (components,) of the filters' variance.
         hidden_size: how many filters there are.
         model: its name.
+        measure: what `similarity` is.
     """
 
     similarity: np.ndarray
@@ -66,6 +67,7 @@ class View:
     shares: np.ndarray
     hidden_size: int
     model: str = ""
+    measure: str = "cosine similarity of each position's embedding to all others"
 
     def to_dict(self) -> dict[str, Any]:
         """What --json prints."""
@@ -84,26 +86,36 @@ def examine(name_or_folder: str | Path) -> View:
     """Read what the picture shows from a checkpoint, without a framework.
 
     Raises:
-        CheckpointError: no checkpoint there, or not that of a Vision Transformer.
+        CheckpointError: no checkpoint there, not that of a Vision Transformer, or one without positions.
     """
+    import numpy as np
+
     from ..checkpoint import Checkpoint, fit
+    from ..errors import CheckpointError
     from ..hub import resolve
 
     checkpoint = Checkpoint(resolve(name_or_folder))
     config = checkpoint.config
     stored, _, _ = fit(checkpoint, config)  # names them, and checks every shape
     embeddings = f"{config.base_model_prefix}.embeddings."
-    positions = checkpoint.read(stored[f"{embeddings}position_embeddings"])
     kernel = checkpoint.read(stored[f"{embeddings}patch_embeddings.projection.weight"])
     filters, shares = principal_filters(kernel)
-    return View(position_similarity(positions, config.grid_size), filters, shares, config.hidden_size)
+    if f"{embeddings}position_embeddings" in stored:
+        positions = checkpoint.read(stored[f"{embeddings}position_embeddings"])
+        return View(position_similarity(positions, config.grid_size), filters, shares, config.hidden_size)
+    if not (tables := [name for name in stored if name.endswith(config.grid_parameters)]):
+        raise CheckpointError(f"{checkpoint.folder} has neither position embeddings nor relative position biases.")
+    biases = np.stack([checkpoint.read(stored[name]) for name in tables])  # (tables, distances, heads)
+    table = biases.mean(axis=(0, 2), dtype=np.float64)
+    return View(position_bias(table, config.grid_size), filters, shares, config.hidden_size, measure=BIAS)
 
 
 def position_similarity(position_embeddings: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """The cosine similarity of each patch's position embedding to every other's (Dosovitskiy et al. 2021, Figure 7).
 
     Args:
-        position_embeddings: (1, 1 + rows * columns, hidden_size), the CLS token's first, which has no place in a grid.
+        position_embeddings: (1, prefix + rows * columns, hidden_size), first those of CLS and what else has no place in
+            a grid.
         grid: (rows, columns).
 
     Returns:
@@ -111,10 +123,31 @@ def position_similarity(position_embeddings: np.ndarray, grid: tuple[int, int]) 
     """
     import numpy as np
 
-    patches = position_embeddings[0, 1:].astype(np.float64)  # (N, D)
+    patches = position_embeddings[0, -grid[0] * grid[1] :].astype(np.float64)  # (N, D)
     lengths = np.linalg.norm(patches, axis=1, keepdims=True)
     patches = patches / np.where(lengths > 0, lengths, 1)
     return (patches @ patches.T).clip(-1, 1).reshape(*grid, *grid)
+
+
+BIAS = "bias of the attention of each position to all others, of its largest value"
+
+
+def position_bias(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """What each patch's attention to every other is biased by (Bao et al. 2022), where no position is embedded.
+
+    Args:
+        table: ((2 rows - 1) * (2 columns - 1) + 3,), the mean of heads and layers, by distance.
+        grid: (rows, columns).
+
+    Returns:
+        (rows, columns, rows, columns) float64, -1 to 1: as a share of the largest absolute value.
+    """
+    import numpy as np
+
+    from ..families.beit import relative_position_index
+
+    bias = table[relative_position_index(grid)[1:, 1:]]
+    return (bias / max(abs(bias).max(), np.finfo(float).tiny)).reshape(*grid, *grid)
 
 
 def principal_filters(kernel: np.ndarray, most: int = 28) -> tuple[np.ndarray, np.ndarray]:
@@ -172,11 +205,13 @@ def draw(path: Path, view: View) -> None:
     colours = slide.colormap.with_extremes(bad=picture.BACKGROUND)((similarity - least) / (1 - least))
     (place,) = right.places(start, picture.TOP, height)
     slide.panel(*place).imshow(colours, aspect="auto", interpolation="antialiased")
-    slide.caption(start, bottom, right.width(height), "position embeddings")
+    slide.caption(
+        start, bottom, right.width(height), "position biases" if view.measure == BIAS else "position embeddings"
+    )
     some = "" if step == 1 else f"; of {step} rows and {step} columns one is drawn"
     several = "" if channels in (1, 3) else "; the channels of each in a square, row by row"
     slide.foot(
-        f"cosine similarity of each position's embedding to all others, from {least:g} to 1{some}",
+        f"{view.measure}, from {least:g} to 1{some}",
         f"filters: {components} principal components of the {view.hidden_size}, {view.shares.sum():.1%} of their "
         f"variance; each scaled to its largest value, 0 is grey{several}",
     )

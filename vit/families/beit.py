@@ -53,6 +53,7 @@ class BeitConfig(PreTrainedConfig):
     )  # fmt: skip
     grid_parameters: ClassVar[tuple[str, ...]] = ("position_embeddings", TABLE)
     buffers: ClassVar[tuple[str, ...]] = (INDEX,)
+    any_size: ClassVar[bool] = True
     variants: ClassVar[Mapping[str, tuple[int, int, int, int]]] = {
         "B": (768, 12, 12, 3072),
         "L": (1024, 24, 16, 4096),

@@ -43,6 +43,7 @@ class DeiTConfig(ViTConfig):
     label_parameters: ClassVar[tuple[str, ...]] = ("classifier.", "cls_classifier.", "distillation_classifier.")
     prefix_tokens: ClassVar[int] = 2
     """CLS and the distillation token."""
+    prefix_name: ClassVar[str] = "distillation token"
 
     model_type: str = "deit"
 

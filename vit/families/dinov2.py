@@ -47,6 +47,7 @@ class Dinov2Config(PreTrainedConfig):
     }
     optional: ClassVar[tuple[str, ...]] = ("dinov2.embeddings.mask_token", "classifier.")
     variants: ClassVar[Mapping[str, tuple[int, int, int, int]]] = VARIANTS
+    any_size: ClassVar[bool] = True
     num_register_tokens: ClassVar[int] = 0
 
     intermediate_size: int = dataclasses.field(init=False, default=0)
@@ -155,6 +156,7 @@ class Dinov2WithRegistersConfig(Dinov2Config):
         "classifier": Head("Dinov2WithRegistersForImageClassification", "logits"),
     }
     optional: ClassVar[tuple[str, ...]] = ("dinov2_with_registers.embeddings.mask_token", "classifier.")
+    prefix_name: ClassVar[str] = "register"
 
     patch_size: int | tuple[int, int] = 16
     num_register_tokens: int = 4  # type: ignore[misc]  # none without registers

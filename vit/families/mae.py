@@ -45,6 +45,7 @@ class ViTMAEConfig(PreTrainedConfig):
     }
     optional: ClassVar[tuple[str, ...]] = ("decoder.",)
     grid_parameters: ClassVar[tuple[str, ...]] = ("position_embeddings", "decoder_pos_embed")
+    seeing_all: ClassVar[Mapping[str, Any]] = {"mask_ratio": 0.0}
     variants: ClassVar[Mapping[str, tuple[int, int, int, int]]] = VARIANTS
 
     decoder_num_attention_heads: int = 16
@@ -84,6 +85,29 @@ class ViTMAEConfig(PreTrainedConfig):
     def kept(self, patches: int) -> int:
         """How many of an image's patches the encoder sees; rounded down as the original does, in double precision."""
         return int(patches * (1 - self.mask_ratio))
+
+    def fixed_inputs(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Noise that keeps every patch in its place, or takes the same patches away in every framework and image."""
+        import numpy as np
+
+        if len(shape) != 4:
+            return {}  # the model says what is wrong with it
+        (height, width), (batch, _, *sizes) = to_pair(self.patch_size), shape
+        patches = (sizes[0] // height) * (sizes[1] // width)
+        order = np.arange(patches) if self.kept(patches) == patches else np.random.default_rng(0).permutation(patches)
+        return {"noise": np.tile(order.astype(np.float32), (batch, 1))}
+
+    def attention_stacks(self, head: str | None) -> tuple[tuple[str, int, int, int], ...]:
+        tokens = 1 + self.kept(self.num_patches)
+        encoder = (".encoder.", self.num_hidden_layers, tokens, self.hidden_size)
+        if head is None:
+            return (encoder,)
+        decoder = (".decoder_", self.decoder_num_hidden_layers, 1 + self.num_patches, self.decoder_hidden_size)
+        return encoder, (".decoder_embed.", 0, tokens, self.hidden_size), decoder
+
+    @property
+    def pooler_output_size(self) -> int:
+        return 0  # there is none
 
     def decoder_config(self) -> ViTMAEConfig:
         """The configuration of the decoder's layers, under the names that layers ask for."""
