@@ -27,6 +27,7 @@ from vit import budgets
 from vit.archives import Member, mapped, members
 from vit.checkpoint import in_order, read_header, read_json, write_safetensors
 from vit.errors import CheckpointError, MissingFrameworkError, quoted, shown
+from vit.folders import Find
 from vit.torchfile import Special, TorchFile
 from vit.weights import Shape
 
@@ -725,8 +726,8 @@ def read_file(path: Path) -> Store:
         raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
 
 
-def read_shards(index: Path) -> Store:
-    """The files that an index names, as one."""
+def read_shards(index: Path, find: Find) -> Store:
+    """The files that an index names, as one; `find` tells where they lie."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map of tensor names to files; write or download it again.")
@@ -734,11 +735,12 @@ def read_shards(index: Path) -> Store:
     for file in sorted(set(weight_map.values())):
         if file != Path(file).name:
             raise CheckpointError(f"{index} names the shard {quoted(file)}; expected a file name in the same folder.")
-        if not (index.parent / file).is_file():
+        path = find(file) if file else None
+        if path is None:
             raise CheckpointError(
                 f"{index.parent} lacks the shard {shown(file)} that {index.name} names; copy it there."
             )
-        shard = read_file(index.parent / file)
+        shard = read_file(path)
         merged = merged or Store(index, shard.kind)
         if twice := sorted(merged.tensors.keys() & shard.tensors.keys()):
             raise CheckpointError(f"{index}: two shards hold {summary(twice)}; keep one of each.")

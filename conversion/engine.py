@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vit import budgets, checkpoint
-from vit.config import PreTrainedConfig, config_from_dict, keys_of, to_pair
+from vit import budgets, checkpoint, folders
+from vit.config import PreTrainedConfig, config_from_dict, config_in, keys_of, to_pair
 from vit.errors import CheckpointError, ConfigError, quoted, shown
 from vit.weights import Shape
 
@@ -110,17 +110,26 @@ def open_source(
     """
     path = Path(source)
     try:
-        return _open_source(path, source_format, labels, published_config, linear_head, options)
+        return folders.at_one_moment(
+            path if path.is_dir() else path.parent,
+            lambda find: _open_source(path, find, source_format, labels, published_config, linear_head, {**options}),
+        )
     except OSError as error:
         raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror or shown(error)}.") from None
 
 
 def _open_source(
-    path: Path, source_format: str, labels: Any, published_config: bool, linear_head: Any, options: dict[str, Any]
+    path: Path,
+    find: folders.Find,
+    source_format: str,
+    labels: Any,
+    published_config: bool,
+    linear_head: Any,
+    options: dict[str, Any],
 ) -> Source:
     if source_format != "auto":
         format_of(source_format)
-    store = _open(path, source_format)
+    store = _open(path, find, source_format)
     if linear_head is not None:
         store = with_linear_head(store, read_file(Path(linear_head)))
     format = _detect(store) if source_format == "auto" else _of_family(format_of(source_format), store)
@@ -128,23 +137,25 @@ def _open_source(
         kinds = " or ".join(format.kinds)
         raise CheckpointError(f"{shown(path)} is a {store.kind} file; {format.name} checkpoints are {kinds}.")
     config, said = None, []
-    folder = store.path if store.path.is_dir() else store.path.parent
     described = path.is_dir() or path.name in WEIGHT_FILES
+    file = store.path / checkpoint.CONFIG if store.path.is_dir() else store.path.with_name(checkpoint.CONFIG)
+    if described and not store.path.is_dir():
+        file = find(checkpoint.CONFIG) or file
     if store.config is not None:
         try:
             config = config_from_dict(store.config)
         except (ConfigError, TypeError) as error:
             raise CheckpointError(f"{shown(path)} fits no Vision Transformer: {error}") from None
-    elif described and os.path.lexists(folder / checkpoint.CONFIG):
-        budgets.open_file(folder / checkpoint.CONFIG).close()
-        values = checkpoint.read_json(folder / checkpoint.CONFIG)
+    elif described and os.path.lexists(file):
+        budgets.open_file(file).close()
+        values = checkpoint.read_json(file)
         if "architecture" in values or "pretrained_cfg" in values:
             hub_options, image = read_hub_config(values)
             options = {**hub_options, **{key: value for key, value in options.items() if value is not None}}
             said.append(f"the folder is timm's {shown(values.get('architecture'))}")
             format = replace(format, image={**format.image, **image})
         else:
-            config = checkpoint.read_config(folder)
+            config = config_in(file)
             format = FORMATS[format.name].of(config)
     elif format.name in ("hf", "transformers-pt", "transformers-tf", "transformers-flax"):
         said.append(f"there is no {checkpoint.CONFIG} beside it: sizes are read from shapes")
@@ -172,24 +183,27 @@ def format_of(name: str) -> Format:
     return FORMATS[ALIASES.get(name, name)]
 
 
-def _open(path: Path, source_format: str) -> Store:
+def _open(path: Path, find: folders.Find, source_format: str) -> Store:
+    if not path.is_dir() and (file := find(path.name)):
+        return read_file(file)
     if not os.path.exists(path):
         raise CheckpointError(f"{shown(path)} does not exist; expected a checkpoint's file or folder.")
     if not path.is_dir():
         return read_file(path)
     if found := orbax.find(path):
         return orbax.read_orbax(found)
-    files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+    names: Iterable[str] = WEIGHT_FILES
     if source_format != "auto":
         kinds = {"safetensors": "safetensors", "bin": "torch", "h5": "h5", "msgpack": "msgpack"}
         wanted = format_of(source_format).kinds
-        files = [file for file in files if kinds[file.name.removesuffix(".index.json").rpartition(".")[2]] in wanted]
-    if not files:
+        names = [name for name in names if kinds[name.removesuffix(".index.json").rpartition(".")[2]] in wanted]
+    file = next(filter(None, map(find, names)), None)
+    if file is None:
         held = summary(sorted(item.name for item in path.iterdir())) or "nothing"
         raise CheckpointError(
             f"{shown(path)} holds no checkpoint that is known (it holds {held}); give the file itself."
         )
-    return read_shards(files[0]) if files[0].name.endswith(".index.json") else read_file(files[0])
+    return read_shards(file, find) if file.name.endswith(".index.json") else read_file(file)
 
 
 def _detect(store: Store) -> Format:
@@ -396,7 +410,8 @@ def _write(
 
 def _write_preprocessor(staged: Path, opened: Source) -> None:
     """How images are prepared: the source folder's own file, or what the source's models expect."""
-    own = (opened.store.path if opened.store.path.is_dir() else opened.store.path.parent) / PREPROCESSOR
+    folder = opened.store.path if opened.store.path.is_dir() else opened.store.path.parent
+    own = folders.find(folder.parent if folder.name == folders.COMPLETE else folder, PREPROCESSOR)
     if opened.format.image:
         image = opened.format.image
         height, width = to_pair(opened.config.image_size)
@@ -408,7 +423,7 @@ def _write_preprocessor(staged: Path, opened: Source) -> None:
         write_json(staged / PREPROCESSOR, values)
         mean, std = (", ".join(f"{value:g}" for value in image[key]) for key in ("mean", "std"))
         opened.said.append(f"images are normalised with mean {mean} and std {std}: those of {opened.format.name}")
-    elif own.is_file():
+    elif own is not None:
         shutil.copyfile(own, staged / PREPROCESSOR)
 
 
@@ -425,7 +440,9 @@ def _verify(
     The way back takes the inverse of the rules that wrote it, so a wrong rule does not cancel itself out; and the
     source is read again by other means, so that a wrong reader does not.
     """
-    result = Source(_open(staged, format.name), format, config)
+    beside = staged if staged.is_dir() else staged.parent
+    store = folders.at_one_moment(beside, lambda find: _open(staged, find, format.name))
+    result = Source(store, format, config)
     if lost := [name for name in kept if name not in result.places]:
         raise CheckpointError(f"The comparison failed: the result lacks {summary(lost)}. Nothing was written.")
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import vit
-from vit import checkpoint, hub
+from vit import checkpoint, folders, hub
 from vit.config import PreTrainedConfig, to_pair
 from vit.errors import FRAMEWORKS, CheckpointError, InputError, MissingFrameworkError, installed_frameworks
 
@@ -144,7 +144,7 @@ def verify(
     tell = progress or (lambda step: None)
     with tempfile.TemporaryDirectory(prefix="vit-verify-") as temporary:
         folder = _canonical(Path(name_or_path), name_or_path, source_format, options, Path(temporary), tell)
-        source = open_source(folder, "hf" if (folder / "model.safetensors").exists() else "auto")
+        source = open_source(folder, "hf" if folders.find(folder, checkpoint.WEIGHTS) else "auto")
         pixel_values, names = _pixels(images, source.config, folder)
         result = Verification(os.fspath(name_or_path), source.architecture, source.config, names, dtype, tolerance)
         computed: dict[str, dict[str, np.ndarray]] = {}
@@ -170,14 +170,16 @@ def _canonical(
     """A folder that every framework loads: the checkpoint's own, or a converted one."""
     if not path.exists():
         return hub.resolve(name)
-    readable = path.is_dir() and (path / checkpoint.CONFIG).is_file()
-    weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    readable = readable and any((path / file).is_file() for file in weights)
-    readable = readable and source_format == "auto" and not options
-    if readable and "model_type" in checkpoint.read_json(path / checkpoint.CONFIG):
+    if path.is_dir() and source_format == "auto" and not options and folders.at_one_moment(path, _is_canonical):
         return path
     tell("Converting")
     return convert(path, temporary / "canonical", source_format, **options).target
+
+
+def _is_canonical(find: folders.Find) -> bool:
+    weights = (checkpoint.WEIGHTS, checkpoint.INDEX, checkpoint.TORCH_WEIGHTS)
+    config = find(checkpoint.CONFIG)
+    return config is not None and any(map(find, weights)) and "model_type" in checkpoint.read_json(config)
 
 
 def _pixels(images: Any, config: PreTrainedConfig, folder: Path) -> tuple[np.ndarray, list[str]]:
@@ -198,7 +200,7 @@ def _pixels(images: Any, config: PreTrainedConfig, folder: Path) -> tuple[np.nda
         raise InputError(f"{lost[0]} is no image file.")
     from vit.image_processing import ViTImageProcessor
 
-    if (folder / PREPROCESSOR).is_file():
+    if folders.find(folder, PREPROCESSOR):
         processor = ViTImageProcessor.from_pretrained(folder)
     else:
         processor = ViTImageProcessor(size={"height": height, "width": width})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vit import folders
 from vit.config import PreTrainedConfig, to_pair
 from vit.errors import CheckpointError, shown
 from vit.families.vit import VARIANTS
@@ -71,7 +72,7 @@ def inspect(path: str | os.PathLike[str], source_format: str = "auto", **options
     path = Path(path)
     if not os.path.exists(path):
         raise CheckpointError(f"{shown(path)} does not exist; expected a checkpoint's file or folder.")
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [path] if not path.is_dir() else folders.files(path)
     found = Inspection(path, sum(file.stat().st_size for file in files))
     try:
         source = open_source(path, source_format, **options)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from vit import checkpoint
 from vit.errors import CheckpointError, shown
+from vit.folders import find, settled
 
 from . import orbax
 
@@ -88,7 +89,7 @@ def check_target(target: Path, target_format: str, force: bool) -> None:
     written = {"transformers-tf": "tf_model.h5", "transformers-flax": "flax_model.msgpack"}.get(target_format)
     if occupied and written:
         before = WEIGHT_FILES[: WEIGHT_FILES.index(written)]
-        if first := next((file for file in before if (target / file).exists()), None):
+        if first := next((file for file in before if find(target, file)), None):
             raise CheckpointError(
                 f"{name} holds {first}, which would be read instead of {written}, with the new config.json; name "
                 "another target, or move it away."
@@ -174,10 +175,11 @@ def publish(staged: Path, target: Path, target_format: str) -> None:
     if staged.is_file() or not target.exists():
         os.replace(staged, target)
     else:
-        _keep_others(target, staged, re.compile(_OWN[target_format], re.DOTALL))
-        shutil.copymode(target, staged)
         try:
-            _exchange(staged, target)
+            with settled(target):
+                _keep_others(target, staged, re.compile(_OWN[target_format], re.DOTALL))
+                shutil.copymode(target, staged)
+                _exchange(staged, target)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EBUSY):  # a mounted folder stays where it is
                 raise

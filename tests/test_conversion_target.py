@@ -13,7 +13,7 @@ import pytest
 
 import conversion
 from conversion import target as targets
-from vit import checkpoint
+from vit import checkpoint, folders
 from vit.errors import CheckpointError
 from vit.families.vit import ViTConfig
 
@@ -155,6 +155,59 @@ def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new_one_whole(tmp_p
     assert seen[-1] == 0
     assert set(seen[:-1]) == {9}
     assert len(seen) > 5
+
+
+def half_saved(folder: Path, decided: bool) -> None:
+    """The labels a to g in one file; a save of h to n, in shards, was killed before or after it was decided."""
+    conversion.convert(SOURCE, folder, labels=list("abcdefg"))
+    (folder / "notes").write_text("mine")
+    conversion.convert(SOURCE, folder.with_name("new"), labels=list("hijklmn"), max_shard_size="200KB")
+    new = folder.with_name("new").rename(folder / (folders.COMPLETE if decided else f"{folders.STAGED}x"))
+    (new / folders.REMOVED).write_text('["model.safetensors"]')
+
+
+@pytest.mark.parametrize("format_", ["hf", "transformers-tf", "transformers-flax"])
+@pytest.mark.parametrize("decided", [True, False])
+def test_what_a_killed_save_left_is_not_carried_into_the_new_folder(decided, format_, tmp_path):
+    target = tmp_path / "out"
+    half_saved(target, decided)
+    if format_ != "hf":
+        with pytest.raises(CheckpointError, match=r"out holds model\.safetensors(\.index\.json)?, which would be read"):
+            conversion.convert(SOURCE, target, target_format=format_, force=True)
+        return
+    conversion.convert(SOURCE, target, labels=list("opqrstu"), force=True)
+    assert tree(target).keys() == {"config.json", "model.safetensors", "preprocessor_config.json", "notes"}
+    assert checkpoint.Checkpoint(target).config.id2label[0] == "o"
+
+
+def test_a_place_of_a_finished_save_that_no_save_left_is_named_and_nothing_changes(tmp_path):
+    target = tmp_path / "out"
+    half_saved(target, True)
+    (target / folders.COMPLETE / folders.REMOVED).write_text("{")
+    before = tree(tmp_path)
+    with pytest.raises(CheckpointError, match=r"\.complete is not what a save left"):
+        conversion.convert(SOURCE, target, force=True)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_a_source_folder_is_read_as_a_killed_save_decided(decided, tmp_path):
+    folder = tmp_path / "folder"
+    half_saved(folder, decided)
+    before, label = tree(folder), "h" if decided else "a"
+    conversion.convert(folder, tmp_path / "out", source_format="hf")
+    assert checkpoint.Checkpoint(tmp_path / "out").config.id2label[0] == label
+    assert (tmp_path / "out" / "preprocessor_config.json").is_file()
+    found = conversion.inspect(folder)
+    assert found.whole, found.problem
+    assert found.config.id2label[0] == label
+    once = [data for name, data in before.items() if name.startswith(".") == decided or name == "notes"]
+    assert found.size == sum(map(len, once)) - (len('["model.safetensors"]') if decided else 0)
+    assert conversion.open_source(folder).config.id2label[0] == label
+    verified = conversion.verify(folder, frameworks=["pt", "flax"])
+    assert verified.passed
+    assert verified.config.id2label[0] == label
+    assert tree(folder) == before
 
 
 def test_what_a_killed_conversion_left_is_removed_by_the_next_and_what_one_uses_is_not(tmp_path):

@@ -63,8 +63,7 @@ def replace_files(folder: str | os.PathLike[str], stale: str | None = None) -> I
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     committed = False
     try:
-        with _locked(folder):
-            _finish(folder)
+        with settled(folder):
             for path in made:
                 _sync(path.parent)
             staging = Path(tempfile.mkdtemp(prefix=STAGED, dir=folder))
@@ -90,6 +89,19 @@ def replace_files(folder: str | os.PathLike[str], stale: str | None = None) -> I
         for path in made:  # removes what is empty, that is, after a failure
             with suppress(OSError):
                 path.rmdir()
+
+
+@contextmanager
+def settled(folder: Path) -> Iterator[None]:
+    """A folder that no save is at work in, and none is left unfinished; it is made if needed.
+
+    Raises:
+        CheckpointError: what is in the place of a finished save was left by none.
+        OSError: it cannot be written.
+    """
+    with _locked(folder):
+        _finish(folder)
+        yield
 
 
 @contextmanager
@@ -236,6 +248,21 @@ def at_one_moment(folder: Path, read: Callable[[Find], T]) -> T:
 def read_current(path: Path, read: Callable[[Path], T]) -> T:
     """What `read` makes of a file, wherever a save into its folder has it now."""
     return at_one_moment(path.parent, lambda find: read(find(path.name) or path))
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """Where the file of a name lies in a folder, for those who need no more than one of its files."""
+    return at_one_moment(folder, lambda find: find(name))
+
+
+def files(folder: Path) -> list[Path]:
+    """Every file below a folder, but for those that a save has replaced or not finished."""
+    removed = _removed(folder)
+    staged = [] if removed is None else [path for path in (folder / COMPLETE).iterdir() if path.name != REMOVED]
+    hidden = {*(path.name for path in staged), *(removed or ()), *([COMPLETE] if removed is not None else ())}
+    kept = [path for path in folder.iterdir() if path.name not in hidden and not path.name.startswith(STAGED)]
+    below = [each for path in kept for each in (path.rglob("*") if path.is_dir() else (path,))]
+    return [path for path in (*staged, *below) if path.is_file()]
 
 
 class _Files:
