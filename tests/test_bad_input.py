@@ -421,6 +421,61 @@ def test_a_label_is_a_class_or_the_ignored_one(labels, wrong):
         check_label_values(np.array(labels), 5)
 
 
+STRANGE = {
+    "a string": ("cat", "is a str; expected an array of numbers."),
+    "complex numbers": (np.zeros((2, 3, 16, 16), np.complex64), "is of complex64; expected real numbers"),
+    "objects": (np.full((2, 3, 16, 16), None), "is of object; expected real numbers"),
+    "strings": (np.full((2, 3, 16, 16), "x"), "is of str32; expected real numbers"),
+    "swapped bytes": (np.zeros((2, 3, 16, 16), ">f4"), "has its bytes swapped; expected an array in this"),
+    "wide floats": (np.zeros((2, 3, 16, 16), np.longdouble), "expected real numbers of at most 64 bits"),
+    "ragged": ([[1.0], [1.0, 2.0]], "is a list; expected an array of numbers."),
+}
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "labels", "bool_masked_pos"])
+@pytest.mark.parametrize(("value", "message"), STRANGE.values(), ids=STRANGE)
+@pytest.mark.parametrize("framework", ["tf", "flax"])
+def test_what_is_no_array_of_numbers_is_refused_in_the_same_words(framework, name, value, message, strange_models):
+    model = strange_models[framework]["classifier" if name == "labels" else "decoder"]
+    with pytest.raises(InputError) as error:
+        model(**{"pixel_values": np.zeros((2, 3, 16, 16), np.float32), name: value})
+    assert str(error.value).startswith(f"{name} ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def strange_models(tiny_config) -> dict[str, dict[str, Any]]:
+    from flax import nnx
+
+    make = {"tf": {}, "flax": {"rngs": nnx.Rngs(0)}}
+    return {
+        framework: {head: model_class(framework, head)(tiny_config(), **options) for head in ("classifier", "decoder")}
+        for framework, options in make.items()
+    }
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_images_that_are_none_are_refused(framework, tiny_config, strange_models):
+    model = strange_models[framework]["classifier"] if framework != "pt" else model_class("pt")(tiny_config())
+    with pytest.raises(InputError, match=r"^pixel_values is None; expected an array of numbers\.$"):
+        model(pixel_values=None)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "tf.function"])
+def test_keras_and_tf_function_add_nothing_to_an_error(compiled, strange_models):
+    import tensorflow as tf
+
+    model = strange_models["tf"]["classifier"]
+    call = tf.function(lambda images: model(images)) if compiled else model
+    with pytest.raises(InputError) as error:
+        call(tf.zeros((2, 3, 17, 16)))
+    assert type(error.value) is InputError
+    assert str(error.value).startswith("pixel_values is 17 x 16; the model expects 16 x 16.")
+    assert "\n" not in str(error.value)
+    assert "\x1b" not in str(error.value)
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_decoder_whose_stride_is_not_the_patch_size_is_refused(tmp_path, tiny_config, random_checkpoint, framework):
     folder = random_checkpoint(tmp_path, tiny_config(encoder_stride=2), "decoder")

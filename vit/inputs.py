@@ -21,10 +21,45 @@ def check_tensors(kind: type, **values: object) -> None:
         InputError: one is not; it is named.
     """
     for name, value in values.items():
+        if value is None and name == "pixel_values":
+            raise InputError("pixel_values is None; expected an array of numbers.")
         if value is not None and not isinstance(value, kind):
             given = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
             expected = f"{kind.__module__}.{kind.__qualname__}"
             raise InputError(f"{name} is a {given}; expected a {expected}. Convert it first.")
+
+
+_DTYPES = frozenset(
+    ["bool", "float16", "bfloat16", "float32", "float64"]
+    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
+
+
+def check_arrays(**values: object) -> None:
+    """Check that the named inputs that are given are real numbers that every framework takes, and the images given.
+
+    What has no dtype is a list of numbers, which NumPy reads. Nothing is read from a device.
+
+    Raises:
+        InputError: one is not; it is named.
+    """
+    for name, value in values.items():
+        if value is None:
+            if name == "pixel_values":
+                raise InputError("pixel_values is None; expected an array of numbers.")
+            continue
+        if isinstance(value, list | tuple):
+            try:
+                value = np.asarray(value)
+            except ValueError:  # rows of different lengths
+                raise InputError(f"{name} is a {type(value).__name__}; expected an array of numbers.") from None
+        dtype = getattr(value, "dtype", None)
+        if dtype is None and not isinstance(value, int | float):
+            raise InputError(f"{name} is a {type(value).__name__}; expected an array of numbers.")
+        if dtype is not None and not getattr(dtype, "isnative", True):
+            raise InputError(f"{name} has its bytes swapped; expected an array in this machine's order.")
+        if dtype is not None and (dtype_name := str(getattr(dtype, "name", dtype))) not in _DTYPES:
+            raise InputError(f"{name} is of {dtype_name}; expected real numbers of at most 64 bits.")
 
 
 def check_torch_device(torch: Any, device: Any) -> None:

@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from ..families.beit import BeitConfig
-from ..inputs import check_bool_masked_pos, check_pixel_values
+from ..inputs import check_arrays, check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .attention import RelativePositionBias
 from .eager import call
@@ -130,6 +130,7 @@ class FlaxBeitModel(FlaxBeitPreTrainedModel):
             InputError: inputs of another shape.
         """
         config = self.config
+        check_arrays(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
         grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding=True)
         if bool_masked_pos is not None:
             bool_masked_pos = jnp.asarray(bool_masked_pos)

@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from ..families.dinov2 import Dinov2Config, Dinov2WithRegistersConfig
-from ..inputs import check_bool_masked_pos, check_pixel_values
+from ..inputs import check_arrays, check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .eager import call, first_token
 from .layers import ACTIVATIONS, DropPath, ViTAttention, ViTEmbeddings, ViTEncoder, dense, initializer, residual
@@ -172,6 +172,7 @@ class FlaxDinov2Model(FlaxDinov2PreTrainedModel):
             InputError: inputs of another shape.
         """
         config = self.config
+        check_arrays(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
         grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding=True)
         if bool_masked_pos is not None:
             bool_masked_pos, patches = jnp.asarray(bool_masked_pos), grid[0] * grid[1]

@@ -13,6 +13,7 @@ from ..config import PreTrainedConfig, to_pair
 from ..families.mae import ViTMAEConfig
 from ..inputs import (
     IGNORED_LABEL,
+    check_arrays,
     check_label_values,
     check_labels_shape,
     check_patches,
@@ -34,6 +35,7 @@ def classification_loss(config: PreTrainedConfig, logits: Array, labels: Array) 
         Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32. Under `jax.jit`, where
         no error can be raised, a label out of range makes it NaN.
     """
+    check_arrays(labels=labels)
     labels = jnp.asarray(labels)
     integers = not jnp.issubdtype(labels.dtype, jnp.floating)
     problem_type = resolve_problem_type(config, integers)
@@ -71,6 +73,7 @@ def visual_token_loss(logits: Array, labels: Array, bool_masked_pos: Array | Non
         A scalar of at least float32. Under `jax.jit`, where no error can be raised, a label out of range and another
         number of labels than of masked patches make it NaN.
     """
+    check_arrays(labels=labels)
     labels = jnp.asarray(labels)
     masked: Any = None if bool_masked_pos is None else jnp.asarray(bool_masked_pos, bool).reshape(-1)
     seen = masked is not None and not isinstance(masked, jax.core.Tracer)

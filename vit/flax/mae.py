@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from ..errors import InputError
 from ..families.mae import ViTMAEConfig
-from ..inputs import check_patch_values, check_pixel_values
+from ..inputs import check_arrays, check_patch_values, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .eager import call
 from .layers import ViTEmbeddings, ViTEncoder, ViTLayer, dense, initializer, interpolate
@@ -118,6 +118,7 @@ class FlaxViTMAEModel(FlaxViTMAEPreTrainedModel):
             InputError: inputs of another shape, or neither noise nor rngs.
         """
         config = self.config
+        check_arrays(pixel_values=pixel_values, noise=noise)
         grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding)
         shape = np.shape(pixel_values)[0], grid[0] * grid[1]
         if noise is None:

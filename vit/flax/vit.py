@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from ..config import to_pair
 from ..errors import ConfigError
 from ..families.vit import ViTConfig
-from ..inputs import check_bool_masked_pos, check_pixel_values
+from ..inputs import check_arrays, check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .eager import call, first_token
 from .layers import ViTEmbeddings, ViTEncoder, ViTPooler, dense
@@ -94,6 +94,7 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
             InputError: inputs of another shape.
         """
         config = self.config
+        check_arrays(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
         grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding)
         if bool_masked_pos is not None:
             bool_masked_pos = jnp.asarray(bool_masked_pos)

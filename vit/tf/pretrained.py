@@ -16,6 +16,7 @@ import tensorflow as tf
 from .. import checkpoint, weights
 from ..config import PreTrainedConfig, to_pair
 from ..errors import InputError
+from ..inputs import check_arrays
 from ..keywords import loading_keywords
 from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
@@ -28,6 +29,8 @@ def _flatten(output: Any) -> Any:
 
 optree.register_pytree_node(ModelOutput, _flatten, unflatten, namespace="keras")  # type: ignore[arg-type]
 InputError.ag_pass_through = True  # type: ignore[attr-defined]  # tf.function then raises it as it is
+InputError._keras_call_info_injected = True  # type: ignore[attr-defined]  # Keras then adds no lines of its own
+_TENSORS = ("pixel_values", "bool_masked_pos", "labels", "noise")
 
 
 class TFPreTrainedModel(ModelNames, keras.Model):
@@ -51,6 +54,14 @@ class TFPreTrainedModel(ModelNames, keras.Model):
                 if layer.__dict__.get("config") is old:
                     layer.config = value
         super().__setattr__(name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(self._call_signature.parameters, args, strict=False)), **kwargs}
+        inputs = given.get("pixel_values")
+        if isinstance(inputs, dict):
+            given = {**given, **inputs} if "pixel_values" in inputs else {}  # `unpack` says what it lacks
+        check_arrays(**{name: given[name] for name in _TENSORS if name in given})
+        return super().__call__(*args, **kwargs)
 
     @property
     def base_options(self) -> dict[str, Any]:
