@@ -46,6 +46,10 @@ class TFPreTrainedModel(ModelNames, keras.Model):
         self._build_now = build
         self._traced: dict[str, int] = {}  # function -> hash of the configuration it was traced under
 
+    def __dir__(self) -> list[str]:
+        # Keras saves what dir names: the model without its head must not be found twice, nor as a part of itself.
+        return [name for name in super().__dir__() if name != "base_model"]
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config" and name in self.__dict__:  # what is assigned holds for the layers inside
             old = self.config
