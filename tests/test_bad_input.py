@@ -101,6 +101,14 @@ def edit_tensors(edit: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path
 
 
 CONFIG_FILES = {
+    "too many labels": (edit_json("config.json", num_labels=10**8, id2label=..., label2id=...), ConfigError,
+                        "num_labels is 100000000; a file may say 200,000 at most"),
+    "too many layers": (edit_json("config.json", num_hidden_layers=10**7), ConfigError,
+                        "num_hidden_layers is 10000000; a file may say 2,000 at most"),
+    "endless layers": (edit_json("config.json", num_hidden_layers=10**400), ConfigError,
+                       "num_hidden_layers is 1000.*at most"),
+    "infinite layers": (edit_json("config.json", num_hidden_layers=float("inf")), ConfigError,
+                        "num_hidden_layers is inf; a file may say"),
     "no config.json": (remove("config.json"), CheckpointError, "has no config.json; expected a folder that"),
     "config.json is a folder": (make_folder("config.json"), CheckpointError, r"json is a folder; expected a file"),
     "empty": (rewrite("config.json", b""), CheckpointError, r"config\.json is not JSON: .* Write or download it again"),
@@ -133,6 +141,7 @@ NOT_WHOLE = r"model\.safetensors is not a whole safetensors file \(.*\); write o
 NORM, QUERY = "vit.layernorm.weight", "vit.encoder.layer.1.attention.attention.query.bias"
 
 WEIGHT_FILES = {
+    "of another image size by far": (edit_json("config.json", image_size=10**6), "mis-shaped: .*position_embeddings"),
     "no weights": (remove(WEIGHTS), r"has no model\.safetensors, .* or pytorch_model\.bin: there are no weights"),
     "weights are a folder": (make_folder(WEIGHTS), r"model\.safetensors is a folder; expected a file"),
     "empty": (rewrite(WEIGHTS, b""), NOT_WHOLE),

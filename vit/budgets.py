@@ -37,6 +37,8 @@ CHUNKS = 100_000
 """Pieces in which a file's tensors lie."""
 LABELS = 200_000
 """Labels of a classifier; ImageNet-21k has 21,843."""
+LAYERS = 2_000
+"""Layers of an encoder; a ViT-22B has 48."""
 
 URL_BYTES = 64 * MB
 """Bytes of an image from the network, or of a stream."""

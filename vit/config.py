@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from . import families
-from .errors import ConfigError
+from .errors import ConfigError, quoted
 from .weights import Shape, initial_value, layer_norm_shapes, linear_shapes
 
 if TYPE_CHECKING:
@@ -662,10 +662,20 @@ def read_config(folder: Path, **overrides: Any) -> Any:
 
 def config_in(path: Path) -> Any:
     """As `read_config`, of the file itself."""
+    from . import budgets
     from .files import read_json
 
     try:
-        return config_from_dict(read_json(path))
+        values = read_json(path)
+        for key, most in {
+            "num_labels": budgets.LABELS,
+            "num_hidden_layers": budgets.LAYERS,
+            "decoder_num_hidden_layers": budgets.LAYERS,
+        }.items():
+            count = values.get(key, 0)
+            if _is_number(count) and count > most:
+                raise ConfigError(f"{key} is {quoted(count)}; a file may say {most:,} at most.")
+        return config_from_dict(values)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{path}: {error}") from None
 
