@@ -665,7 +665,7 @@ def test_a_long_list_of_parameters_is_cut():
     config = ViTConfig(hidden_size=4, num_attention_heads=1, intermediate_size=4, image_size=4, patch_size=4)
     shapes = parameters(config)
     held = Checkpoint.__new__(Checkpoint)
-    held.folder, held.config, held.tensors, held.pickled = Path("folder"), config, {}, {}
+    held.folder, held.config, held.tensors, held.pickled, held.buffers = Path("folder"), config, {}, {}, {}
     with pytest.raises(CheckpointError, match=rf"missing: .* and {len(shapes) - 8} more\.$"):
         checkpoint.fit(held, config)
 

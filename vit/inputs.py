@@ -58,7 +58,8 @@ def check_arrays(**values: object) -> None:
             raise InputError(f"{name} is a {type(value).__name__}; expected an array of numbers.")
         if dtype is not None and not getattr(dtype, "isnative", True):
             raise InputError(f"{name} has its bytes swapped; expected an array in this machine's order.")
-        if dtype is not None and (dtype_name := str(getattr(dtype, "name", dtype))) not in _DTYPES:
+        dtype_name = str(getattr(dtype, "name", dtype))  # on its own line: TensorFlow's AutoGraph reads no ":="
+        if dtype is not None and dtype_name not in _DTYPES:
             raise InputError(f"{name} is of {dtype_name}; expected real numbers of at most 64 bits.")
 
 
