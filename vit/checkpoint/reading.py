@@ -91,6 +91,10 @@ def read_header(path: Path, buffers: tuple[str, ...] = ()) -> dict[str, Tensor]:
     return tensors
 
 
+_FOREIGN = ("tf_model.h5", "tf_model.h5.index.json", "flax_model.msgpack", "flax_model.msgpack.index.json")
+"""What transformers' TensorFlow and Flax classes wrote, which a conversion reads."""
+
+
 class Checkpoint:
     """An open checkpoint folder: its configuration, and its tensors, read one at a time.
 
@@ -123,8 +127,10 @@ class Checkpoint:
             for stored in [each for each, tensor in self.tensors.items() if tensor.dtype == _INT64]:
                 self.buffers[stored] = self.tensors.pop(stored)
             return
+        foreign = [name for name in _FOREIGN if (self.folder / name).is_file()]
+        remedy = f" It has {foreign[0]}: 'vit convert {self.folder} NEW_FOLDER' reads it." if foreign else ""
         raise CheckpointError(
-            f"{self.folder} has no {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}: there are no weights to load."
+            f"{self.folder} has no {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}: there are no weights to load.{remedy}"
         )
 
     def _read_shards(self, index: Path, find: Find, read: Callable[[Path], None]) -> None:
