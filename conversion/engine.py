@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -463,8 +464,8 @@ def _verify(
                 )
             meter.add(back)
 
-    for stored in parts:  # one at a time: what is read again is in memory, not mapped as it was for converting
-        compare(stored)
+    with ThreadPoolExecutor(1) as pool:  # one at a time: what is read again is in memory, not mapped as before
+        deque(pool.map(compare, parts), 0)  # raises what they raise
 
 
 def _same_bits(expected: np.ndarray, back: np.ndarray) -> bool:
