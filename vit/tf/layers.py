@@ -35,8 +35,7 @@ class ViTKerasLayer(keras.layers.Layer):
     def _add(self, name: str, shape: tuple[int, ...] | None, trainable: bool = True) -> None:
         """Make a weight the attribute `name`, which `name`_initializer begins; without a shape it is None."""
         start = getattr(self, f"{name}_initializer")
-        weight = None if shape is None else self.add_weight(shape, start, trainable=trainable, name=name)
-        setattr(self, name, weight)
+        setattr(self, name, None if shape is None else self.add_weight(shape, start, trainable=trainable, name=name))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "config": self.config.to_dict()}
