@@ -1,10 +1,12 @@
-"""A test of the tests: change one token of the core at a time, and see whether the tests of its file notice.
+"""A test of the tests: change one token of the core at a time, and see whether a test notices.
 
-    python -m tests.mutants --count 500 --seed 0 --jobs 2 --output mutants.jsonl
+    python -m tests.mutants --count 500 --seed 0 --output mutants.jsonl
 
 A mutant is one operator, number, truth value or name of a pair (`all` and `any`, `min` and `max`) exchanged, in a copy
-of the project. It is caught if the tests that TESTS names for its file fail, or run four times as long as they do
-unchanged. Those that live are printed; a second call with the same output goes on where the first one stopped.
+of the project. First the tests are run unchanged, to learn which lines each of them runs. Then each mutant meets those
+that run its line, the quick ones first, as many as BUDGET allows; it is caught if one fails, or takes many times as
+long as all of them unchanged. The order is a random one, so that what is known after any number of mutants is a fair
+sample. Those that live are printed; a second call with the same output goes on where the first one stopped.
 EQUIVALENT names the mutants that change nothing that a caller could see, each with its reason.
 """
 
@@ -18,25 +20,27 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
-import time
 import tokenize
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .forked import Runner
 
 ROOT = Path(__file__).parents[1]
 
 _TABLES = json.loads((Path(__file__).parent / "mutants.json").read_text(encoding="utf-8"))
 
 TESTS: dict[str, list[str]] = _TABLES["tests"]
-"""{file or folder of the core: its tests, in the order they are run}; the longest name that fits counts."""
+"""{file or folder of the core: its tests}; the longest name that fits counts."""
 
 EQUIVALENT: dict[str, str] = _TABLES["equivalent"]
 """{"file: line as it is changed": why nothing changes}."""
+
+BUDGET = 30.0
+"""Seconds of CPU, unchanged, of the tests that a mutant meets."""
 
 EXCHANGED = {
     "+": "-", "-": "+", "*": "/", "/": "*", "//": "*", "%": "*", "**": "*", "<<": ">>", ">>": "<<", "&": "|", "|": "&",
@@ -125,97 +129,148 @@ def tests_of(path: str) -> list[str]:
     return TESTS[max(names, key=len)]
 
 
-def chosen(count: int, seed: int, only: list[str]) -> list[Mutant]:
-    """`count` mutants of the core, each token as likely as any other."""
+def shuffled(seed: int, only: list[str]) -> list[Mutant]:
+    """Every mutant of the core, in a random order."""
     files = sorted(str(p.relative_to(ROOT)) for folder in ("vit", "conversion") for p in (ROOT / folder).rglob("*.py"))
     found = [m for f in files if not only or any(f.startswith(o) for o in only)
              for m in mutants(f, (ROOT / f).read_text(encoding="utf-8"))]  # fmt: skip
-    return random.Random(seed).sample(found, min(count, len(found)))
+    random.Random(seed).shuffle(found)
+    return found
 
 
-def run(tests: list[str], copy: Path, limit: float) -> tuple[str, float]:
-    """("passed", "failed: TEST" or "slow", seconds of CPU-bound waiting) of the tests in a copy of the project."""
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
-    began = time.monotonic()
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            command, cwd=copy, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            process.wait(limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
-            return "slow", time.monotonic() - began
-        output.seek(0)
-        failed = [line for line in output if line.startswith(("FAILED", "ERROR", "E  "))]
-    seconds = time.monotonic() - began
-    return ("passed" if process.returncode == 0 else f"failed: {(failed or ['at import'])[-1].strip()[:160]}"), seconds
+# === Which tests a mutant meets ===
+
+Measured = dict[str, dict[str, Any]]
+"""{test: what it takes}; see `Runner.measure`."""
+
+
+def statement(source: str, line: int) -> range:
+    """The lines of the statement that a line belongs to; of one that holds others, those of its head."""
+    best = range(line, line + 1)
+    for node in ast.walk(ast.parse(source)):  # from the outside to the inside
+        if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or node.lineno):
+            body = getattr(node, "body", None)
+            end = max(body[0].lineno - 1, node.lineno) if body else node.end_lineno or node.lineno
+            best = range(node.lineno, end + 1) if line <= end else best
+    return best
+
+
+def meets(mutant: Mutant, source: str, measured: Measured, budget: float = BUDGET) -> list[str]:
+    """The tests to run: those that run the line, then, of the file's own, those that start processes, then the others.
+
+    Of each kind the quick ones are first, and one of each function before any function's second.
+    """
+    lines = set(statement(source, mutant.line))
+    own = tuple(tests_of(mutant.path))
+    kinds: list[list[str]] = [[], [], [], []]
+    for name, test in measured.items():
+        is_own = name.startswith(own)
+        if lines.intersection(test["lines"].get(mutant.path, ())):
+            kinds[0 if is_own else 1].append(name)
+        elif is_own:
+            kinds[2 if test["starts"] else 3].append(name)
+    order = [name for kind in kinds for name in _in_turns(kind, measured)]
+    spent = accumulate(measured[name]["seconds"] for name in order)
+    return [name for name, seconds in zip(order, spent, strict=True) if seconds <= budget] or order[:1]
+
+
+def _in_turns(names: Iterable[str], measured: Measured) -> list[str]:
+    """By how many of its function are quicker, and by their time."""
+    turn: dict[str, int] = {}
+    ordered = []
+    for name in sorted(names, key=lambda name: measured[name]["seconds"]):
+        function = name.split("[")[0]
+        turn[function] = turn.get(function, 0) + 1
+        ordered.append((turn[function], measured[name]["seconds"], name))
+    return [name for *_, name in sorted(ordered)]
+
+
+# === The campaign ===
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the project's files."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def measure(runner: Runner, copy: Path, kept: Path) -> Measured:
+    """What each test of the table takes, unchanged; `kept` is a folder of what is known already."""
+    kept.mkdir(parents=True, exist_ok=True)
+    rows = {test for row in TESTS.values() for test in row}
+    files = {
+        str(f.relative_to(copy))
+        for row in rows
+        for f in ((copy / row).glob("test_*.py") if "." not in row else [copy / row])
+    }
+    measured: Measured = {}
+    for file in sorted(files):
+        known = kept / (file.replace("/", "-") + ".json")
+        if not known.exists():
+            found = runner.measure(file, ["vit", "conversion"])
+            known.write_text(json.dumps(found), encoding="utf-8")
+            seconds = sum(test["seconds"] for test in found.values())
+            print(f"{file}: {len(found)} tests pass, in {seconds:.0f} s of CPU", flush=True)
+        measured |= json.loads(known.read_text(encoding="utf-8"))
+    return measured
+
+
+def share(caught: int, of: int) -> str:
+    """A share with the interval that holds it with 95% (Wilson)."""
+    z, of = 1.96, max(of, 1)
+    middle = (caught + z * z / 2) / (of + z * z)
+    half = z / (of + z * z) * (caught * (of - caught) / of + z * z / 4) ** 0.5
+    return f"{caught / of:.1%} ({middle - half:.1%} to {middle + half:.1%})"
+
+
+def verdict_of(mutant: Mutant, copy: Path, runner: Runner, measured: Measured) -> str:
+    """What the tests say of a mutant of the copy, which is then as it was."""
+    file = copy / mutant.path
+    source, stat = file.read_text(encoding="utf-8"), file.stat()
+    tests = meets(mutant, source, measured)
+    try:
+        file.write_text(mutant.apply(source), encoding="utf-8")
+        seconds = 20 + 4 * sum(measured[test]["seconds"] for test in tests)
+        return runner.verdict(tests, [name for name in measured if name not in set(tests)], seconds)
+    finally:
+        file.write_text(source, encoding="utf-8")
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # what was compiled of it counts again
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("mutants.jsonl"))
     parser.add_argument("--only", action="append", default=[], help="a file or folder; may be repeated")
     arguments = parser.parse_args()
-    known = {}
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
     if arguments.output.exists():
-        rows = [json.loads(line) for line in arguments.output.read_text(encoding="utf-8").splitlines()]
+        rows = map(json.loads, arguments.output.read_text(encoding="utf-8").splitlines())
         known = {tuple(row["mutant"]): row for row in rows}
-    todo = [m for m in chosen(arguments.count, arguments.seed, arguments.only) if tuple(m) not in known]
-    times: dict[str, float] = {}
-
-    def one(mutant: Mutant, copy: Path) -> dict[str, Any]:
-        file, tests = copy / mutant.path, tests_of(mutant.path)
-        source = file.read_text(encoding="utf-8")
-        key = " ".join(tests)
-        if key not in times:
-            verdict, times[key] = run(tests, copy, 1800)
-            assert verdict == "passed", f"{key}: {verdict}, unchanged"
-        row = {"mutant": list(mutant), "key": mutant.key(source)}
-        if row["key"] in EQUIVALENT:
-            return {**row, "verdict": "equivalent"}
-        try:
-            file.write_text(mutant.apply(source), encoding="utf-8")
-            verdict, _ = run(tests, copy, 4 * times[key] + 30)
-        finally:
-            file.write_text(source, encoding="utf-8")
-        return {**row, "verdict": verdict}
-
     with tempfile.TemporaryDirectory(prefix="trivit-mutants-") as folder:
-        copies = []
-        for job in range(arguments.jobs):
-            copies.append(Path(folder) / str(job))
-            listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-            for name in filter(None, listed.decode().split("\0")):
-                target = copies[-1] / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, target)
-        free = list(copies)
-
-        def work(mutant: Mutant) -> None:
-            copy = free.pop()
-            try:
-                row = one(mutant, copy)
-            finally:
-                free.append(copy)
-            known[tuple(mutant)] = row
-            with arguments.output.open("a", encoding="utf-8") as output:
-                output.write(json.dumps(row) + "\n")
-            changed = row["key"].split(": ", 1)[1]
-            print(f"{len(known):4}  {row['verdict'][:60]:60}  {mutant.path}:{mutant.line}  {changed[:80]}", flush=True)
-
-        todo.sort(key=lambda mutant: (tests_of(mutant.path), mutant.path))
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(work, todo))
-    lived = [row for row in known.values() if row["verdict"] == "passed"]
-    counted = [row for row in known.values() if row["verdict"] != "equivalent"]
-    print(f"{len(counted) - len(lived)} of {len(counted)} caught; {len(known) - len(counted)} change nothing.")
+        copy = copied(Path(folder) / "copy")
+        with Runner(copy) as runner:
+            measured = measure(runner, copy, arguments.output.with_suffix(".measured"))
+            for mutant in shuffled(arguments.seed, arguments.only)[: arguments.count]:
+                if tuple(mutant) in known:
+                    continue
+                key = mutant.key((copy / mutant.path).read_text(encoding="utf-8"))
+                verdict = "equivalent" if key in EQUIVALENT else verdict_of(mutant, copy, runner, measured)
+                known[tuple(mutant)] = row = {"mutant": list(mutant), "key": key, "verdict": verdict}
+                with arguments.output.open("a", encoding="utf-8") as output:
+                    output.write(json.dumps(row) + "\n")
+                changed = key.split(": ", 1)[1]
+                print(f"{len(known):4}  {verdict[:60]:60}  {mutant.path}:{mutant.line}  {changed[:80]}", flush=True)
+    counted = [row for row in known.values() if row["verdict"] != "equivalent" and row["key"] not in EQUIVALENT]
+    lived = [row for row in counted if row["verdict"] == "passed"]
+    caught = len(counted) - len(lived)
+    print(
+        f"{caught} of {len(counted)} caught, {share(caught, len(counted))}; {len(known) - len(counted)} change nothing."
+    )
     for row in lived:
         print("lives:", row["mutant"][0], row["mutant"][1], row["key"])
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from . import mutants
+from . import forked, mutants
 
 SOURCE = """
 def share(values: list[int | None], *rest, most=3):
@@ -37,9 +38,91 @@ def test_every_file_of_the_core_has_tests_that_exist() -> None:
             assert all((mutants.ROOT / test).exists() for test in tests)
 
 
-def test_a_mutant_is_caught_where_a_test_fails(tmp_path: Path) -> None:
-    (tmp_path / "test_share.py").write_text("from share import share\n\n\ndef test_share():\n    assert share() == 2\n")
-    for source, expected in (("def share(): return 1 + 1", "passed"), ("def share(): return 1 - 1", "failed")):
-        (tmp_path / "share.py").write_text(source)
-        verdict, _ = mutants.run(["test_share.py"], tmp_path, limit=300)
-        assert verdict.startswith(expected)
+# === Which tests a mutant meets ===
+
+
+def test_a_line_belongs_to_its_statement_and_a_head_to_no_line_of_its_body() -> None:
+    source = "a = (\n    1,\n    2,\n)\nif (\n    a\n):\n    b = 1\n    c = 2\n"
+    found = [mutants.statement(source, line) for line in range(1, 10)]
+    assert found == [range(1, 5)] * 4 + [range(5, 8)] * 3 + [range(8, 9), range(9, 10)]
+
+
+def test_the_quick_tests_of_a_line_come_first_and_one_of_each_function() -> None:
+    mutant = mutants.Mutant("vit/posemb.py", 2, 0, "1", "2")
+
+    def takes(seconds: float, *lines: int, starts: bool = False) -> dict[str, Any]:
+        return {"seconds": seconds, "starts": starts, "lines": {"vit/posemb.py": list(lines)}}
+
+    measured = {
+        "tests/test_cli.py::other": takes(0.1, 2),
+        "tests/test_posemb.py::starts": takes(0.1, starts=True),
+        "tests/test_posemb.py::none": takes(0.1, 1),
+        "tests/test_posemb.py::slow": takes(3, 2),
+        "tests/test_posemb.py::quick[1]": takes(1, 1, 2),
+        "tests/test_posemb.py::quick[2]": takes(2, 2),
+    }
+    order = [name.split("::")[1] for name in mutants.meets(mutant, "1\n2\n", measured)]
+    assert order == ["quick[1]", "slow", "quick[2]", "other", "starts", "none"]
+    assert len(mutants.meets(mutant, "1\n2\n", measured, budget=4)) == 2
+
+
+def test_a_share_has_its_interval() -> None:
+    assert mutants.share(95, 100) == "95.0% (88.8% to 97.8%)"
+
+
+SHARE = """
+import functools
+import subprocess
+import sys
+
+import pytest
+
+import share
+
+
+@pytest.mark.parametrize("value", share.VALUES)
+def test_share(value):
+    assert share.double(value) == 2 * value
+
+
+def test_start():
+    subprocess.run([sys.executable, "-c", ""], check=True)
+
+
+def test_fails():
+    assert not share.double(2)
+"""
+
+
+def test_a_mutant_is_caught_where_a_test_fails_and_left_where_none_does(tmp_path: Path) -> None:
+    source = "VALUES = [1, 2]\n\n\ndef double(value):\n    if value < 0:\n        return 3\n    return 2 * value\n"
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "share.py").write_text(source)
+    (tmp_path / "conftest.py").write_text("import sys\nsys.path.insert(0, 'core')\n")
+    (tmp_path / "test_share.py").write_text(SHARE)
+    with forked.Runner(tmp_path, warm=["json", "no_such_module"]) as runner:
+        measured = runner.measure("test_share.py", ["core"])
+        assert {name.split("::")[1]: (test["starts"], test["lines"]) for name, test in measured.items()} == {
+            "test_share[1]": (False, {"core/share.py": [5, 7]}),
+            "test_share[2]": (False, {"core/share.py": [5, 7]}),
+            "test_start": (True, {}),
+        }
+        for old, new, verdict in (
+            ("2 * value", "2 * value", "passed"),
+            ("2 * value", "3 * value", "failed: test_share.py::test_share[2]"),
+            ("2 * value", "2 * missing", "failed: test_share.py::test_share[2]"),
+            ("VALUES = [1, 2]", "VALUES = [1, 3]", "passed"),
+            ("VALUES = [1, 2]", "VALUES = [1, 'a']", "failed: test_share.py::test_share[a]"),
+            ("2 * value", "2 * value +", "failed: test_share.py cannot be imported"),
+            ("return 3", "return 4", "passed"),
+            ("if value < 0:", "while True:", "slow"),
+        ):
+            if (old, new) == ("if value < 0:", "while True:"):
+                (tmp_path / "core" / "share.py").write_text(
+                    source.replace("        return 3\n", "        value = 2\n").replace(old, new)
+                )
+            else:
+                (tmp_path / "core" / "share.py").write_text(source.replace(old, new))
+            tests = ["test_share.py::test_share[2]"]
+            known = ["test_share.py::test_share[1]", "test_share.py::test_start"]
+            assert runner.verdict(tests, known, seconds=1).startswith(verdict), (old, new)
