@@ -215,6 +215,8 @@ def _detect(store: Store) -> Format:
             break
     else:
         held = summary(names, 5) if names else "no tensors"
+        if not names and store.others:
+            held += f", but {summary([f'{name} ({what})' for name, what in store.others.items()], 3)}"
         raise CheckpointError(
             f"{shown(store.path)} is no Vision Transformer of a format that is known: it holds {held}. Formats: "
             f"{', '.join(FORMATS)}."

@@ -308,24 +308,41 @@ def unwrap(format: Format, names: Iterable[str], said: list[str] | None = None) 
     names = list(names)
     if format.rename is not None and not format.wrappers:
         return {name: name for name in names}
-    mark, base = format.mark, format.config_class.base_model_prefix
-    marks = [mark, *format.marks] if format.rename is None else [mark, mark.removeprefix(f"{base}.")]
-    roots = {name.removesuffix(each) for each in marks for name in names if name.endswith(each)}
-    found = sorted(root for root in roots if re.fullmatch(rf"(.*/)?({format.prefixes})*", root, re.DOTALL)) or [""]
+    roots = _roots(format, names)
+    known = rf"(.*/)?({format.prefixes})*"
+    if format.rename is not None:  # what a training calls its model may be any word
+        known = rf"{known}|({'|'.join(map(re.escape, format.wrappers))})(\w+\.)+"
+    found = sorted(root for root in roots if re.fullmatch(known, root, re.DOTALL)) or [""]
     order = [*format.wrappers, ""]  # every root starts with the last
     rank, _, root = min((next(i for i, w in enumerate(order) if root.startswith(w)), len(root), root) for root in found)
     wrapper = order[rank]
+    if format.rename is not None and len(rivals := [each for each in found if wrapper and each.startswith(wrapper)]) > 1:
+        raise CheckpointError(
+            f"The file holds several models ({summary(rivals)}): save the state dict of the one that is meant."
+        )
     if wrapper and len(found) > 1 and said is not None:
         said.append(f"of the models in the file, {wrapper.rstrip('/')}: {format.wrappers[wrapper]}")
     inner = {}
+    beside = format.rename is None or root == wrapper or root.endswith("backbone.")
     for name in names:
-        if name.startswith(wrapper):
+        if name.startswith(wrapper if beside else root):
             short = name.removeprefix(root)  # where it stays: the head of a training, beside its backbone
             short = re.sub(rf"^({format.prefixes})*", "", short.removeprefix(wrapper))
             for regex, standard in format.aliases:
                 short = re.sub(regex, standard, short)
             inner[name] = short
     return inner
+
+
+def _roots(format: Format, names: list[str]) -> set[str]:
+    """What precedes the names of each model in a file."""
+    if format.rename is None:
+        return {name.removesuffix(m) for m in (format.mark, *format.marks) for name in names if name.endswith(m)}
+    base = f"{format.config_class.base_model_prefix}."
+    whole = {name.removesuffix(format.mark) for name in names if name.endswith(format.mark)}
+    short = format.mark.removeprefix(base)
+    bare = {name.removesuffix(short) for name in names if name.endswith(short)}
+    return whole | (bare - {root + base for root in whole})
 
 
 class Place(NamedTuple):

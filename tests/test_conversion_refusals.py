@@ -66,11 +66,19 @@ class Attack:
         return (open, (str(self.path), "w"))
 
 
-def test_a_pickle_is_read_restricted_to_tensors(tmp_path):
+def test_a_pickle_is_read_restricted_to_tensors_and_what_else_it_names_is_neither_imported_nor_called(tmp_path):
     import torch
 
-    torch.save({"model": {"cls_token": torch.zeros(1, 1, 4)}, "x": Attack(tmp_path / "owned")}, tmp_path / "bad.pth")
+    attack = Attack(tmp_path / "owned")
+    content = torch.load(FIXTURES / "dino_full.pth", weights_only=True)
+    torch.save({**content, "x": attack, "more": [attack, {attack: 1}]}, tmp_path / "full.pth")
+    ignored = conversion.convert(tmp_path / "full.pth", tmp_path / "out", **HEADS).ignored
+    assert "(io.open)" in ignored["x"]
+    torch.save(attack, tmp_path / "bad.pth")
     refused(tmp_path / "bad.pth", "nothing but tensors is unpickled", tmp_path)
+    torch.save({"cls_token": attack}, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match=r"holds no tensors, but cls_token \("):
+        conversion.convert(tmp_path / "bad.pth", tmp_path / "other")
     assert not (tmp_path / "owned").exists()
 
 

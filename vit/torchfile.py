@@ -1,8 +1,9 @@
 """PyTorch's files (.pth, .pt, .bin) without PyTorch and without unpickling: names, shapes, and where the data lie.
 
 The pickle in such a file is a program. Here it is interpreted by a machine that knows dicts, lists, numbers, strings
-and tensors, and calls nothing: a name that is no part of a tensor is an error. Both formats are read, the zip archive
-(since PyTorch 1.6) and the sequence of pickles before it. The format is that of `torch.save` (torch/serialization.py).
+and tensors, and calls nothing: what another name stands for, as trainings keep much beside their tensors, stays that
+name. Both formats are read, the zip archive (since PyTorch 1.6) and the sequence of pickles before it. The format is
+that of `torch.save` (torch/serialization.py).
 """
 
 from __future__ import annotations
@@ -105,6 +106,11 @@ class TorchFile:
         with budgets.open_file(path) as file:
             zipped = file.read(4) == b"PK\x03\x04"
         content = self._open_zip() if zipped else self._open_legacy()
+        if isinstance(content, Value):
+            raise CheckpointError(
+                f"{shown(path)} holds an object of {shown(content.what)}, and nothing but tensors is unpickled. Save "
+                "its state dict: torch.save(model.state_dict(), ...), or model.save_pretrained(...)."
+            )
         self.is_state_dict = isinstance(content, dict) and all(
             isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
         )
@@ -387,6 +393,8 @@ class _Machine:
                     raise ValueError(f"its pickle has the opcode {op!r}, which torch.save does not write")
 
     def _append(self, target: Any, items: list[Any]) -> None:
+        if isinstance(target, Value):
+            return
         if not isinstance(target, list):
             raise ValueError("its pickle appends to something else than a list")
         target.extend(items)
@@ -397,7 +405,7 @@ class _Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("its pickle stores into something else than a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str | int | float | bool | None | tuple):
+            if not isinstance(key, str | int | float | bool | None | tuple):  # a Value is a tuple
                 raise ValueError("a dict has keys that are no names")
             target[key] = value
 
@@ -405,17 +413,14 @@ class _Machine:
 
     def _global(self, module: str, name: str) -> Value:
         full = f"{module}.{name}".replace("__builtin__.", "builtins.")
-        if full in _CALLS or full in _INERT or full in _SPECIAL:
-            return Value(full)
         kind = name.removesuffix("Storage").removeprefix("Untyped").removeprefix("Typed")
         if module in ("torch", "torch.cuda", "torch.storage") and name.endswith("Storage") and kind in {"", *_DTYPES}:
             return Value("storage", _numpy_dtype(_DTYPES[kind]) if kind else None)
         if module == "torch" and name in _NAMES:
             return Value("dtype", _numpy_dtype(name))
-        raise CheckpointError(
-            f"{shown(self.path)} holds {shown(full)}, which is no tensor; nothing but tensors is unpickled. Save its "
-            "state dict alone, or as safetensors."
-        )
+        if name.endswith("Storage"):
+            raise CheckpointError(f"{shown(self.path)} holds a {shown(full)}, which has no numbers that are read.")
+        return Value(full)  # never imported; what a training made of it is left out
 
     def _call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Value) or not isinstance(arguments, tuple):
@@ -424,9 +429,9 @@ class _Machine:
             return _CALLS[function.what](*arguments)
         if function.what in _SPECIAL:
             return Special(_SPECIAL[function.what])
-        if function.what in _INERT:
-            return Value(_INERT[function.what])
-        raise ValueError("its pickle calls something that is no function")
+        if function.dtype is not None or function.what in ("storage", "dtype"):
+            raise ValueError("its pickle calls something that is no function")
+        return Value(_INERT.get(function.what, function.what))
 
     def _storage(self, identity: Any) -> Storage:
         if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
