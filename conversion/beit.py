@@ -16,7 +16,7 @@ _LAYER = "beit.encoder.layer.{i}."
 _ATTENTION = _LAYER + "attention.attention."
 
 
-def _infer(shape: Callable[[str], Shape | None], known: Mapping[str, Any]) -> dict[str, Any]:
+def infer(shape: Callable[[str], Shape | None], known: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a BEiT that its shapes tell."""
     first = "beit.encoder.layer.0."
     tokens = shape("lm_head.bias")
@@ -61,7 +61,7 @@ _BEIT = Format(
     processor={"image_processor_type": "BeitImageProcessor"},
     signs=(_SIGN,),
     only=(None, "classifier"),
-    infer=_infer,
+    infer=infer,
     prefixes=TIMM.prefixes,
     wrappers={"model/": "the model of the checkpoint", "module/": "the model of the checkpoint"},
     ignored=((r"relative_position_index$", "the index of the window, which follows from its size"),),
@@ -83,3 +83,25 @@ _PRETRAINING = dataclasses.replace(
 )
 BEIT = dataclasses.replace(_BEIT, families=(_PRETRAINING,))
 IN_TIMM = dataclasses.replace(_BEIT, name=TIMM.name, what=TIMM.what, kinds=TIMM.kinds)
+MEAN_POOLED = dataclasses.replace(
+    TIMM,
+    family="beit",
+    families=(),
+    table={
+        **_SHARED,
+        _ATTENTION + "{query,key,value}.{leaf}": "blocks.{i}.attn.qkv.{leaf}",
+        "beit.pooler.layernorm.{leaf}": "fc_norm.{leaf}",
+        "classifier.{leaf}": "head.{leaf}",
+    },
+    signs=(r"(^|[./])fc_norm\.weight$", r"\.attn\.qkv\.bias$"),
+    without=(
+        (r"\.key\.bias$", "a bias of the keys adds the same to all scores of a query, which changes no attention"),
+    ),
+    only=(),
+    infer=infer,
+    refused=(
+        *(each for each in REFUSED if each[1] != "average pooling"),
+        (r"^norm\.", "average pooling behind a norm and fc_norm.weight"),
+    ),
+)
+"""A plain ViT whose head reads the normalised mean of the patches: what a BEiT without tables and factors computes."""

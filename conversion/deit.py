@@ -18,7 +18,7 @@ DISTILLED = dataclasses.replace(
         **_HEADS,
     },
     signs=(r"(^|[./])dist_token$",),
-    cls_position=2,
+    only=(None, "teacher"),
     refused=tuple(each for each in REFUSED if each[1] != "a distillation token"),
 )
 """timm's form of a distilled DeiT, and but for the wrapper the original's."""

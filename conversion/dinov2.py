@@ -40,7 +40,7 @@ def _table(base: str, gated: tuple[str, str], **tokens: str) -> dict[str, str]:
     }
 
 
-def _infer(shape: Callable[[str], Shape | None], known: Mapping[str, Any]) -> dict[str, Any]:
+def infer(shape: Callable[[str], Shape | None], known: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a DINOv2, with registers or without, that its shapes tell."""
     found: dict[str, Any] = {}
     for base in ("dinov2", "dinov2_with_registers"):
@@ -81,10 +81,10 @@ _PLAIN = Format(
     config={"hidden_act": "gelu", "layer_norm_eps": 1e-6, "interpolate_offset": 0.1},
     image=TIMM.image,
     processor=_PROCESSOR,
-    signs=(r"\.ls1\.gamma$", r"(^|[./])mask_token$"),
+    signs=(r"\.ls1\.gamma$", r"(^|[./])mask_token$|\.mlp\.w12\.weight$"),
     norm="norm1",
     marks=("blocks.0.0.norm1.weight",),
-    infer=_infer,
+    infer=infer,
     prefixes=TIMM.prefixes,
     aliases=((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),),
     wrappers={
@@ -117,7 +117,7 @@ def _in_timm(plain: Format, gated: bool, **changes: Any) -> Format:
         signs=(r"\.ls1\.gamma$", r"\.ls2\.gamma$"),
         gated=gated,
         norm="norm1",
-        infer=_infer,
+        infer=infer,
         refused=(*_PLAIN.refused, *(each for each in REFUSED if each[1] == "register tokens" and not tokens)),
         processor=_PROCESSOR,
         **changes,

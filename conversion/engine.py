@@ -21,7 +21,7 @@ from vit.errors import CheckpointError, ConfigError, quoted, shown
 from vit.weights import Shape
 
 from . import keras, orbax
-from .beit import BEIT, IN_TIMM
+from .beit import BEIT, IN_TIMM, MEAN_POOLED
 from .containers import Store, read_file, read_shards, summary, write_json, write_msgpack, write_npz, write_torch
 from .deit import DEIT, DISTILLED
 from .dino import DINO
@@ -35,7 +35,7 @@ from .timm import read_hub_config
 from .torchvision import TORCHVISION
 from .transformers import HF, TRANSFORMERS_FLAX, TRANSFORMERS_PT, TRANSFORMERS_TF, write_tf_h5
 
-TIMM = replace(TIMM, families=(*TIMM.families, DISTILLED, IN_TIMM))
+TIMM = replace(TIMM, families=(*TIMM.families, DISTILLED, IN_TIMM, MEAN_POOLED))
 FORMATS = {
     format.name: format
     for format in (HF, TRANSFORMERS_PT, TRANSFORMERS_TF, TRANSFORMERS_FLAX, GOOGLE, MAE, DINOV2, BEIT, TIMM,
@@ -150,7 +150,7 @@ def _open_source(
         budgets.open_file(file).close()
         values = checkpoint.read_json(file)
         if "architecture" in values or "pretrained_cfg" in values:
-            hub_options, image = read_hub_config(values)
+            hub_options, image = read_hub_config(values, store.tensors)
             options = {**hub_options, **{key: value for key, value in options.items() if value is not None}}
             said.append(f"the folder is timm's {shown(values.get('architecture'))}")
             format = replace(format, image={**format.image, **image})
@@ -241,12 +241,13 @@ def _of_family(format: Format, store: Store) -> Format:
 
 def _fits(format: Format, store: Store) -> bool:
     """Whether a file's tensors are those of a format's family."""
-    names = list(store.tensors)
-    if not format.is_of({name: tensor.shape for name, tensor in store.tensors.items()}):
+    shapes = {name: tensor.shape for name, tensor in store.tensors.items()}
+    if not (format.is_of(shapes) if store.config is None else store.config.get("model_type", "vit") == format.family):
         return False
     if format.rename is not None:
-        return format.mark in format.rename(unwrap(format, names).values()).values()
-    return any(name.endswith(mark) for name in names for mark in (format.mark, *format.marks))
+        inner = {name: shapes[stored] for stored, name in unwrap(format, shapes).items()}
+        return format.mark in format.rename(inner).values()
+    return any(name.endswith(mark) for name in shapes for mark in (format.mark, *format.marks))
 
 
 # === Converting ===
@@ -307,10 +308,12 @@ def convert(
     canonical = {name: (shape, wanted or opened.dtype(name)) for name, shape in opened.shapes.items()}
     config = opened.config if wanted is None else opened.config.replace(dtype=wanted.name)
     format = FORMATS[target_format].of(config, opened.head)
+    changed = {name: opened.read(name) for name in opened.shapes if opened.factors(name)}
     if not format.cls_position:
-        raise CheckpointError(
-            f"{target_format} keeps the position of CLS in its token, from which it cannot be told apart again."
-        )
+        changed |= _with_cls_position(opened)
+    for key in {key for keys in format.multiplied.values() for key in keys if getattr(config, key) != 1}:
+        opened.said.append(f"{key} 1.0 is written, as {target_format} multiplies by it, and not {getattr(config, key)}")
+        config = config.replace(**{key: 1.0})
     tensors, dropped = foreign_tensors(format, config, opened.head, canonical)
     left_out = {opened.places[name].stored: reason for name, reason in dropped.items() if name in opened.places}
     ignored = {**opened.ignored, **left_out}
@@ -322,11 +325,11 @@ def convert(
 
     with staging(target) as folder, ThreadPoolExecutor(1) as disk:
         staged = folder / target.name
-        read = meter.reading(opened.read)
-        _write(staged, target_format, config, opened, tensors, read, max_shard_size)
+        read = meter.reading(lambda name: changed[name] if name in changed else opened.read(name))
+        _write(staged, target_format, format, config, opened, tensors, read, max_shard_size)
         on_disk = disk.submit(sync, staged)
         if verify:
-            _verify(staged, format, config, opened, kept, meter)
+            _verify(staged, format, config, opened, kept, changed, meter)
         on_disk.result()
         publish(staged, target, target_format)
     said = [*opened.said, *_differences(format, config)]
@@ -334,6 +337,16 @@ def convert(
     parameters = sum(int(np.prod(shape)) for shape, _ in kept.values())
     return Report(Path(source), opened.format.name, target, target_format, config, len(used), parameters, said, ignored,
                   verify)  # fmt: skip
+
+
+def _with_cls_position(opened: Source) -> dict[str, np.ndarray]:
+    """{canonical name: array}: the token of CLS with its position, whose place is zero: it computes the same."""
+    cls, positions = (f"{opened.base}embeddings.{name}" for name in ("cls_token", "position_embeddings"))
+    token, places = opened.read(cls), np.array(opened.read(positions))
+    if np.any(places[:, :1]):
+        opened.said.append("the position of CLS is added to its token, from which it cannot be told apart again")
+    token, places[:, :1] = token + places[:, :1], 0
+    return {cls: token, positions: places}
 
 
 def _differences(format: Format, config: PreTrainedConfig) -> list[str]:
@@ -374,13 +387,13 @@ class _Meter:
 def _write(
     staged: Path,
     target_format: str,
+    format: Format,
     config: PreTrainedConfig,
     opened: Source,
     tensors: Mapping[str, Foreign],
     read: Callable[[str], np.ndarray],
     max_shard_size: int | str,
 ) -> None:
-    format = FORMATS[target_format]
     specs: dict[str, tuple[Shape, np.dtype]] = {name: (t.shape, t.dtype) for name, t in tensors.items()}
 
     def part(name: str) -> np.ndarray:
@@ -435,6 +448,7 @@ def _verify(
     config: PreTrainedConfig,
     opened: Source,
     kept: Mapping[str, tuple[Shape, np.dtype]],
+    changed: Mapping[str, np.ndarray],
     meter: _Meter,
 ) -> None:
     """Read the result back and compare every tensor with the source's, bit by bit, in the source's layout.
@@ -456,10 +470,13 @@ def _verify(
         parts.setdefault(opened.places[name].stored, []).append(name)
 
     def compare(stored: str) -> None:
+        """As the source holds it; what is `changed` on the way, as it then is."""
         # By other means than those that it was converted with, which may have read the wrong bytes.
         whole = opened.store.read_again(stored)
         for name in parts[stored]:
-            back, expected = opened.format.foreign_array(name, result.read(name)), opened.part(name, whole)
+            back, expected = result.read(name), changed.get(name)
+            if expected is None:
+                back, expected = opened.format.foreign_array(name, back), opened.part(name, whole)
             if back.dtype != kept[name][1] or back.size != expected.size or not _same_bits(expected, back):
                 raise CheckpointError(
                     f"The comparison failed: {name} is not what the source holds. Nothing was written."

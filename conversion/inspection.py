@@ -12,7 +12,6 @@ from typing import Any
 from vit import folders
 from vit.config import PreTrainedConfig, to_pair
 from vit.errors import CheckpointError, shown
-from vit.families.vit import VARIANTS
 
 from .engine import open_source
 
@@ -94,6 +93,6 @@ def inspect(path: str | os.PathLike[str], source_format: str = "auto", **options
 def variant(config: PreTrainedConfig) -> str:
     """The published size of a configuration with its patch and image size, such as "B/16 at 224"."""
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
-    name = next((name for name, known in VARIANTS.items() if known == sizes), "custom")
+    name = next((name for name, known in config.variants.items() if known == sizes), "custom")
     patch, image = ("x".join(map(str, dict.fromkeys(to_pair(s)))) for s in (config.patch_size, config.image_size))
     return f"{name}/{patch} at {image}"

@@ -1,6 +1,7 @@
-"""facebookresearch/mae: {"model": state dict} of a masked autoencoder with its decoder.
+"""facebookresearch/mae: {"model": state dict} of a masked autoencoder with its decoder, or of a fine-tuned classifier.
 
-Of the encoder alone the names are those of a plain ViT, and so is what it computes without masking.
+Of the encoder alone the names are those of a plain ViT, and so is what it computes without masking. A classifier reads
+the mean of the patches, as one of BEiT does.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from typing import Any
 
 from vit.weights import Shape
 
+from .beit import MEAN_POOLED
 from .rules import BILINEAR, Format
 from .timm import TIMM
 
 _DECODER = "decoder.decoder_layers.{i}."
+_WRAPPERS = {"model/": "the model of the checkpoint"}
 
 
-def _infer(shape: Callable[[str], Shape | None], known: Mapping[str, Any]) -> dict[str, Any]:
+def infer(shape: Callable[[str], Shape | None], known: Mapping[str, Any]) -> dict[str, Any]:
     width = (shape("decoder.mask_token") or (0,))[-1]
     depth = 0
     while shape(f"decoder.decoder_layers.{depth}.layernorm_before.weight"):
@@ -37,10 +40,19 @@ def _of_mae(key: str) -> str:
 MAE: Format = dataclasses.replace(
     TIMM,
     name="mae",
-    what="facebookresearch/mae with its decoder, .pth",
+    what="facebookresearch/mae with its decoder, or fine-tuned, .pth",
     kinds=("torch", "safetensors"),
     family="vit_mae",
-    families=(),
+    families=(
+        dataclasses.replace(
+            MEAN_POOLED,
+            name="mae",
+            what="facebookresearch/mae with its decoder, or fine-tuned, .pth",
+            kinds=("torch",),
+            signs=(r"^model/fc_norm\.weight$", r"\.attn\.qkv\.bias$"),
+            wrappers=_WRAPPERS,
+        ),
+    ),
     signs=(r"(^|[./])decoder_pos_embed$",),
     table={
         **{key: name for key, name in TIMM.table.items() if key.startswith("vit.") and ".pooler." not in key},
@@ -50,7 +62,7 @@ MAE: Format = dataclasses.replace(
         **{f"decoder.decoder_{part}.{{leaf}}": f"decoder_{part}.{{leaf}}" for part in ("embed", "norm", "pred")},
     },
     image={**TIMM.image, "resample": BILINEAR},
-    wrappers={"model/": "the model of the checkpoint"},
+    wrappers=_WRAPPERS,
     refused=(),
-    infer=_infer,
+    infer=infer,
 )

@@ -116,7 +116,7 @@ class Format:
         refused: (pattern of a stored name, the family that it is a sign of).
         prefixes: a pattern of what may precede every name.
         aliases: (pattern of a stored name, what it stands for): older names of the same tensors.
-        rename: stored names -> {stored name: name of the table}, where a pattern cannot say it.
+        rename: {stored name: shape} -> {stored name: name of the table}, where a pattern cannot say it.
         stored_name: name of the table, head -> the name to write; the inverse of `rename`.
         family: the model_type of what it holds.
         families: the forms of the same name of other families.
@@ -126,8 +126,10 @@ class Format:
         marks: other names of that LayerNorm's weight in the first layer.
         infer: the shape of a canonical parameter, or None, and what is known -> more keys of the configuration.
         zeros: canonical parameters that the format has no place for, and that are zero in what it holds.
-        cls_position: how many position embeddings precede those of the patches; 0 where that of CLS is part of it.
-        only: the heads of the family that it is the form of, if not of all.
+        cls_position: how many position embeddings CLS has: 0 where that of CLS is part of its token.
+        only: the heads of the family that it is the form of, if not of all; none where nothing is written in it.
+        without: (pattern of a canonical name, why it can be left out): parts of stored tensors that change nothing.
+        multiplied: how canonical names end -> the keys of the configuration by which the format's code multiplies them.
         pooler_feeds_head: the head reads the pooler's output, which no ViT head does.
         writes_pooler: the format's code of today has a place for the pooler.
     """
@@ -148,7 +150,7 @@ class Format:
     refused: tuple[tuple[str, str], ...] = ()
     prefixes: str = ""
     aliases: tuple[tuple[str, str], ...] = ()
-    rename: Callable[[Iterable[str]], dict[str, str]] | None = None
+    rename: Callable[[Mapping[str, Shape]], dict[str, str]] | None = None
     stored_name: Callable[[str, str | None], str] = lambda name, head: name
     family: str = "vit"
     families: tuple[Format, ...] = ()
@@ -160,6 +162,8 @@ class Format:
     zeros: tuple[str, ...] = ()
     cls_position: int = 1
     only: tuple[str | None, ...] | None = None
+    without: tuple[tuple[str, str], ...] = ()
+    multiplied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pooler_feeds_head: bool = False
     writes_pooler: bool = True
 
@@ -380,10 +384,12 @@ class Source:
         self.said: list[str] = []
         self.ignored: dict[str, str] = dict(store.others)
         self.places: dict[str, Place] = {}
-        self._match(self._table_names())
+        table_names = self._table_names()
+        self._match(table_names)
         given = {key: value for key, value in (options or {}).items() if value is not None}
         self.config = self._configure(config, given, published_config)
         self.shapes = self._check()
+        self._check_buffers(table_names)
 
     # === Names ===
 
@@ -396,7 +402,7 @@ class Source:
                 self.ignored[name] = "belongs to the training, not to the model that is converted"
         if format.rename is None:
             return inner
-        renamed = format.rename(inner.values())
+        renamed = format.rename({name: self.store.tensors[stored].shape for stored, name in inner.items()})
         return {stored: renamed[name] for stored, name in inner.items()}
 
     def _match(self, table_names: Mapping[str, str]) -> None:
@@ -420,6 +426,9 @@ class Source:
             elif not parts:
                 unknown.append(stored)
             for part, canonical in enumerate(parts):
+                if without := next((why for regex, why in self.format.without if re.search(regex, canonical)), None):
+                    self.ignored[f"{stored} ({part + 1} of {len(parts)})"] = without
+                    continue
                 if canonical in self.places:
                     fights.append(f"{self.places[canonical].stored} and {stored}")
                 self.places[canonical] = Place(stored, part, len(parts))
@@ -532,7 +541,8 @@ class Source:
         tables = (self._shape(f"{self.base}encoder.{part}{bias}") for part in ("", "layer.0.attention.attention."))
         table = next((shape for shape in tables if shape), None)
         if table is None or self.base + "embeddings.position_embeddings" in self.places:
-            return self._need(self.base + "embeddings.position_embeddings", 2)[-2] - self.format.cls_position
+            tokens = self.format.cls_position + (self.base + "embeddings.distillation_token" in self.places)
+            return self._need(self.base + "embeddings.position_embeddings", 2)[-2] - tokens
         side = math.isqrt(max(0, table[0] - 3))
         return ((side + 1) // 2) ** 2 if side % 2 and side * side == table[0] - 3 else table[0] - 3
 
@@ -630,6 +640,13 @@ class Source:
             )
         return expected
 
+    def _check_buffers(self, table_names: Mapping[str, str]) -> None:
+        """Compare integers that follow from the configuration with it."""
+        known = {buffer.rpartition(".")[2] for buffer in self.config.buffers}
+        for stored, name in table_names.items():
+            if re.split(r"[./]", name)[-1] in known:
+                self.config.check_buffer(stored, self.store.read(stored))
+
     def dtype(self, name: str) -> np.dtype:
         """The stored dtype of a canonical parameter; that of the CLS token for one that is not stored."""
         name = name if name in self.places else self.base + "embeddings.cls_token"
@@ -651,7 +668,15 @@ class Source:
         """A canonical parameter."""
         if name not in self.places:  # one of `zeros`
             return np.zeros(self.shapes[name], self.dtype(name))
-        return self.format.canonical_array(name, self.read_stored(name), self.shapes[name])
+        array = self.format.canonical_array(name, self.read_stored(name), self.shapes[name])
+        for factor in self.factors(name):
+            array = array * array.dtype.type(factor)
+        return array
+
+    def factors(self, name: str) -> list[float]:
+        """By what the format's code multiplies a parameter, and `read` does, where that is not 1."""
+        keys = next((keys for ending, keys in self.format.multiplied.items() if name.endswith(ending)), ())
+        return [factor for key in keys if (factor := getattr(self.config, key)) != 1]
 
 
 class Foreign(NamedTuple):

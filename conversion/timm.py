@@ -1,8 +1,9 @@
-"""timm's plain VisionTransformers with token pooling: a state dict alone, or a hub folder with timm's config.json."""
+"""timm's plain VisionTransformers: a state dict alone, or a hub folder with timm's config.json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit.errors import CheckpointError, quoted, shown
@@ -77,23 +78,29 @@ _ACTIVATIONS = {
 _HARMLESS = (  # what shows in the tensors, or does nothing at inference
     "num_classes global_pool class_token mlp_ratio act_layer pre_norm no_embed_class reg_tokens init_values fc_norm "
     "drop_rate drop_path_rate proj_drop_rate attn_drop_rate pos_drop_rate patch_drop_rate weight_init fix_init "
-    "dynamic_img_size strict_img_size"
+    "dynamic_img_size strict_img_size use_abs_pos_emb use_rel_pos_bias use_shared_rel_pos_bias"
 )
 
 
-def read_hub_config(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_hub_config(values: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a timm hub folder's config.json says: options of the configuration, and image mean, std and resampling.
 
+    Args:
+        values: of config.json.
+        names: of the tensors, which tell how the model pools.
+
     Raises:
-        CheckpointError: it describes something else than a VisionTransformer with token pooling.
+        CheckpointError: it describes something else than a VisionTransformer that pools as its tensors say.
     """
     name = _get(values, "architecture", str, "?")
     arguments = _get(values, "model_args", dict, {})
     pretrained = _get(values, "pretrained_cfg", dict, {}) or dict(values)
     pool = arguments.get("global_pool", values.get("global_pool", "token"))
-    if pool != "token":
+    has_norm = any(re.search(r"(^|[./])fc_norm\.", each) for each in names)
+    if pool != (expected := "avg" if has_norm else "token"):
         raise CheckpointError(
-            f"{shown(name)} pools with global_pool={quoted(pool)}; only token pooling is a plain ViT."
+            f"{shown(name)} pools with global_pool={quoted(pool)}; expected {expected!r}, as it has "
+            f"{'a' if has_norm else 'no'} LayerNorm behind it (fc_norm)."
         )
     if unknown := arguments.keys() - _ARGUMENTS.keys() - set(_HARMLESS.split()):
         raise CheckpointError(

@@ -19,6 +19,7 @@ from vit.checkpoint import in_order
 from vit.families.vit import ViTConfig
 from vit.weights import LAYOUTS
 
+from . import beit, dinov2, mae
 from .containers import Read, Specs, write_h5_dataset, writing_h5
 from .rules import TOKENS, VIT, Format, family_names, patterns
 
@@ -36,6 +37,9 @@ SIGNS = {
     "dinov2": (r"/layer_scale1/lambda1$",),
 }
 """Family -> what only its names have, where a configuration does not say so; patterns with / between parts."""
+
+INFER = {"beit": beit.infer, "vit_mae": mae.infer, **dict.fromkeys(("dinov2", "dinov2_with_registers"), dinov2.infer)}
+"""Family -> what its shapes tell, where a configuration does not say it."""
 
 _PREFIXES = r"module\.|_orig_mod\.|model\.|net\.|backbone\."
 _WRAPPERS = {
@@ -69,6 +73,7 @@ def of_families(format: Format, separator: str, *names: str) -> Format:
             signs=tuple(sign.replace("/", re.escape(separator)) for sign in SIGNS[family]),
             norm="norm1" if family.startswith("dinov2") else "layernorm_before",
             rename=canonical(separator, family),
+            infer=INFER.get(family, format.infer),
             stored_name=lambda name, head: name if head else name.removeprefix(base + separator),
         )
 
@@ -136,6 +141,13 @@ TRANSFORMERS_FLAX = of_families(
     "dinov2",
     "beit",
 )
+TRANSFORMERS_FLAX = replace(  # its class multiplies its factors twice by the value that they began with
+    TRANSFORMERS_FLAX,
+    families=tuple(
+        replace(form, multiplied={".lambda1": ("layerscale_value",) * 2}) if form.family == "dinov2" else form
+        for form in TRANSFORMERS_FLAX.families
+    ),
+)
 
 
 def _without_model_name(names: Iterable[str]) -> dict[str, str]:
@@ -197,6 +209,7 @@ TRANSFORMERS_TF = replace(
         replace(
             TRANSFORMERS_TF,
             family="vit_mae",
+            infer=INFER["vit_mae"],
             table=_tf_table(family_names("vit_mae")),
             signs=(r"/decoder_pos_embed:0$",),
             stored_name=_mae_with_model_name,
@@ -205,6 +218,7 @@ TRANSFORMERS_TF = replace(
         replace(
             TRANSFORMERS_TF,
             family="deit",
+            only=tuple(_DEIT_MODELS),
             table=_tf_table(name for name in family_names("deit") if not name.startswith("decoder")),
             signs=(r"/distillation_token:0$",),
             stored_name=_deit_with_model_name,

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 import conversion
 from vit import CheckpointError
-from vit.config import PreTrainedConfig
 
 from .test_family_references import BIG, FOLDER, FRAMEWORKS, MASKED, NOISE, NONE, SMALL, TOLERANCE, expected, outputs_of
+from .test_family_references import ROWS as FOLDER_ROWS
 
 HEADS = {"num_attention_heads": 4}
 INTERPOLATED = {"interpolate_pos_encoding": True}
@@ -69,6 +69,9 @@ ROWS = {
     }, NOISE, MAE),
     "mae, the encoder alone": Row(
         "mae_original_encoder.pth", "ViTModel", {"cls": lambda output: output["last_hidden_state"][:, 0]}),
+    "mae, fine-tuned": Row("mae_original_finetuned.pth", BEIT, {"logits": whole("logits")}),
+    "mae, fine-tuned, without its head": Row(
+        "mae_original_finetuned.pth", "BeitModel", {"pooled": whole("pooler_output")}),
     "mae, timm": Row("mae_timm.safetensors", "ViTModel", TIMM),
     "dinov2": Row("dinov2_original.pth", "Dinov2Model", dinov2(0)),
     "dinov2, larger": Row("dinov2_original.pth", "Dinov2Model", dinov2(0, "big_"), BIG),
@@ -141,40 +144,93 @@ def test_what_is_converted_computes_what_its_source_computed(name: str, framewor
         assert difference <= TOLERANCE * (1 + ("prenorm" in recorded)), f"{recorded}: {difference:.3g}"
 
 
-TARGETS = {
-    "orbax": "", "mae": ".pth", "dinov2": ".pth", "beit": ".pth", "timm": ".safetensors",
-    "transformers-tf": "", "transformers-flax": "",
+# === Out and in again ===
+
+OUT = {  # family -> head -> where its checkpoints go besides hf, keras and orbax, where all go
+    "deit": {None: "transformers-tf", "classifier": "transformers-tf", "teacher": "timm transformers-tf"},
+    "beit": {None: "beit timm transformers-flax", "classifier": "beit timm transformers-flax",
+             "lm_head": "beit transformers-flax"},
+    "vit_mae": {None: "transformers-tf", "decoder": "mae transformers-tf"},
+    "dinov2": {None: "dinov2 timm transformers-flax", "classifier": "dinov2 transformers-flax"},
+    "dinov2_with_registers": {None: "dinov2 timm", "classifier": "dinov2"},
 }  # fmt: skip
-THERE_AND_BACK = [
-    ("mae_original.pth", target) for target in ("orbax", "mae", "transformers-tf")
-] + [
-    (source, target)
-    for source in ("dinov2_original.pth", "dinov2_swiglu_original.pth", "dinov2_reg_original.pth")
-    for target in ("orbax", "dinov2")
-] + [
-    ("dinov2_original.pth", "transformers-flax"),
-    ("dinov2_timm.safetensors", "timm"),
-    *[("deit_original.pth", target) for target in ("orbax", "timm", "transformers-tf")],
-    *[("beit_original_cls.pth", target) for target in ("orbax", "beit", "transformers-flax")],
-    *[(f"{source}.pth", "beit") for source in ("beit_original_abs", "beit_original_mim", "beit2_original_mim")],
-    ("beit_original_abs.pth", "orbax"),
-    ("dinov2_swiglu_timm.safetensors", "timm"),
-]  # fmt: skip
+FILES = {"timm": ".safetensors", "mae": ".pth", "dinov2": ".pth", "beit": ".pth", "keras": ".keras"}
+NO_PLACE = {  # (family, target) -> what it has no place for
+    ("deit", "timm"): ("pooler",),
+    ("dinov2", "timm"): ("mask_token",),
+    ("dinov2_with_registers", "timm"): ("mask_token",),
+}
+HEAD_FILES = {"dinov2_linear_head.pth", "dinov2_linear4_head.pth"}
+ALIKE = {"beit": "timm", "timm": "beit", "dinov2": "timm"}  # where timm has the names of the original
+SOURCES = sorted(path.name for path in FOLDER.iterdir() if path.suffix not in (".npz", ".md")
+                 and path.name not in HEAD_FILES)  # fmt: skip
 
 
-@pytest.mark.parametrize(("source", "target"), THERE_AND_BACK)
-def test_out_and_in_again_every_bit_is_the_same(source: str, target: str, tmp_path: Path):
-    options = MAE if source.startswith("mae") else HEADS
-    conversion.convert(FOLDER / source, tmp_path / "hf", **options)
-    other = tmp_path / f"other{TARGETS[target]}"
-    conversion.convert(tmp_path / "hf", other, target_format=target)
-    report = conversion.convert(other, tmp_path / "again", **(options if TARGETS[target] else {}))
-    assert report.source_format == target
-    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("hf", "again"))
-    assert before.keys() == after.keys()
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-    configs = [PreTrainedConfig.from_pretrained(tmp_path / folder) for folder in ("hf", "again")]
-    assert configs[0] == configs[1]
+def options_of(source: str) -> dict[str, Any]:
+    """What a file does not tell; a folder tells all."""
+    if (FOLDER / source).is_dir():
+        return {}
+    return dict(MAE) if source == "mae_original.pth" else dict(HEADS)
+
+
+def test_every_file_of_the_references_is_converted_and_gives_its_outputs():
+    rows = {row.source for row in (*ROWS.values(), *FOLDER_ROWS.values())}
+    assert rows | {LINEAR["linear_head"].name, "dinov2_linear4_head.pth"} == set(SOURCES) | HEAD_FILES
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_out_and_in_again_every_bit_is_the_same(source: str, tmp_path: Path):
+    before = conversion.convert(FOLDER / source, tmp_path / "hf", **options_of(source))
+    head = conversion.open_source(tmp_path / "hf").head
+    others = {} if before.config.model_type == "vit" else OUT[before.config.model_type]
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    for target in ("hf", "keras", "orbax", *others.get(head, "").split()):
+        name = tmp_path / f"{target}-out{FILES.get(target, '')}"
+        out = conversion.convert(tmp_path / "hf", name, target_format=target)
+        # What a file of tensors does not tell is said again; what the code behind it computes with may differ.
+        said = {"num_attention_heads": 4, "layer_norm_eps": before.config.layer_norm_eps} if target in FILES else {}
+        said |= {"decoder_num_attention_heads": 3} if head == "decoder" and target == "mae" else {}
+        report = conversion.convert(name, tmp_path / f"{target}-hf", **({} if target == "keras" else said))
+        assert report.source_format in (target, ALIKE.get(target))
+        assert report.config.architectures == before.config.architectures, target
+        no_place = NO_PLACE.get((before.config.model_type, target), ())
+        left_out = {each for each in tensors if any(part in each for part in no_place)}
+        assert set(out.ignored) == left_out, target
+        again = load_file(tmp_path / f"{target}-hf" / "model.safetensors")
+        if left_out and "register" in before.config.model_type:  # timm's registers: see the test after this one
+            again = {each: again[each] for each in again if "_token" not in each and "position" not in each}
+            left_out = tensors.keys() - again.keys()
+        assert again.keys() == tensors.keys() - left_out, target
+        for each in again:
+            assert again[each].dtype == tensors[each].dtype, f"{target}: {each}"
+            assert np.array_equal(again[each], tensors[each]), f"{target}: {each}"
+        if target in ("hf", "keras", "orbax"):
+            assert report.config == before.config
+        shutil.rmtree(tmp_path / f"{target}-hf")
+
+
+@pytest.mark.parametrize("source", ["dinov2_reg_timm.safetensors", "dinov2_reg_original.pth", "hf_dinov2_reg"])
+def test_registers_of_timm_have_the_position_of_cls_in_its_token(source: str, tmp_path: Path):
+    conversion.convert(FOLDER / source, tmp_path / "hf", **options_of(source))
+    report = conversion.convert(tmp_path / "hf", tmp_path / "timm.safetensors", target_format="timm")
+    there = load_file(tmp_path / "timm.safetensors")
+    assert there["pos_embed"].shape == (1, 16, 28)
+    assert there["reg_token"].shape == (1, 4, 28)
+    before = load_file(tmp_path / "hf" / "model.safetensors")
+    is_added = bool(np.any(before["embeddings.position_embeddings"][:, 0]))
+    assert any("is added to its token" in line for line in report.said) == is_added == ("timm" not in source)
+    conversion.convert(tmp_path / "timm.safetensors", tmp_path / "back", **HEADS)
+    if "timm" in source:
+        again = load_file(tmp_path / "back" / "model.safetensors")
+        assert all(np.array_equal(before[name], again[name]) for name in before)
+        original = load_file(FOLDER / source)
+        assert original.keys() == there.keys()
+        assert all(np.array_equal(original[name], there[name]) for name in original)
+    tensors = {"pixel_values": expected()["pixel_values"]}
+    first, second = (
+        outputs_of("pt", "Dinov2WithRegistersModel", tmp_path / folder, tensors) for folder in ("hf", "back")
+    )
+    assert np.abs(first["last_hidden_state"] - second["last_hidden_state"]).max() <= 1e-6
 
 
 def test_a_training_checkpoint_says_what_of_it_was_left_out(tmp_path: Path):
@@ -211,8 +267,10 @@ def test_a_head_on_four_layers_is_refused_by_name(tmp_path: Path):
 def test_a_target_without_a_form_for_the_family_is_refused_by_name(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"timm has no form for a checkpoint of model_type 'vit_mae'"):
         conversion.convert(FOLDER / "hf_mae", tmp_path / "mae.safetensors", target_format="timm")
-    with pytest.raises(CheckpointError, match=r"timm keeps the position of CLS in its token"):
-        conversion.convert(FOLDER / "hf_dinov2_reg", tmp_path / "reg.safetensors", target_format="timm")
+    with pytest.raises(CheckpointError, match=r"mae has no form .* with BeitForImageClassification"):
+        conversion.convert(FOLDER / "hf_beit_cls", tmp_path / "beit.pth", target_format="mae")
+    with pytest.raises(CheckpointError, match=r"timm has no form .* with DeiTForImageClassification"):
+        conversion.convert(FOLDER / "hf_deit_cls", tmp_path / "deit.pth", target_format="timm")
 
 
 def test_registers_without_their_configuration_key_are_named(tmp_path: Path):

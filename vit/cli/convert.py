@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import shown
-from .options import Json
+from .options import DecoderHeads, Heads, Json
 
 if TYPE_CHECKING:
     from conversion import Report
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 def command(
     source: Annotated[Path, typer.Argument(help="A checkpoint: a file or a folder, of any format.")],
-    target: Annotated[Path, typer.Argument(help="A folder; a file name for timm, torchvision, google and keras.")],
+    target: Annotated[Path, typer.Argument(help="A folder; a file name for formats of one file.")],
     source_format: Annotated[
         str,
         typer.Option(
             "--from",
             metavar="FORMAT",
             help="auto, or: hf, transformers-pt, transformers-tf, "
-            "transformers-flax, google, timm, torchvision, dino, deit, mae, dinov2, keras, orbax.",
+            "transformers-flax, google, timm, torchvision, dino, deit, beit, mae, dinov2, keras, orbax.",
         ),
     ] = "auto",
     target_format: Annotated[
@@ -33,7 +33,7 @@ def command(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="hf, timm, torchvision, google, mae, dinov2, transformers-tf, transformers-flax, keras or orbax.",
+            help="hf, timm, torchvision, google, beit, mae, dinov2, transformers-tf, transformers-flax, keras, orbax.",
         ),
     ] = "hf",
     dtype: Annotated[
@@ -46,7 +46,8 @@ def command(
     published_config: Annotated[
         bool, typer.Option(help="The published activation and epsilon, not those that the source's code computes with.")
     ] = False,
-    num_attention_heads: Annotated[int | None, typer.Option(metavar="N", help="Where the file does not tell.")] = None,
+    num_attention_heads: Heads = None,
+    decoder_num_attention_heads: DecoderHeads = None,
     hidden_act: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of the source's.")] = None,
     layer_norm_eps: Annotated[float | None, typer.Option(metavar="X", help="Instead of the source's.")] = None,
     image_size: Annotated[str | None, typer.Option(metavar="N|HxW", help="Where positions form no square.")] = None,
@@ -67,7 +68,8 @@ def command(
     """
     import conversion
 
-    options: dict[str, Any] = {"num_attention_heads": num_attention_heads, "hidden_act": hidden_act,
+    options: dict[str, Any] = {"num_attention_heads": num_attention_heads,
+                               "decoder_num_attention_heads": decoder_num_attention_heads, "hidden_act": hidden_act,
                                "layer_norm_eps": layer_norm_eps, "image_size": _size(image_size),
                                "patch_size": _size(patch_size), "num_channels": num_channels}  # fmt: skip
     with _Bar() as progress:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import shown
-from .options import Json
+from .options import DecoderHeads, Heads, Json
 
 if TYPE_CHECKING:
     from conversion import Inspection
@@ -20,7 +20,8 @@ def command(
     source_format: Annotated[
         str, typer.Option("--from", metavar="FORMAT", help="auto, or as in vit convert.")
     ] = "auto",
-    num_attention_heads: Annotated[int | None, typer.Option(metavar="N", help="Where the file does not tell.")] = None,
+    num_attention_heads: Heads = None,
+    decoder_num_attention_heads: DecoderHeads = None,
     as_json: Json = False,
 ) -> int:
     """Say what a checkpoint is.
@@ -30,7 +31,8 @@ def command(
     """
     import conversion
 
-    found = conversion.inspect(path, source_format, num_attention_heads=num_attention_heads)
+    heads = {"num_attention_heads": num_attention_heads, "decoder_num_attention_heads": decoder_num_attention_heads}
+    found = conversion.inspect(path, source_format, **heads)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:

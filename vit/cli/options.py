@@ -35,6 +35,10 @@ DType = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Images a step. [default: chosen]")
 ]
+Heads = Annotated[int | None, typer.Option(metavar="N", help="Where the file does not tell.")]
+DecoderHeads = Annotated[
+    int | None, typer.Option(metavar="N", help="Of a masked autoencoder. [default: as many as are 32 wide]")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted run that began --output.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be used.")]

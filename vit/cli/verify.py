@@ -11,7 +11,7 @@ import typer
 
 from ..errors import shown
 from .frameworks import choose, quiet
-from .options import Frameworks, Json
+from .options import DecoderHeads, Frameworks, Heads, Json
 
 if TYPE_CHECKING:
     from conversion import Verification
@@ -28,7 +28,8 @@ def command(
     ] = 1e-5,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     source_format: Annotated[str, typer.Option("--from", metavar="FORMAT", help="Of a foreign file.")] = "auto",
-    num_attention_heads: Annotated[int | None, typer.Option(metavar="N", help="Where a file does not tell.")] = None,
+    num_attention_heads: Heads = None,
+    decoder_num_attention_heads: DecoderHeads = None,
     as_json: Json = False,
 ) -> int:
     """Compare a checkpoint in every framework.
@@ -38,7 +39,8 @@ def command(
     """
     import conversion
 
-    options = {} if num_attention_heads is None else {"num_attention_heads": num_attention_heads}
+    heads = {"num_attention_heads": num_attention_heads, "decoder_num_attention_heads": decoder_num_attention_heads}
+    options = {key: value for key, value in heads.items() if value is not None}
     from rich.console import Console
 
     chosen = choose(framework, "vit verify")

@@ -168,7 +168,7 @@ class BeitConfig(PreTrainedConfig):
             rows, columns = self.grid_size
             raise CheckpointError(
                 f"{name}, of the shape {array.shape}, is not the index of a window of {rows} x {columns} patches, "
-                f"which image_size {self.image_size} and patch_size {self.patch_size} make: correct config.json."
+                f"which image_size {self.image_size} and patch_size {self.patch_size} make: correct the configuration."
             )
 
     def resample(self, name: str, array: np.ndarray, old_grid: tuple[int, int]) -> np.ndarray:
