@@ -320,7 +320,8 @@ def unwrap(format: Format, names: Iterable[str], said: list[str] | None = None) 
     order = [*format.wrappers, ""]  # every root starts with the last
     rank, _, root = min((next(i for i, w in enumerate(order) if root.startswith(w)), len(root), root) for root in found)
     wrapper = order[rank]
-    if format.rename is not None and len(rivals := [each for each in found if wrapper and each.startswith(wrapper)]) > 1:
+    rivals = [each for each in found if wrapper and each.startswith(wrapper)]
+    if format.rename is not None and len(rivals) > 1:
         raise CheckpointError(
             f"The file holds several models ({summary(rivals)}): save the state dict of the one that is meant."
         )

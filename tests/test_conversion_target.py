@@ -237,8 +237,10 @@ class Unknown(list):
 
 
 @pytest.mark.parametrize("head", ["classifier", None, "decoder"])
-@pytest.mark.parametrize("kind", ["plain", "module.", "_orig_mod.", "module._orig_mod.", "model.", "lightning", "model",
-                                  "module in model", "averaged", "lightning of any name", "whole training"])  # fmt: skip
+@pytest.mark.parametrize("kind", [
+    "plain", "module.", "_orig_mod.", "module._orig_mod.", "model.", "lightning", "model", "module in model",
+    "averaged", "lightning of any name", "whole training",
+])  # fmt: skip
 def test_published_names_in_a_wrapper_are_converted(kind, head, tmp_path, random_checkpoint, tiny_config):
     import torch
 
@@ -252,11 +254,17 @@ def test_published_names_in_a_wrapper_are_converted(kind, head, tmp_path, random
         "model": {"model": state, "epoch": 1, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
         "module in model": {"model": {f"module.{name}": value for name, value in state.items()}},
         "lightning of any name": {"state_dict": {f"my_net._orig_mod.{name}": value for name, value in state.items()}},
-        "whole training": {"state_dict": {**{f"net.{name}": value for name, value in state.items()},
-                                          "criterion.weight": torch.ones(5)},
-                           "callbacks": {Unknown: Unknown(3)}, "hyper_parameters": Unknown({"lr": 0.1}),
-                           "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
-                           "loops": collections.deque([Unknown(1)]), "rng": np.random.default_rng(0)},
+        "whole training": {
+            "state_dict": {
+                **{f"net.{name}": value for name, value in state.items()},
+                "criterion.weight": torch.ones(5),
+            },
+            "callbacks": {Unknown: Unknown(3)},
+            "hyper_parameters": Unknown({"lr": 0.1}),
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
+            "loops": collections.deque([Unknown(1)]),
+            "rng": np.random.default_rng(0),
+        },
         "averaged": {"model": {name: value * 0 for name, value in state.items()}, "model_ema": state},
     }.get(kind) or {("" if kind == "plain" else kind) + name: value for name, value in state.items()}
     torch.save(content, tmp_path / "x.pth")
@@ -276,7 +284,7 @@ def test_a_file_of_several_models_is_refused_with_their_names(tmp_path, random_c
     state = {name: torch.from_numpy(np.array(own.read(name))) for name in own.tensors}
     both = {f"{which}.{name}": value for name, value in state.items() for which in ("student", "teacher")}
     torch.save({"state_dict": both}, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match="several models .*student.*teacher"):
+    with pytest.raises(CheckpointError, match=r"several models .*student.*teacher"):
         conversion.convert(tmp_path / "x.ckpt", tmp_path / "out")
 
 
@@ -285,7 +293,7 @@ def test_a_pickled_model_is_refused_with_what_to_save_instead(tmp_path):
 
     torch.save(torch.nn.Linear(3, 2), tmp_path / "model.pth")
     torch.save({"model": torch.nn.Linear(3, 2)}, tmp_path / "inside.pth")
-    with pytest.raises(CheckpointError, match=r"an object of torch\.nn\.modules\.linear\.Linear, .*Save its state dict"):
+    with pytest.raises(CheckpointError, match=r"an object of torch\.nn\.modules\.linear\.Linear, .*Save its state"):
         conversion.convert(tmp_path / "model.pth", tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"no tensors, but model \(.*Linear"):
         conversion.convert(tmp_path / "inside.pth", tmp_path / "out")
