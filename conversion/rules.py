@@ -185,10 +185,9 @@ class Format:
         Raises:
             CheckpointError: the format has none.
         """
-        gated = getattr(config, "use_swiglu_ffn", False)
         for each in (self, *self.families):
             has_place = each.only is None or all(head in each.only for head in heads)
-            if each.family == config.model_type and each.gated in (None, gated) and has_place:
+            if each.family == config.model_type and each.gated in (None, config.gated_mlp) and has_place:
                 return each
         kind = f"model_type {config.model_type!r}" + "".join(f" with {config.heads[head].name}" for head in heads)
         raise CheckpointError(f"{self.name} has no form for a checkpoint of {kind}.")

@@ -124,6 +124,10 @@ class PreTrainedConfig(metaclass=_ConfigType):
     """What the tokens between CLS and the patches are called."""
     any_size: ClassVar[bool] = False
     """Whether the models take images of any size, `interpolate_pos_encoding` or not."""
+    nullable: ClassVar[frozenset[str]] = frozenset()
+    """Keys whose null, in a config.json, is a value and not their default."""
+    mlp_bias: ClassVar[bool] = True
+    """Whether the layers of an MLP have a bias."""
     seeing_all: ClassVar[Mapping[str, Any]] = {}
     """Keys and the values under which the base model sees every patch, where it otherwise would not."""
     follows: ClassVar[Mapping[str, str]] = {}
@@ -327,6 +331,16 @@ class PreTrainedConfig(metaclass=_ConfigType):
         return self.qkv_bias
 
     @property
+    def projection_biases(self) -> tuple[bool, bool, bool]:
+        """Whether queries, keys and values have a bias."""
+        return self.qkv_bias, self.key_bias, self.qkv_bias
+
+    @property
+    def gated_mlp(self) -> bool:
+        """Whether the MLPs are gated."""
+        return False
+
+    @property
     def has_positions(self) -> bool:
         """Whether position embeddings are added to the tokens."""
         return True
@@ -367,9 +381,10 @@ class PreTrainedConfig(metaclass=_ConfigType):
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
         """The configuration that `values`, the content of a config.json, describes.
 
-        Keys that this class does not know go to `extra`. A null of a key it knows counts as not given.
+        Keys that this class does not know go to `extra`. A null of a key it knows counts as not given, but for those
+        that are `nullable`.
         """
-        keys = keys_of(cls)
+        keys = frozenset(keys_of(cls)) - cls.nullable
         values = {key: value for key, value in values.items() if value is not None or key not in keys}
         extra = {"extra": values.pop("extra")} if "extra" in values else {}
         known, unknown = _sorted_out(cls, values)
@@ -604,7 +619,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
         """The parameters of the encoder layer `name`, in the order of the computation."""
         width, mlp_width = self.hidden_size, self.intermediate_size
         shapes = layer_norm_shapes(f"{name}.layernorm_before", width)
-        for part, bias in (("query", self.qkv_bias), ("key", self.key_bias), ("value", self.qkv_bias)):
+        for part, bias in zip(("query", "key", "value"), self.projection_biases, strict=True):
             shapes |= linear_shapes(f"{name}.attention.attention.{part}", width, width, bias)
         return {
             **shapes,

@@ -31,7 +31,12 @@ class ModelNames:
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether `gradient_checkpointing_enable` holds."""
-        return self._base().encoder.gradient_checkpointing not in (None, False)
+        return self._stack().gradient_checkpointing not in (None, False)
+
+    def _stack(self) -> Any:
+        """What holds the layers: the encoder, or the model without its head where that has none."""
+        base = self._base()
+        return getattr(base, "encoder", base)
 
     def get_input_embeddings(self) -> Any:
         """What makes tokens of pixels."""

@@ -1,7 +1,8 @@
-"""Position-embedding interpolation as two small matrices, so that every framework does the same two matmuls."""
+"""Positions: resampled by two small matrices, so that every framework does the same two matmuls, or rotated."""
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -114,3 +115,22 @@ def sincos(grid: tuple[int, int], width: int) -> np.ndarray:
     frequencies = 10000.0 ** -(np.arange(width // 4) / (width / 4))
     row, column = (axis.reshape(-1, 1) * frequencies for axis in np.mgrid[:rows, :columns])
     return np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1)[None]
+
+
+def frequencies(size: int, theta: float) -> tuple[float, ...]:
+    """Radians by which queries and keys turn over the half of an image (Su et al. 2021, as in Simeoni et al. 2025).
+
+    Args:
+        size: of a head; a multiple of 4, for pairs of numbers along two axes.
+        theta: the longest period over the shortest.
+
+    Returns:
+        size / 4 of them, of either axis, the fastest first.
+    """
+    return tuple(2 * math.pi * theta ** (-4 * i / size) for i in range(size // 4))
+
+
+def centres(grid: tuple[int, int]) -> np.ndarray:
+    """The centres of a grid of (rows, columns) patches, row by row: (rows * columns, 2) of y and x in [-1, 1]."""
+    axes = ((np.arange(length) + 0.5) / length * 2 - 1 for length in grid)
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)

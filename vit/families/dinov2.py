@@ -87,6 +87,10 @@ class Dinov2Config(PreTrainedConfig):
         return (self.drop_path_rate,) * self.num_hidden_layers
 
     @property
+    def gated_mlp(self) -> bool:
+        return self.use_swiglu_ffn
+
+    @property
     def interpolation(self) -> Mapping[str, Any]:
         return {"offset": self.interpolate_offset}
 

@@ -9,16 +9,15 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
 from ..families.dinov2 import Dinov2Config, Dinov2WithRegistersConfig
-from ..inputs import check_arrays, check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
-from .eager import call, first_token
-from .layers import ACTIVATIONS, DropPath, ViTAttention, ViTEmbeddings, ViTEncoder, dense, initializer, residual
+from .dino import DinoEmbeddings, DinoLayer, DinoMLP, FlaxDinoModel
+from .eager import call
+from .layers import ViTEncoder, dense
 from .loss import classification_loss
 from .norm import layer_norm
 from .pretrained import FlaxPreTrainedModel
@@ -29,51 +28,6 @@ class FlaxDinov2PreTrainedModel(FlaxPreTrainedModel):
 
     config_class: ClassVar[type[Dinov2Config]] = Dinov2Config
     config: Dinov2Config
-
-
-class Dinov2Embeddings(ViTEmbeddings):
-    """As those of ViT, with registers, which have no positions, behind the CLS token (Darcet et al. 2024)."""
-
-    def __init__(self, config: Dinov2Config, **options: Any) -> None:
-        super().__init__(config, config.use_mask_token, **options)
-        rngs, dtype, width = options["rngs"], options["param_dtype"], config.hidden_size
-        if config.use_mask_token:
-            self.mask_token = nnx.Param(jnp.zeros((1, width), dtype))
-        registers = initializer(config)(rngs.params(), (1, config.num_register_tokens, width), dtype)
-        self.register_tokens: Any = nnx.Param(registers) if config.num_register_tokens else None
-
-    def __call__(
-        self,
-        pixel_values: Array,
-        grid: tuple[int, int],
-        bool_masked_pos: Array | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Array:
-        hidden_states = super().__call__(pixel_values, grid, bool_masked_pos, rngs)
-        if self.register_tokens is None:
-            return hidden_states
-        registers = self.register_tokens[...].astype(hidden_states.dtype)
-        registers = self.dropout(jnp.zeros_like(hidden_states[:, :1]) + registers, rngs=rngs)  # sharded as the patches
-        return jnp.concatenate([hidden_states[:, :1], registers, hidden_states[:, 1:]], axis=1)
-
-
-class Dinov2LayerScale(nnx.Module):
-    """A factor for each channel of a branch (Touvron et al. 2021, Section 2.1)."""
-
-    def __init__(self, config: Dinov2Config, **options: Any) -> None:
-        self.lambda1 = nnx.Param(jnp.full(config.hidden_size, config.layerscale_value, options["param_dtype"]))
-
-
-class Dinov2MLP(nnx.Module):
-    """The MLP of a layer."""
-
-    def __init__(self, config: Dinov2Config, **options: Any) -> None:
-        self.fc1 = dense(config, config.hidden_size, config.intermediate_size, **options)
-        self.fc2 = dense(config, config.intermediate_size, config.hidden_size, **options)
-        self.activation = config.hidden_act
-
-    def __call__(self, hidden_states: Array) -> Array:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(hidden_states)))
 
 
 class Dinov2SwiGLUFFN(nnx.Module):
@@ -88,29 +42,10 @@ class Dinov2SwiGLUFFN(nnx.Module):
         return self.weights_out(jax.nn.silu(gate) * value)
 
 
-class Dinov2Layer(nnx.Module):
+class Dinov2Layer(DinoLayer):
     """One pre-norm encoder layer: attention and MLP, each scaled, with a residual."""
 
-    def __init__(self, config: Dinov2Config, drop_path_rate: float = 0.0, **options: Any) -> None:
-        self.norm1 = layer_norm(config, **options)
-        self.attention = ViTAttention(config, **options)
-        self.layer_scale1 = Dinov2LayerScale(config, **options)
-        self.norm2 = layer_norm(config, **options)
-        self.mlp = Dinov2SwiGLUFFN(config, **options) if config.use_swiglu_ffn else Dinov2MLP(config, **options)
-        self.layer_scale2 = Dinov2LayerScale(config, **options)
-        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else None
-
-    def __call__(
-        self,
-        hidden_states: Array,
-        output_attentions: bool = False,
-        rngs: nnx.Rngs | None = None,
-        bias: Array | None = None,
-    ) -> tuple[Array, Array | None]:
-        context, attentions = self.attention(self.norm1(hidden_states), output_attentions, rngs, bias)
-        hidden_states = residual(hidden_states, context, self.layer_scale1.lambda1, self.drop_path, rngs)
-        mlp = self.mlp(self.norm2(hidden_states))
-        return residual(hidden_states, mlp, self.layer_scale2.lambda1, self.drop_path, rngs), attentions
+    mlp_classes = (DinoMLP, Dinov2SwiGLUFFN)
 
 
 class Dinov2Encoder(ViTEncoder):
@@ -119,7 +54,7 @@ class Dinov2Encoder(ViTEncoder):
     layer_class = Dinov2Layer
 
 
-class FlaxDinov2Model(FlaxDinov2PreTrainedModel):
+class FlaxDinov2Model(FlaxDinoModel):
     """DINOv2 without a head (Oquab et al. 2024; transformers' Dinov2Model).
 
     Args:
@@ -128,6 +63,9 @@ class FlaxDinov2Model(FlaxDinov2PreTrainedModel):
         param_dtype: of the parameters.
         rngs: of the initial values.
     """
+
+    config_class: ClassVar[type[Dinov2Config]] = Dinov2Config
+    config: Dinov2Config
 
     def __init__(
         self,
@@ -139,59 +77,20 @@ class FlaxDinov2Model(FlaxDinov2PreTrainedModel):
     ) -> None:
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(config, param_dtype if dtype is None else dtype)
-        self.embeddings = Dinov2Embeddings(config, **options)
+        self.embeddings = DinoEmbeddings(config, **options)
         self.encoder = Dinov2Encoder(config, **options)
         self.layernorm = layer_norm(config, **options)
 
-    def __call__(
+    def encode(
         self,
         pixel_values: Array,
-        bool_masked_pos: Array | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> ModelOutput | tuple[Array, ...]:
-        """Encode images of any size.
-
-        Args:
-            pixel_values: (batch, channels, height, width), float, as the image processor gives them.
-            bool_masked_pos: (batch, patches), true where a patch is replaced by the mask token.
-            output_hidden_states: also return the embeddings and every layer's output.
-            output_attentions: also return every layer's attention probabilities.
-            return_dict: False for a tuple. None takes this and the two above from the configuration.
-            rngs: of dropout and stochastic depth, for a model in train mode whose configuration has some.
-
-        Returns:
-            last_hidden_state (batch, tokens, hidden_size), of CLS, the registers if there are any, and the patches;
-            pooler_output (batch, hidden_size), that of CLS; hidden_states, num_hidden_layers + 1 of (batch, tokens,
-            hidden_size); attentions, num_hidden_layers of (batch, heads, tokens, tokens).
-
-        Raises:
-            InputError: inputs of another shape.
-        """
-        config = self.config
-        check_arrays(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
-        grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding=True)
-        if bool_masked_pos is not None:
-            bool_masked_pos, patches = jnp.asarray(bool_masked_pos), grid[0] * grid[1]
-            check_bool_masked_pos(bool_masked_pos.shape, np.shape(pixel_values)[0], patches, config.use_mask_token)
-        pixel_values = jnp.asarray(pixel_values, self.dtype)
-        hidden_states, all_hidden_states, all_attentions = self.encoder(
-            call(self.embeddings, pixel_values, grid, bool_masked_pos, rngs),
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            config.output_attentions if output_attentions is None else output_attentions,
-            rngs,
-        )
-        hidden_states = call(self.layernorm, hidden_states)
-        return collect(
-            config.return_dict if return_dict is None else return_dict,
-            last_hidden_state=hidden_states,
-            pooler_output=first_token(hidden_states),
-            hidden_states=all_hidden_states,
-            attentions=all_attentions,
-        )
+        grid: tuple[int, int],
+        mask: Array | None,
+        wanted: tuple[bool, bool],
+        rngs: nnx.Rngs | None,
+    ) -> Any:
+        hidden_states, *others = self.encoder(call(self.embeddings, pixel_values, grid, mask, rngs), *wanted, rngs)
+        return call(self.layernorm, hidden_states), *others
 
 
 class FlaxDinov2ForImageClassification(FlaxDinov2PreTrainedModel):

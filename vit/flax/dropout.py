@@ -1,4 +1,4 @@
-"""Dropout that follows the configuration; the same in all three frameworks."""
+"""Dropout that follows the configuration, and stochastic depth; the same in all three frameworks."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ class Dropout(nnx.Dropout):
     @rate.setter
     def rate(self, value: float) -> None:
         self.assigned = value
+
+
+class DropPath(nnx.Dropout):
+    """Stochastic depth: in training drops all that a branch adds to an image (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(rate, broadcast_dims=(1, 2))  # of a branch (B, T, D)

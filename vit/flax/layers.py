@@ -7,7 +7,7 @@ Shapes: B batch, C channels, N patches, T tokens (the patches and those before t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import jax
@@ -17,11 +17,11 @@ from jax import Array
 
 from ..config import PreTrainedConfig, to_pair
 from ..families.vit import ViTConfig
-from ..posemb import bicubic_matrix
 from .attention import attend
-from .dropout import Dropout
+from .dropout import Dropout, DropPath
 from .eager import call
 from .norm import layer_norm
+from .posemb import interpolate
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -55,21 +55,27 @@ class ViTPatchEmbeddings(nnx.Module):
         self.projection = dense(config, size_in, config.hidden_size, **options)
 
     def __call__(self, pixel_values: Array, grid: tuple[int, int]) -> Array:
-        (rows, columns), (height, width) = grid, self.patch_size
-        batch, channels = pixel_values.shape[:2]
-        # Patches do not overlap, so the convolution is a reshape and one matmul.
-        patches = pixel_values[:, :, : rows * height, : columns * width]
-        # One axis at a time, because a mesh with explicit axes knows no other reshape of a sharded array.
-        patches = patches.reshape(batch, channels, rows, height, columns * width)
-        patches = patches.reshape(batch, channels, rows, height, columns, width).transpose(0, 2, 4, 1, 3, 5)
-        patches = self.projection(patches.reshape(batch, rows, columns, channels * height * width))
-        return patches.reshape(batch, rows * columns, patches.shape[-1])  # (B, N, D)
+        patches = self.projection(cut(pixel_values, grid, self.patch_size))
+        return patches.reshape(patches.shape[0], grid[0] * grid[1], patches.shape[-1])  # (B, N, D)
+
+
+def cut(pixel_values: Array, grid: tuple[int, int], patch_size: tuple[int, int]) -> Array:
+    """(B, C, height, width) -> (B, rows, columns, C * height * width of a patch): of patches that do not overlap, a
+    convolution is one matmul."""
+    (rows, columns), (height, width) = grid, patch_size
+    batch, channels = pixel_values.shape[:2]
+    patches = pixel_values[:, :, : rows * height, : columns * width]
+    # One axis at a time, because a mesh with explicit axes knows no other reshape of a sharded array.
+    patches = patches.reshape(batch, channels, rows, height, columns * width)
+    patches = patches.reshape(batch, channels, rows, height, columns, width).transpose(0, 2, 4, 1, 3, 5)
+    return patches.reshape(batch, rows, columns, channels * height * width)
 
 
 class ViTEmbeddings(nnx.Module):
     """Patch tokens, masked ones replaced, behind a CLS token, plus position embeddings."""
 
     tokens: ClassVar[tuple[str, ...]] = ("cls_token",)  # what precedes the patches and has positions, too
+    patch_embeddings_class: ClassVar[Callable[..., nnx.Module]] = ViTPatchEmbeddings
 
     def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False, **options: Any) -> None:
         self.config = config
@@ -81,7 +87,7 @@ class ViTEmbeddings(nnx.Module):
         self.position_embeddings: Any = (
             nnx.Param(init(rngs.params(), (1, positions, width), dtype)) if config.has_positions else None
         )
-        self.patch_embeddings = ViTPatchEmbeddings(config, **options)
+        self.patch_embeddings = self.patch_embeddings_class(config, **options)
         self.dropout = Dropout(config, "hidden_dropout_prob")
 
     def __call__(
@@ -108,31 +114,17 @@ class ViTEmbeddings(nnx.Module):
         return interpolate(self.position_embeddings[...], self.config.grid_size, grid, **self.config.interpolation)
 
 
-def interpolate(positions: Array, old_grid: tuple[int, int], new_grid: tuple[int, int], **kernel: Any) -> Array:
-    """`posemb.interpolate` in JAX: (1, T of the old grid, D) -> (1, T of the new one, D)."""
-    if new_grid == old_grid:
-        return positions
-    dtype = jnp.promote_types(positions.dtype, jnp.float32)
-    first = positions.shape[1] - old_grid[0] * old_grid[1]
-    tokens, patches = positions[:, :first], positions[0, first:].astype(dtype)
-    patches = patches.reshape(*old_grid, positions.shape[-1])  # (rows, columns, D)
-    rows, columns = (
-        jnp.asarray(bicubic_matrix(*pair, **kernel), dtype) for pair in zip(old_grid, new_grid, strict=True)
-    )
-    patches = jnp.einsum("hr,rcd->hcd", rows, patches)
-    patches = jnp.einsum("wc,hcd->hwd", columns, patches).reshape(1, -1, positions.shape[-1])
-    return jnp.concatenate([tokens, patches.astype(tokens.dtype)], axis=1)
-
-
 class ViTSelfAttention(nnx.Module):
     """Multi-head attention of the tokens to each other, without the output projection."""
 
+    projections: ClassVar[tuple[str, str, str]] = ("query", "key", "value")
+    dropout_key: ClassVar[str] = "attention_probs_dropout_prob"
+
     def __init__(self, config: PreTrainedConfig, **options: Any) -> None:
         self.config = config
-        self.query = dense(config, config.hidden_size, config.hidden_size, use_bias=config.qkv_bias, **options)
-        self.key = dense(config, config.hidden_size, config.hidden_size, use_bias=config.key_bias, **options)
-        self.value = dense(config, config.hidden_size, config.hidden_size, use_bias=config.qkv_bias, **options)
-        self.dropout = Dropout(config, "attention_probs_dropout_prob")
+        for name, bias in zip(self.projections, config.projection_biases, strict=True):
+            setattr(self, name, dense(config, config.hidden_size, config.hidden_size, use_bias=bias, **options))
+        self.dropout = Dropout(config, self.dropout_key)
 
     def __call__(
         self,
@@ -141,12 +133,13 @@ class ViTSelfAttention(nnx.Module):
         rngs: nnx.Rngs | None = None,
         bias: Array | None = None,
     ) -> tuple[Array, Array | None]:
-        """`bias`, (1 or B, H, T, T), is added to the scores."""
+        """`bias`, (1 or B, H, T, T), is added to the scores, unless `place` takes it for something else."""
         heads = (self.config.num_attention_heads, self.config.head_dim)
         query, key, value = (
-            projection(hidden_states).reshape(*hidden_states.shape[:2], *heads)  # (B, T, H, D / H)
-            for projection in (self.query, self.key, self.value)
+            getattr(self, name)(hidden_states).reshape(*hidden_states.shape[:2], *heads)  # (B, T, H, D / H)
+            for name in self.projections
         )
+        query, key, bias = self.place(query, key, bias)
         has_dropout = self.dropout.rate > 0 and not self.dropout.deterministic  # which the fused attention lacks
         if output_attentions or has_dropout or self.config.attn_implementation == "eager":
             scores = jnp.einsum("bqhd,bkhd->bhqk", query * self.config.head_dim**-0.5, key)  # (B, H, T, T)
@@ -158,6 +151,10 @@ class ViTSelfAttention(nnx.Module):
             attentions = None
             context = attend(query, key, value, bias)
         return context.reshape(hidden_states.shape), attentions if output_attentions else None  # (B, T, D)
+
+    def place(self, query: Array, key: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:
+        """Queries and keys, (B, T, H, D / H), where their tokens are, and what is added to their scores."""
+        return query, key, bias
 
 
 class ViTSelfOutput(nnx.Module):
@@ -211,13 +208,6 @@ class ViTOutput(nnx.Module):
         return self.dropout(self.dense(hidden_states), rngs=rngs)
 
 
-class DropPath(nnx.Dropout):
-    """Stochastic depth: in training drops all that a branch adds to an image (Huang et al. 2016)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__(rate, broadcast_dims=(1, 2))  # of a branch (B, T, D)
-
-
 def residual(
     hidden_states: Array, branch: Array, scale: Any, drop_path: DropPath | None, rngs: nnx.Rngs | None
 ) -> Array:
@@ -253,6 +243,35 @@ class ViTLayer(nnx.Module):
         return residual(hidden_states, mlp, self.lambda_2, self.drop_path, rngs), attentions
 
 
+def encode(
+    layers: Iterable[nnx.Module],
+    hidden_states: Array,
+    output_hidden_states: bool = False,
+    output_attentions: bool = False,
+    rngs: nnx.Rngs | None = None,
+    biases: Callable[[int], Array] | None = None,
+    recompute: bool = False,
+) -> tuple[Array, tuple[Array, ...] | None, tuple[Array, ...] | None]:
+    """The tokens behind a stack of layers, and before each; the attentions of each.
+
+    Args:
+        biases: what the attention of the layer at an index takes as its `bias`.
+        recompute: whether activations are not kept.
+    """
+    all_hidden_states, all_attentions = [hidden_states], []
+    for i, layer in enumerate(layers):
+        bias = None if biases is None else biases(i)
+        run = nnx.remat(type(layer).__call__, static_argnums=2) if recompute else call
+        hidden_states, attentions = run(layer, hidden_states, output_attentions, rngs, bias)
+        all_hidden_states.append(hidden_states)
+        all_attentions.append(attentions)
+    return (
+        hidden_states,
+        tuple(all_hidden_states) if output_hidden_states else None,
+        tuple(all_attentions) if output_attentions else None,
+    )
+
+
 class ViTEncoder(nnx.Module):
     """The stack of encoder layers."""
 
@@ -270,19 +289,9 @@ class ViTEncoder(nnx.Module):
         rngs: nnx.Rngs | None = None,
         biases: Callable[[int], Array] | None = None,
     ) -> tuple[Array, tuple[Array, ...] | None, tuple[Array, ...] | None]:
-        """`biases` of a layer, which stands at that index, are added to the scores of its attention."""
-        run = nnx.remat(self.layer_class.__call__, static_argnums=2) if self.gradient_checkpointing else call
-        all_hidden_states, all_attentions = [hidden_states], []
-        for i, layer in enumerate(self.layer):
-            bias = None if biases is None else biases(i)
-            hidden_states, attentions = run(layer, hidden_states, output_attentions, rngs, bias)
-            all_hidden_states.append(hidden_states)
-            all_attentions.append(attentions)
-        return (
-            hidden_states,
-            tuple(all_hidden_states) if output_hidden_states else None,
-            tuple(all_attentions) if output_attentions else None,
-        )
+        """As `encode`."""
+        recompute = self.gradient_checkpointing
+        return encode(self.layer, hidden_states, output_hidden_states, output_attentions, rngs, biases, recompute)
 
 
 class ViTPooler(nnx.Module):

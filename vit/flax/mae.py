@@ -19,9 +19,10 @@ from ..families.mae import ViTMAEConfig
 from ..inputs import check_arrays, check_patch_values, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .eager import call
-from .layers import ViTEmbeddings, ViTEncoder, ViTLayer, dense, initializer, interpolate
+from .layers import ViTEmbeddings, ViTEncoder, ViTLayer, dense, initializer
 from .loss import masked_patch_loss, patchify, unpatchify
 from .norm import layer_norm
+from .posemb import interpolate
 from .pretrained import Fixed, FlaxPreTrainedModel
 
 

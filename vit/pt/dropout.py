@@ -1,8 +1,8 @@
-"""Dropout that follows the configuration; the same in all three frameworks."""
+"""Dropout that follows the configuration, and stochastic depth; the same in all three frameworks."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import PreTrainedConfig
 
@@ -22,3 +22,10 @@ class Dropout(nn.Dropout):
     @p.setter
     def p(self, value: float) -> None:
         self.assigned = value
+
+
+class DropPath(nn.Dropout):
+    """Stochastic depth: in training drops all that a branch adds to an image (Huang et al. 2016)."""
+
+    def forward(self, branch: Tensor) -> Tensor:  # (B, T, D)
+        return branch * super().forward(branch.new_ones(branch.shape[0], 1, 1))

@@ -7,7 +7,7 @@ Shapes: B batch, C channels, N patches, T tokens (the patches and those before t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from ..config import PreTrainedConfig, to_pair
 from ..families.vit import ViTConfig
 from .attention import attend
-from .dropout import Dropout
+from .dropout import Dropout, DropPath
 from .linear import ACTIVATIONS, linear, linears
+from .posemb import interpolate
 
 
 class ViTPatchEmbeddings(nn.Module):
@@ -37,6 +38,7 @@ class ViTEmbeddings(nn.Module):
     """Patch tokens, masked ones replaced, behind a CLS token, plus position embeddings."""
 
     tokens: ClassVar[tuple[str, ...]] = ("cls_token",)  # what precedes the patches and has positions, too
+    patch_embeddings_class: ClassVar[Callable[..., nn.Module]] = ViTPatchEmbeddings
 
     def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False) -> None:
         super().__init__()
@@ -46,7 +48,7 @@ class ViTEmbeddings(nn.Module):
             setattr(self, name, nn.Parameter(torch.empty(1, 1, width)))
         self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if use_mask_token else None
         self.position_embeddings: Any = nn.Parameter(torch.empty(1, positions, width)) if config.has_positions else None
-        self.patch_embeddings = ViTPatchEmbeddings(config)
+        self.patch_embeddings = self.patch_embeddings_class(config)
         self.dropout = Dropout(config, "hidden_dropout_prob")
 
     def forward(self, pixel_values: Tensor, grid: tuple[int, int], bool_masked_pos: Tensor | None = None) -> Tensor:
@@ -66,64 +68,29 @@ class ViTEmbeddings(nn.Module):
         return interpolate(self.position_embeddings, self.config.grid_size, grid, **self.config.interpolation)
 
 
-def interpolate(positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], **kernel: Any) -> Tensor:
-    """`posemb.interpolate` in tensors: (1, T of the old grid, D) -> (1, T of the new one, D)."""
-    if new_grid == old_grid:
-        return positions
-    first = positions.shape[1] - old_grid[0] * old_grid[1]
-    tokens, patches = positions[:, :first], positions[0, first:]
-    patches = patches.to(torch.promote_types(positions.dtype, torch.float32)).unflatten(
-        0, old_grid
-    )  # (rows, columns, D)
-    rows, columns = (bicubic_matrix(*pair, like=patches, **kernel) for pair in zip(old_grid, new_grid, strict=True))
-    patches = torch.einsum("hr,rcd->hcd", rows, patches)
-    patches = torch.einsum("wc,hcd->hwd", columns, patches).flatten(0, 1)[None]
-    return torch.cat([tokens, patches.to(tokens.dtype)], dim=1)
-
-
-def bicubic_matrix(old: int, new: int, like: Tensor, offset: float = 0.0, antialias: bool = False) -> Tensor:
-    """`posemb.bicubic_matrix` in tensors, because torch.compile and torch.export may leave the sizes open."""
-    points, device = torch.arange(old, device=like.device), like.device
-    if antialias:
-        scale = like.new_ones(()) * old / new
-        centre = scale * (torch.arange(new, dtype=like.dtype, device=device) + 0.5)[:, None]
-        weights = cubic((points + 0.5 - centre).abs() / scale.clamp(min=1), -0.5)  # (new, old)
-        return weights / weights.sum(1, keepdim=True)
-    exact = torch.int64 if offset == 0 else like.dtype
-    size = new if offset == 0 else new + offset
-    centre = (2 * torch.arange(new, dtype=exact, device=device) + 1) * old - size  # in units of 1 / (2 size)
-    taps = centre.div(2 * size, rounding_mode="floor")[:, None] + torch.arange(-1, 3, device=device)  # (new, 4)
-    weights = cubic(((centre[:, None] - taps * (2 * size)).to(like.dtype) / (2 * size)).abs(), -0.75)
-    columns = taps.clamp(0, old - 1)[:, :, None] == points  # (new, 4, old)
-    return (weights[:, :, None] * columns).sum(1)
-
-
-def cubic(t: Tensor, a: float) -> Tensor:
-    """The weight of a point at a distance of t points (Keys 1981)."""
-    far = torch.where(t < 2, a * (t - 1) * (t - 2) ** 2, 0)
-    return torch.where(t <= 1, ((a + 2) * t - (a + 3)) * t**2 + 1, far)
-
-
 class ViTSelfAttention(nn.Module):
     """Multi-head attention of the tokens to each other, without the output projection."""
+
+    projections: ClassVar[tuple[str, str, str]] = ("query", "key", "value")
+    dropout_key: ClassVar[str] = "attention_probs_dropout_prob"
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.config = config
-        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.key_bias)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.dropout = Dropout(config, "attention_probs_dropout_prob")
+        for name, bias in zip(self.projections, config.projection_biases, strict=True):
+            setattr(self, name, nn.Linear(config.hidden_size, config.hidden_size, bias=bias))
+        self.dropout = Dropout(config, self.dropout_key)
 
     def forward(
         self, hidden_states: Tensor, output_attentions: bool = False, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """`bias`, (1 or B, H, T, T), is added to the scores."""
+        """`bias`, (1 or B, H, T, T), is added to the scores, unless `place` takes it for something else."""
         heads = (self.config.num_attention_heads, self.config.head_dim)
         query, key, value = (
             projected.unflatten(-1, heads).transpose(1, 2)  # (B, H, T, D / H)
-            for projected in linears((self.query, self.key, self.value), hidden_states)
+            for projected in linears([getattr(self, name) for name in self.projections], hidden_states)
         )
+        query, key, bias = self.place(query, key, bias)
         if output_attentions or self.config.attn_implementation == "eager":
             scores = (query * self.config.head_dim**-0.5) @ key.transpose(-1, -2)  # (B, H, T, T)
             scores = scores if bias is None else scores + bias
@@ -135,6 +102,10 @@ class ViTSelfAttention(nn.Module):
             dropout_p = self.dropout.p if self.training else 0.0
             context = attend(query, key, value, dropout_p, bias)
         return context.transpose(1, 2).flatten(2), attentions if output_attentions else None  # (B, T, D)
+
+    def place(self, query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries and keys, (B, H, T, D / H), where their tokens are, and what is added to their scores."""
+        return query, key, bias
 
 
 class ViTSelfOutput(nn.Module):
@@ -188,13 +159,6 @@ class ViTOutput(nn.Module):
         return self.dropout(linear(self.dense, hidden_states))
 
 
-class DropPath(nn.Dropout):
-    """Stochastic depth: in training drops all that a branch adds to an image (Huang et al. 2016)."""
-
-    def forward(self, branch: Tensor) -> Tensor:  # (B, T, D)
-        return branch * super().forward(branch.new_ones(branch.shape[0], 1, 1))
-
-
 def residual(hidden_states: Tensor, branch: Tensor, scale: Tensor | None, drop_path: DropPath | None) -> Tensor:
     """hidden_states + branch, which layer scale (Touvron et al. 2021, Section 2.1) multiplies by a factor a channel."""
     if drop_path is None or not drop_path.training:
@@ -225,6 +189,33 @@ class ViTLayer(nn.Module):
         return residual(hidden_states, mlp, self.lambda_2, self.drop_path), attentions
 
 
+def encode(
+    layers: Iterable[nn.Module],
+    hidden_states: Tensor,
+    output_hidden_states: bool = False,
+    output_attentions: bool = False,
+    biases: Callable[[int], Tensor] | None = None,
+    recompute: dict[str, Any] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+    """The tokens behind a stack of layers, and before each; the attentions of each.
+
+    Args:
+        biases: what the attention of the layer at an index takes as its `bias`.
+        recompute: arguments of `checkpoint`, where activations are not kept.
+    """
+    all_hidden_states, all_attentions = [hidden_states], []
+    for i, layer in enumerate(layers):
+        inputs = (hidden_states, output_attentions, None if biases is None else biases(i))
+        hidden_states, attentions = layer(*inputs) if recompute is None else checkpoint(layer, *inputs, **recompute)
+        all_hidden_states.append(hidden_states)
+        all_attentions.append(attentions)
+    return (
+        hidden_states,
+        tuple(all_hidden_states) if output_hidden_states else None,
+        tuple(all_attentions) if output_attentions else None,
+    )
+
+
 class ViTEncoder(nn.Module):
     """The stack of encoder layers."""
 
@@ -242,23 +233,9 @@ class ViTEncoder(nn.Module):
         output_attentions: bool = False,
         biases: Callable[[int], Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-        """`biases` of a layer, which stands at that index, are added to the scores of its attention."""
-        all_hidden_states, all_attentions = [hidden_states], []
-        for i, layer in enumerate(self.layer):
-            bias = None if biases is None else biases(i)
-            if self.gradient_checkpointing is not None and self.training:
-                hidden_states, attentions = checkpoint(
-                    layer, hidden_states, output_attentions, bias, **self.gradient_checkpointing
-                )
-            else:
-                hidden_states, attentions = layer(hidden_states, output_attentions, bias)
-            all_hidden_states.append(hidden_states)
-            all_attentions.append(attentions)
-        return (
-            hidden_states,
-            tuple(all_hidden_states) if output_hidden_states else None,
-            tuple(all_attentions) if output_attentions else None,
-        )
+        """As `encode`."""
+        recompute = self.gradient_checkpointing if self.training else None
+        return encode(self.layer, hidden_states, output_hidden_states, output_attentions, biases, recompute)
 
 
 class ViTPooler(nn.Module):

@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from ..families.mae import ViTMAEConfig
 from ..inputs import check_patch_values, check_pixel_values, check_tensors
 from ..outputs import ModelOutput, collect
-from .layers import ViTEmbeddings, ViTEncoder, ViTLayer, interpolate
+from .layers import ViTEmbeddings, ViTEncoder, ViTLayer
 from .linear import keep_freed_memory, linear, takes_kernels
 from .loss import masked_patch_loss, patchify, unpatchify
+from .posemb import interpolate
 from .pretrained import PreTrainedModel
 
 

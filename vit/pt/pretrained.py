@@ -71,11 +71,11 @@ class PreTrainedModel(ModelNames, nn.Module):
         Args:
             gradient_checkpointing_kwargs: of `torch.utils.checkpoint.checkpoint`, as a Trainer passes them.
         """
-        self._base().encoder.gradient_checkpointing = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        self._stack().gradient_checkpointing = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
 
     def gradient_checkpointing_disable(self) -> None:
         """Undo `gradient_checkpointing_enable`."""
-        self._base().encoder.gradient_checkpointing = None
+        self._stack().gradient_checkpointing = None
 
     def _base(self) -> Any:
         return self if self.head is None else getattr(self, self.config.base_model_prefix)

@@ -143,7 +143,7 @@ def prepack(model: Model, batch_size: int = 1) -> Model:
 def _replace_linear(model: Model, new: Callable[[nn.Linear], InferenceLinear], made: str) -> Model:
     if model.inference_only:
         raise InputError(f"The model is {model.inference_only} already; load it anew.")
-    for parent in list(model._base().encoder.modules()):
+    for parent in list(model._stack().modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, new(child))

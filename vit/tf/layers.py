@@ -8,7 +8,7 @@ Shapes: B batch, C channels, N patches, T tokens (the patches and those before t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import keras
@@ -17,11 +17,11 @@ from keras import ops
 
 from ..config import PreTrainedConfig, config_from_dict, to_pair
 from ..families.vit import ViTConfig
-from ..posemb import bicubic_matrix
 from .attention import attend
-from .dropout import Dropout
+from .dropout import Dropout, DropPath, recomputed
 from .linear import ACTIVATIONS, dense, initializer, linear
 from .norm import layer_norm
+from .posemb import interpolate
 
 
 class ViTKerasLayer(keras.layers.Layer):
@@ -57,19 +57,24 @@ class ViTPatchEmbeddings(ViTKerasLayer):
         self.projection.build((None, None, self.config.num_channels * self.patch_size[0] * self.patch_size[1]))
 
     def call(self, pixel_values: tf.Tensor, grid: tuple[int, int]) -> tf.Tensor:
-        (rows, columns), (height, width), channels = grid, self.patch_size, self.config.num_channels
-        # Patches do not overlap, so the convolution is a reshape and one matmul.
-        patches = pixel_values[:, :, : rows * height, : columns * width]
-        patches = ops.reshape(patches, (-1, channels, rows, height, columns, width))
-        patches = ops.transpose(patches, (0, 2, 4, 1, 3, 5))
-        patches = ops.reshape(patches, (-1, rows * columns, channels * height * width))
-        return linear(self.projection, patches)  # (B, N, D)
+        return linear(self.projection, cut(pixel_values, grid, self.patch_size))  # (B, N, D)
+
+
+def cut(pixel_values: tf.Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> tf.Tensor:
+    """(B, C, height, width) -> (B, N, C * height * width of a patch): of patches that do not overlap, a convolution is
+    one matmul."""
+    (rows, columns), (height, width), channels = grid, patch_size, pixel_values.shape[1]
+    patches = pixel_values[:, :, : rows * height, : columns * width]
+    patches = ops.reshape(patches, (-1, channels, rows, height, columns, width))
+    patches = ops.transpose(patches, (0, 2, 4, 1, 3, 5))
+    return ops.reshape(patches, (-1, rows * columns, channels * height * width))
 
 
 class ViTEmbeddings(ViTKerasLayer):
     """Patch tokens, masked ones replaced, behind a CLS token, plus position embeddings."""
 
     tokens: ClassVar[tuple[str, ...]] = ("cls_token",)  # what precedes the patches and has positions, too
+    patch_embeddings_class: ClassVar[Callable[..., keras.layers.Layer]] = ViTPatchEmbeddings
 
     def __init__(self, config: PreTrainedConfig, use_mask_token: bool = False, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
@@ -77,7 +82,7 @@ class ViTEmbeddings(ViTKerasLayer):
         for name in (*self.tokens, "position_embeddings"):
             setattr(self, f"{name}_initializer", initializer(config))
         self.mask_token_initializer = keras.initializers.Zeros()
-        self.patch_embeddings = ViTPatchEmbeddings(config, name="patch_embeddings", **self.options)
+        self.patch_embeddings = self.patch_embeddings_class(config, name="patch_embeddings", **self.options)
         self.dropout = Dropout(config, "hidden_dropout_prob", name="dropout", **self.options)
 
     def build(self, input_shape: Any) -> None:
@@ -107,49 +112,41 @@ class ViTEmbeddings(ViTKerasLayer):
         return interpolate(self.position_embeddings, self.config.grid_size, grid, **self.config.interpolation)
 
 
-def interpolate(positions: tf.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], **kernel: Any) -> tf.Tensor:
-    """`posemb.interpolate` in tensors: (1, T of the old grid, D) -> (1, T of the new one, D)."""
-    positions = ops.convert_to_tensor(positions)
-    if new_grid == old_grid:
-        return positions
-    dtype = keras.backend.result_type(positions.dtype, "float32")
-    first = positions.shape[1] - old_grid[0] * old_grid[1]
-    tokens, patches = positions[:, :first], ops.cast(positions[0, first:], dtype)
-    patches = ops.reshape(patches, (*old_grid, positions.shape[-1]))  # (rows, columns, D)
-    rows, columns = (
-        ops.convert_to_tensor(bicubic_matrix(*pair, **kernel), dtype) for pair in zip(old_grid, new_grid, strict=True)
-    )
-    patches = ops.einsum("hr,rcd->hcd", rows, patches)
-    patches = ops.reshape(ops.einsum("wc,hcd->hwd", columns, patches), (1, -1, positions.shape[-1]))
-    return ops.concatenate([tokens, ops.cast(patches, tokens.dtype)], axis=1)
-
-
 class ViTSelfAttention(ViTKerasLayer):
     """Multi-head attention of the tokens to each other, without the output projection."""
 
+    projections: ClassVar[tuple[str, str, str]] = ("query", "key", "value")
+    dropout_key: ClassVar[str] = "attention_probs_dropout_prob"
+
     def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        self.query = dense(config, config.hidden_size, "query", use_bias=config.qkv_bias, **self.options)
-        self.key = dense(config, config.hidden_size, "key", use_bias=config.key_bias, **self.options)
-        self.value = dense(config, config.hidden_size, "value", use_bias=config.qkv_bias, **self.options)
-        self.dropout = Dropout(config, "attention_probs_dropout_prob", name="dropout", **self.options)
+        for name, bias in zip(self.projections, config.projection_biases, strict=True):
+            setattr(self, name, dense(config, config.hidden_size, name, use_bias=bias, **self.options))
+        self.dropout = Dropout(config, self.dropout_key, name="dropout", **self.options)
 
     def build(self, input_shape: Any) -> None:
-        for projection in (self.query, self.key, self.value):
-            projection.build((None, None, self.config.hidden_size))
+        for name in self.projections:
+            getattr(self, name).build((None, None, self.config.hidden_size))
 
     def call(
         self, hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """`bias`, (1 or B, H, T, T), is added to the scores."""
+        """`bias`, (1 or B, H, T, T), is added to the scores, unless `place` takes it for something else."""
         heads = (self.config.num_attention_heads, self.config.head_dim)
         query, key, value = (
-            ops.reshape(linear(projection, hidden_states), (-1, hidden_states.shape[1], *heads))  # (B, T, H, D / H)
-            for projection in (self.query, self.key, self.value)
-        )
+            ops.reshape(linear(getattr(self, name), hidden_states), (-1, hidden_states.shape[1], *heads))
+            for name in self.projections
+        )  # (B, T, H, D / H)
+        query, key, bias = self.place(query, key, bias)
         context, attentions = attend(query, key, value, self.dropout, bias)
         context = ops.reshape(context, (-1, *hidden_states.shape[1:]))  # (B, T, D)
         return context, attentions if output_attentions else None
+
+    def place(
+        self, query: tf.Tensor, key: tf.Tensor, bias: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Queries and keys, (B, T, H, D / H), where their tokens are, and what is added to their scores."""
+        return query, key, bias
 
 
 class ViTSelfOutput(ViTKerasLayer):
@@ -216,13 +213,6 @@ class ViTOutput(ViTKerasLayer):
         return self.dropout(linear(self.dense, hidden_states))
 
 
-class DropPath(keras.layers.Dropout):
-    """Stochastic depth: in training drops all that a branch adds to an image (Huang et al. 2016)."""
-
-    def __init__(self, rate: float, **kwargs: Any) -> None:
-        super().__init__(rate, noise_shape=(None, 1, 1), **kwargs)  # of a branch (B, T, D)
-
-
 def residual(
     hidden_states: tf.Tensor, branch: tf.Tensor, scale: tf.Tensor | None, drop_path: DropPath | None
 ) -> tf.Tensor:
@@ -270,29 +260,32 @@ class ViTLayer(ViTKerasLayer):
         return {**super().get_config(), "drop_path_rate": self.drop_path_rate}
 
 
-def recomputed(layer: ViTKerasLayer) -> Any:
-    """`layer` in training, computed again in the backward pass instead of keeping its activations."""
-    dropouts = [each for each in layer._flatten_layers() if isinstance(each, keras.layers.Dropout)]
-    drawn = [each for each in dropouts if each.rate > 0 for _ in range(2 if isinstance(each, DropPath) else 1)]
-    seeds = [dropout.seed_generator for dropout in drawn]  # as often as the layer draws from each
-    start = [(seed.state, ops.copy(seed.state)) for seed in seeds]
+def encode(
+    layers: Iterable[ViTKerasLayer],
+    hidden_states: tf.Tensor,
+    output_hidden_states: bool = False,
+    output_attentions: bool = False,
+    biases: Callable[[int], tf.Tensor] | None = None,
+    recompute: bool | None = False,
+) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
+    """The tokens behind a stack of layers, and before each; the attentions of each.
 
-    def call(
-        hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        def compute(hidden_states: tf.Tensor, *bias: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            with keras.StatelessScope(start):  # both times from the same seeds, so that both drop the same
-                outputs = layer(
-                    hidden_states, output_attentions=output_attentions, bias=bias[0] if bias else None, training=True
-                )
-            return outputs if output_attentions else outputs[:1]  # remat takes no None
-
-        outputs = keras.remat(compute)(hidden_states, *([] if bias is None else [bias]))
-        for seed in seeds:
-            seed.next()
-        return outputs if output_attentions else (*outputs, None)
-
-    return call
+    Args:
+        biases: what the attention of the layer at an index takes as its `bias`.
+        recompute: whether activations are not kept.
+    """
+    all_hidden_states, all_attentions = [hidden_states], []
+    for i, layer in enumerate(layers):
+        bias = None if biases is None else biases(i)
+        run = recomputed(layer) if recompute else layer
+        hidden_states, attentions = run(hidden_states, output_attentions=output_attentions, bias=bias)
+        all_hidden_states.append(hidden_states)
+        all_attentions.append(attentions)
+    return (
+        hidden_states,
+        tuple(all_hidden_states) if output_hidden_states else None,
+        tuple(all_attentions) if output_attentions else None,
+    )
 
 
 class ViTEncoder(ViTKerasLayer):
@@ -320,19 +313,9 @@ class ViTEncoder(ViTKerasLayer):
         biases: Callable[[int], tf.Tensor] | None = None,
         training: bool | None = None,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
-        """`biases` of a layer, which stands at that index, are added to the scores of its attention."""
-        all_hidden_states, all_attentions = [hidden_states], []
-        for i, layer in enumerate(self.layer):
-            bias = None if biases is None else biases(i)
-            run = recomputed(layer) if self.gradient_checkpointing and training else layer
-            hidden_states, attentions = run(hidden_states, output_attentions=output_attentions, bias=bias)
-            all_hidden_states.append(hidden_states)
-            all_attentions.append(attentions)
-        return (
-            hidden_states,
-            tuple(all_hidden_states) if output_hidden_states else None,
-            tuple(all_attentions) if output_attentions else None,
-        )
+        """As `encode`."""
+        recompute = self.gradient_checkpointing and training
+        return encode(self.layer, hidden_states, output_hidden_states, output_attentions, biases, recompute)
 
 
 class ViTPooler(ViTKerasLayer):

@@ -14,10 +14,12 @@ from keras import ops
 from ..families.mae import ViTMAEConfig
 from ..inputs import check_patch_values, check_pixel_values
 from ..outputs import ModelOutput, collect
-from .layers import ViTEmbeddings, ViTEncoder, ViTKerasLayer, ViTLayer, interpolate, recomputed
+from .dropout import recomputed
+from .layers import ViTEmbeddings, ViTEncoder, ViTKerasLayer, ViTLayer
 from .linear import dense, initializer, linear
 from .loss import masked_patch_loss, patchify, unpatchify
 from .norm import layer_norm
+from .posemb import interpolate
 from .pretrained import TFPreTrainedModel
 
 

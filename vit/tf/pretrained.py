@@ -90,11 +90,11 @@ class TFPreTrainedModel(ModelNames, keras.Model):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each encoder layer in the backward pass of training, instead of keeping its activations."""
-        self._base().encoder.gradient_checkpointing = True
+        self._stack().gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         """Undo `gradient_checkpointing_enable`."""
-        self._base().encoder.gradient_checkpointing = False
+        self._stack().gradient_checkpointing = False
 
     def _base(self) -> Any:
         return self if self.head is None else getattr(self, self.config.base_model_prefix)
