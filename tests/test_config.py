@@ -342,6 +342,45 @@ def test_every_key_that_may_be_assigned_is_tried():
     assert ASSIGNED.keys() == ViTConfig.assignable
 
 
+def test_update_shapes_a_model_until_there_is_one():
+    from vit import ViTModel
+
+    config = ViTConfig(num_hidden_layers=1)
+    config.update({"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "image_size": [32, 16],
+                   "num_labels": 3, "output_attentions": True, "mine": 1})  # fmt: skip
+    assert (config.hidden_size, config.image_size, config.pooler_output_size) == (32, (32, 16), 32)
+    assert (config.num_labels, config.output_attentions, config.mine) == (3, True, 1)
+    model = ViTModel(config)
+    config.update({"hidden_size": 32, "image_size": (32, 16), "output_attentions": False})  # what it is
+    assert not model.config.output_attentions
+    before = config.to_dict()
+    for values in ({"hidden_size": 64}, {"num_labels": 4}):
+        with pytest.raises(ConfigError, match=r"config\.replace\("):
+            config.update(values)
+    with pytest.raises(ConfigError, match="hidden_size is -1"):
+        ViTConfig().update({"hidden_size": -1})
+    assert config.to_dict() == before
+    config.replace().update({"hidden_size": 64})  # a copy that no model has
+
+
+def test_update_from_string_reads_each_value_as_its_key_has_it():
+    config = ViTConfig()
+    config.update_from_string("hidden_size=64, num_attention_heads=4,qkv_bias=False,output_attentions=yes,"
+                              "layer_norm_eps=1e-6,hidden_act=relu")  # fmt: skip
+    assert (config.hidden_size, config.qkv_bias, config.output_attentions) == (64, False, True)
+    assert (config.layer_norm_eps, config.hidden_act) == (1e-6, "relu")
+    for text, message in (("hiden_size=3", "did you mean 'hidden_size'"), ("qkv_bias", "no key=value"),
+                          ("hidden_size=wide", "hidden_size is 'wide'")):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            config.update_from_string(text)
+
+
+def test_keys_that_mean_nothing_are_taken_and_kept(reference):
+    config = ViTConfig.from_pretrained(reference / "hf_torch", finetuning_task="image-classification")
+    assert config.finetuning_task == "image-classification"
+    assert config.to_dict()["finetuning_task"] == "image-classification"
+
+
 @pytest.mark.parametrize("key", ASSIGNED)
 def test_behaviour_is_assigned_as_replace_would_give_it(key):
     config = ViTConfig()

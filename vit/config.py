@@ -288,9 +288,14 @@ class PreTrainedConfig(metaclass=_ConfigType):
     def replace(self, **overrides: Any) -> Self:
         """A copy with some values changed; a new number of labels or new names make the other label keys follow.
 
+        Keys of transformers that mean nothing here are kept, as those of a config.json are.
+
         Raises:
             ConfigError: an unknown key (the nearest known one is named), or an impossible value.
         """
+        if neutral := {name: value for name, value in overrides.items() if name in NEUTRAL}:
+            extra = {**overrides.get("extra", self.extra), **neutral}
+            overrides = {**{name: value for name, value in overrides.items() if name not in neutral}, "extra": extra}
         _check_keys(type(self), overrides)
         values = {name: getattr(self, name) for name in keys_of(type(self))}
         labels = {"num_labels", "id2label", "label2id"} & overrides.keys()
@@ -484,12 +489,13 @@ class PreTrainedConfig(metaclass=_ConfigType):
         return self._hash
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_hash", "_snapshot")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_hash", "_snapshot", "_in_use")}
 
     # === Assignment ===
 
     _hash: ClassVar[Any] = None  # known until the next assignment
     _snapshot: ClassVar[Any] = None
+    _in_use: ClassVar[Any] = False
     _name_or_path: ClassVar[Any] = ""
     _commit_hash: ClassVar[Any] = None
 
@@ -541,9 +547,46 @@ class PreTrainedConfig(metaclass=_ConfigType):
         return {key: getattr(renamed, key) for key in ("num_labels", "id2label", "label2id")}
 
     def update(self, values: Mapping[str, Any]) -> None:
-        """Assign several keys."""
+        """Assign several keys; what shapes a model, too, until a model has this configuration.
+
+        Raises:
+            ConfigError: an impossible value, or another shape than that of a model that is there.
+        """
+        shapes = {name: value for name, value in values.items()
+                  if name in _keys(type(self))[1] and (name not in self.assignable or name == "num_labels")}  # fmt: skip
+        if shapes:
+            changed = self.replace(**shapes)
+            if not self._in_use:
+                self.__dict__.update(vars(changed), _hash=None, _snapshot=None)
+            elif changed == self:
+                values = {name: value for name, value in values.items() if name not in shapes}
         for name, value in values.items():
-            setattr(self, name, value)
+            if self._in_use or name not in shapes:
+                setattr(self, name, value)
+
+    def update_from_string(self, update_str: str) -> None:
+        """`update` with "key=value,key=value"; each value is read as one of the kind that its key has.
+
+        Raises:
+            ConfigError: an unknown key, no "key=value", or an impossible value.
+        """
+        values: dict[str, Any] = {}
+        for part in update_str.split(","):
+            name, sign, text = (each.strip() for each in part.partition("="))
+            if not sign:
+                raise ConfigError(f"{quoted(part)} is no key=value.")
+            _check_keys(type(self), [name])
+            if isinstance(getattr(self, name), bool) and text.lower() in ("1", "y", "yes", "0", "n", "no"):
+                text = "true" if text.lower() in ("1", "y", "yes") else "false"
+            try:
+                values[name] = json.loads(text.lower() if text.lower() in ("true", "false") else text)
+            except ValueError:
+                values[name] = text
+        self.update(values)
+
+    def mark_in_use(self) -> None:
+        """Say that a model has this configuration: from then on `update` takes no other shape."""
+        self._in_use = True
 
     def check_assignable(self, other: object) -> None:
         """Check that a model of this configuration may have another instead.

@@ -73,6 +73,7 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
 
     def __init__(self, config: PreTrainedConfig, dtype: DTypeLike) -> None:
         self.config = config
+        config.mark_in_use()
         self.dtype = jnp.dtype(dtype)  # of the computation
 
     def __setattr__(self, name: str, value: Any) -> None:

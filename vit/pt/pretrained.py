@@ -40,6 +40,7 @@ class PreTrainedModel(ModelNames, nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.config = config
+        config.mark_in_use()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config" and name in self.__dict__:  # what is assigned holds for the modules inside

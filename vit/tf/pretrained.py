@@ -42,6 +42,7 @@ class TFPreTrainedModel(ModelNames, keras.Model):
     def __init__(self, config: PreTrainedConfig, build: bool = True, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)  # labels and pixels keep their dtype; `call` casts what it computes
         self.config = config
+        config.mark_in_use()
         self.options = {"dtype": self.dtype_policy}
         self._build_now = build
         self._traced: dict[str, int] = {}  # function -> hash of the configuration it was traced under
