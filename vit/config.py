@@ -552,8 +552,8 @@ class PreTrainedConfig(metaclass=_ConfigType):
         Raises:
             ConfigError: an impossible value, or another shape than that of a model that is there.
         """
-        shapes = {name: value for name, value in values.items()
-                  if name in _keys(type(self))[1] and (name not in self.assignable or name == "num_labels")}  # fmt: skip
+        fixed = {*_keys(type(self))[1] - self.assignable, "num_labels"}
+        shapes = {name: value for name, value in values.items() if name in fixed}
         if shapes:
             changed = self.replace(**shapes)
             if not self._in_use:
@@ -586,7 +586,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
 
     def mark_in_use(self) -> None:
         """Say that a model has this configuration: from then on `update` takes no other shape."""
-        self._in_use = True
+        object.__setattr__(self, "_in_use", True)
 
     def check_assignable(self, other: object) -> None:
         """Check that a model of this configuration may have another instead.
