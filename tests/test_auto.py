@@ -145,3 +145,15 @@ def test_every_task_of_every_family_has_an_auto_class():
         config = tiny_family(model_type)
         reached = {head for task in TASKS for head in families.heads_for(config, task)}
         assert reached == set(config.heads)
+
+
+@pytest.mark.parametrize("framework", families.PREFIXES)
+def test_a_warning_points_at_the_line_that_loads(framework: str, tmp_path: Path):
+    tiny_checkpoint(tmp_path, "vit", "classifier")
+    prefix = families.PREFIXES[framework]
+    auto = getattr(vit, f"{prefix}AutoModelForImageClassification")
+    for load in (auto.from_pretrained, families.model_class(framework, "vit", "classifier").from_pretrained,
+                 lambda folder, **options: vit.Forward(folder, framework, **options)):  # fmt: skip
+        with pytest.warns(UserWarning, match="freshly initialised") as caught:
+            load(tmp_path, num_labels=3)
+        assert {Path(each.filename).name for each in caught if "freshly" in str(each.message)} == {Path(__file__).name}

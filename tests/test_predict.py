@@ -520,5 +520,7 @@ def test_the_batch_size_that_is_chosen_keeps_activations_small_on_a_cpu(random_c
         forward.config = vit.ViTConfig.variant(name)
         sizes[name] = default_batch_size(forward)
     assert sizes == {"Ti/16": 8, "S/16": 4, "B/16": 2, "L/16": 2}
+    forward.config = vit.Dinov2Config.variant("S/14", image_size=518)
+    assert [default_batch_size(forward, image) for image in (None, (3, 518, 518), (3, 224, 224))] == [2, 2, 4]
     forward.device_type = "cuda"
     assert default_batch_size(forward) == 64

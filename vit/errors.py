@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import reprlib
+import sys
+import warnings
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
+
+_PACKAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
 class ConfigError(ValueError):
@@ -45,6 +51,15 @@ def install_line(extra: str) -> str:
 def missing_framework(what: str, extra: str) -> MissingFrameworkError:
     """The error for using `what` without the framework of `extra`, with the line that installs it."""
     return MissingFrameworkError(f"{what} needs {FRAMEWORKS[extra][1]}. Install it with: {install_line(extra)}")
+
+
+def warn(message: str) -> None:
+    """Warn of `message` at the line outside this package that led here."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def summary(names: Iterable[str], most: int = 8) -> str:

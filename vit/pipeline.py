@@ -143,7 +143,7 @@ def predict(
         )
     expected = shape_of_images(processor, config)
     answer = _labels(config, processor, top_k) if task == "classify" else _vectors(pool, config.prefix_tokens)
-    batch_size = batch_size or default_batch_size(model)
+    batch_size = batch_size or default_batch_size(model, expected)
     found = _run(iter(images), model, processor, answer, expected, batch_size, workers or available_cpus(), start)
     return found if on_error == "row" else _raising(found)
 
@@ -218,11 +218,17 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def default_batch_size(forward: Forward) -> int:
-    """How many images a step is quick with: few on a CPU, where activations should stay in its caches."""
+def default_batch_size(forward: Forward, image: Sequence[int] | None = None) -> int:
+    """How many images a step is quick with: few on a CPU, where activations should stay in its caches.
+
+    Args:
+        forward: what computes.
+        image: (channels, height, width) of the images; None for those of `config.image_size`.
+    """
     if forward.device_type != "cpu":
         return 64
-    tokens = forward.config.prefix_tokens + forward.config.num_patches
+    rows, columns = _grid(forward.config, image)
+    tokens = forward.config.prefix_tokens + rows * columns
     floats = 300_000  # in one array of all tokens of a batch
     return max(2, min(64, 1 << (floats // (tokens * forward.config.hidden_size)).bit_length()))
 
@@ -233,9 +239,15 @@ def vector_shape(config: PreTrainedConfig, pool: str, image: Sequence[int] | Non
         return (config.pooler_output_size,)
     if pool != "patches":
         return (config.hidden_size,)
-    sizes = to_pair(config.image_size) if image is None else image[1:]
-    rows, columns = (size // patch for size, patch in zip(sizes, to_pair(config.patch_size), strict=True))
+    rows, columns = _grid(config, image)
     return (rows * columns, config.hidden_size)
+
+
+def _grid(config: PreTrainedConfig, image: Sequence[int] | None) -> tuple[int, int]:
+    """(rows, columns) of the patches of an image, of `image_size` or of the (channels, height, width) that is given."""
+    height, width = to_pair(config.image_size) if image is None else image[1:]
+    patch_height, patch_width = to_pair(config.patch_size)
+    return height // patch_height, width // patch_width
 
 
 # === The pipeline ===

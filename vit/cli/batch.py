@@ -103,17 +103,17 @@ def run(
         forward = open_model(folder, extra, device=device, dtype=dtype, **parts)
         facts = {"model": model or "the bundled digits", "framework": extra, "device": forward.device_type,
                  "dtype": forward.config.dtype}  # fmt: skip
+        shape = pipeline.shape_of_images(processor, forward.config)
         sink: Any
         if output is not None:
             settings = {"task": task, **facts, **setting, "spreadsheet": spreadsheet}
-            shape = pipeline.shape_of_images(processor, forward.config)
             sink = _File(output, settings, folder, batch_size, resume, forward, shape)
         else:
             sink = _Document() if as_json else _Terminal(progress, None if quiet else show)
         try:
             done, failed = _continue(sink.rows(), paths)
             before, begun, in_colour = done, time.perf_counter(), False
-            batch_size = sink.batch_size or batch_size or pipeline.default_batch_size(forward)
+            batch_size = sink.batch_size or batch_size or pipeline.default_batch_size(forward, shape)
             progress.update(bar, completed=done, description="Classifying" if task == "classify" else "Embedding")
             with _signals(lambda: progress.update(bar, description="Stopping (again: at once)")) as caught:
                 warnings.filterwarnings("ignore", module="PIL")  # odd files: what matters is in their rows
@@ -222,7 +222,7 @@ class _File:
         config = forward.config
         self._output = tables.Output(output)
         found = self._output.settings() if resume else {}
-        self.batch_size = batch_size or found.get("batch_size") or default_batch_size(forward)
+        self.batch_size = batch_size or found.get("batch_size") or default_batch_size(forward, image)
         wanted = {**settings, "batch_size": self.batch_size, "model_sha256": _digest(folder)}
         if settings["task"] == "classify":
             labels = min(settings["top_k"], config.num_labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from functools import cache
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from jax.typing import DTypeLike
 
 from .. import checkpoint, weights
 from ..config import PreTrainedConfig
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..keywords import loading_keywords
 from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
@@ -166,7 +165,7 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
                     array = _initialise(name, variable.get_value().shape, fit.dtype, rngs, fit.config)
                 variable.set_value(jax.device_put(array, device))
         if message := fit.warning():
-            warnings.warn(message, stacklevel=2)
+            warn(message)
         model.eval()
         return (model, fit.loading_info()) if with_info else model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch.utils import _pytree
 
 from .. import checkpoint
 from ..config import PreTrainedConfig
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..inputs import check_torch_device
 from ..keywords import loading_keywords
 from ..names import ModelNames
@@ -133,7 +132,7 @@ class PreTrainedModel(ModelNames, nn.Module):
             state = {fit.config.model_name(name, cls.head): value for name, value in state.items()}
             model.load_state_dict(state, assign=True)
         if message := fit.warning():
-            warnings.warn(message, stacklevel=2)
+            warn(message)
         return (model.eval(), fit.loading_info()) if with_info else model.eval()
 
     def num_parameters(self, only_trainable: bool = False) -> int:

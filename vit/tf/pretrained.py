@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import Any, ClassVar, Self
@@ -15,7 +14,7 @@ import tensorflow as tf
 
 from .. import checkpoint, weights
 from ..config import PreTrainedConfig, to_pair
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..inputs import check_arrays
 from ..keywords import loading_keywords
 from ..names import ModelNames
@@ -241,7 +240,7 @@ class TFPreTrainedModel(ModelNames, keras.Model):
             for name, (layer, leaf) in given.items():
                 setattr(layer, f"{leaf}_initializer", initializers[name])
         if message := fit.warning():
-            warnings.warn(message, stacklevel=2)
+            warn(message)
         return (model, fit.loading_info()) if with_info else model
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
