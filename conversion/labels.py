@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from vit.errors import CheckpointError
+from vit import budgets
+from vit.config import label_index
+from vit.errors import CheckpointError, shown
 
 
 def label_names(source: str | Path | Iterable[str]) -> dict[int, str]:
@@ -14,17 +16,22 @@ def label_names(source: str | Path | Iterable[str]) -> dict[int, str]:
     if isinstance(source, str | Path):
         path = Path(__file__).parent / "data" / "imagenet-1k.txt" if source == "imagenet-1k" else Path(source)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = budgets.read_whole(path).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(
-                f"The labels {source} cannot be read ({error}); give imagenet-1k or a file."
+                f"The labels {shown(source)} cannot be read ({shown(error)}); give imagenet-1k or a file."
             ) from None
         if path.suffix == ".json":
             try:
                 values = json.loads(text)
                 values = values.get("id2label", values) if isinstance(values, dict) else dict(enumerate(values))
-                return {int(index): str(label) for index, label in values.items()}
-            except (ValueError, TypeError, AttributeError):
-                raise CheckpointError(f"{path} holds no list of labels and no object of numbers and labels.") from None
+                found = {label_index(index): str(label) for index, label in values.items()}
+                if len(found) == len(values):
+                    return found
+                raise ValueError
+            except (ValueError, TypeError, AttributeError, RecursionError):
+                raise CheckpointError(
+                    f"{shown(path)} holds no list of labels and no object of numbers and labels."
+                ) from None
         source = [line for line in text.splitlines() if line and not line.startswith("#")]
     return dict(enumerate(source))

@@ -35,8 +35,8 @@ AXES = 32
 """Axes of a tensor."""
 CHUNKS = 100_000
 """Pieces in which a file's tensors lie."""
-LABELS = 200_000
-"""Labels of a classifier; ImageNet-21k has 21,843."""
+LABELS = 400_000
+"""Labels that get names like "LABEL_0" without being named; ImageNet-21k has 21,843."""
 LAYERS = 2_000
 """Layers of an encoder; a ViT-22B has 48."""
 
@@ -77,6 +77,16 @@ def output_pixels(channels: int = 3) -> float:
 def allowance(size: int) -> int:
     """Bytes that the contents of `size` bytes on disk may become."""
     return SLACK + EXPANSION * size
+
+
+def most_labels(size: int) -> int:
+    """Labels that weights of `size` bytes may have without naming them: each is a row of at least 16 numbers."""
+    return max(30_000, size // 64)  # a model without a head may have been trained with so many
+
+
+def most_layers(size: int) -> int:
+    """Layers that weights of `size` bytes may have: the names of the tensors of one alone take so much."""
+    return max(100, size // 500)
 
 
 def check_total(path: Path, total: int, size: int) -> None:

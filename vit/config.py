@@ -6,14 +6,15 @@ import copy
 import dataclasses
 import difflib
 import json
+import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from . import families
-from .errors import ConfigError, quoted
+from . import budgets, families
+from .errors import ConfigError, quoted, shown
 from .weights import Shape, initial_value, layer_norm_shapes, linear_shapes
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "selu", "silu", "tanh")
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+_MOST = 2**31 - 1  # what sizes may be: more is no size of an array
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 NEUTRAL: Mapping[str, Any] = {
     "is_encoder_decoder": False, "is_decoder": False, "add_cross_attention": False, "tie_encoder_decoder": False,
@@ -173,7 +175,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
             if getattr(self, key) is None:
                 object.__setattr__(self, key, getattr(self, other))
         self._check_ints("hidden_size", "num_attention_heads", "intermediate_size", "num_channels")
-        self._check_ints("num_hidden_layers", least=0)
+        self._check_ints("num_hidden_layers", least=0, most=budgets.LAYERS)
         self._check_sizes("image_size", "patch_size")
         self._check_probabilities("hidden_dropout_prob", "attention_probs_dropout_prob")
         self._check_numbers("initializer_range", "layer_norm_eps")
@@ -183,6 +185,8 @@ class PreTrainedConfig(metaclass=_ConfigType):
         self._check_choice("problem_type", (None, *PROBLEM_TYPES))
         self._check_choice("dtype", (None, *DTYPES))
         self._check_choice("model_type", (type(self).model_type,))
+        named = isinstance(self.extra, Mapping) and all(isinstance(key, str) for key in self.extra)
+        self._check("extra", named, "a mapping of keys that are not listed here")
         if self.architectures is not None:
             valid = isinstance(self.architectures, list | tuple) and all(isinstance(n, str) for n in self.architectures)
             self._check("architectures", valid, "a list of class names")
@@ -202,20 +206,27 @@ class PreTrainedConfig(metaclass=_ConfigType):
             value = getattr(self, name)
             self._check(name, value is None or isinstance(value, Mapping), "a mapping between label indices and names")
         if self.num_labels is not None:
-            self._check("num_labels", _is_int(self.num_labels, 0), "an int of at least 0")
+            self._check_ints("num_labels", least=0)
+            if self.id2label is None and self.label2id is None and self.num_labels > budgets.LABELS:
+                expected = f"at most {budgets.LABELS:,}, or id2label with the names of so many"
+                self._check("num_labels", False, expected)
         given = "id2label" if self.id2label is not None else "label2id"
         default = {i: f"LABEL_{i}" for i in range(2 if self.num_labels is None else self.num_labels)}
         try:
-            label2id = {str(label): int(index) for label, index in (self.label2id or {}).items()}
+            label2id = {str(label): label_index(index) for label, index in (self.label2id or {}).items()}
             id2label = {index: label for label, index in label2id.items()} if self.label2id is not None else default
             if self.id2label is not None:
-                id2label = {int(index): str(label) for index, label in self.id2label.items()}
+                id2label = {label_index(index): str(label) for index, label in self.id2label.items()}
         except (TypeError, ValueError):
             raise ConfigError(
-                f"id2label is {self.id2label!r} and label2id {self.label2id!r}; expected ints as label indices."
+                f"id2label is {quoted(self.id2label)} and label2id {quoted(self.label2id)}; expected ints as label "
+                "indices."
             ) from None
-        if sorted(id2label) != list(range(len(id2label))):
-            raise ConfigError(f"{given} has the indices {sorted(id2label)[:10]}; expected 0 to {len(id2label) - 1}.")
+        names = self.label2id if self.id2label is None else self.id2label
+        if sorted(id2label) != list(range(len(id2label))) or len(id2label) != len(id2label if names is None else names):
+            raise ConfigError(
+                f"{given} has the indices {quoted(sorted(id2label)[:10])}; expected 0 to {len(names or ()) - 1}."
+            )
         if self.num_labels not in (None, len(id2label)):
             raise ConfigError(
                 f"num_labels is {self.num_labels} but {given} names {len(id2label)} labels. Give one of them, or "
@@ -228,11 +239,13 @@ class PreTrainedConfig(metaclass=_ConfigType):
 
     def _check(self, name: str, valid: bool, expected: str) -> None:
         if not valid:
-            raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+            raise ConfigError(f"{name} is {quoted(getattr(self, name))}; expected {expected}.")
 
-    def _check_ints(self, *names: str, least: int = 1) -> None:
+    def _check_ints(self, *names: str, least: int = 1, most: int = _MOST) -> None:
         for name in names:
-            self._check(name, _is_int(getattr(self, name), least), f"an int of at least {least}")
+            value = getattr(self, name)
+            self._check(name, _is_int(value, least), f"an int of at least {least}")
+            self._check(name, value <= most, f"an int of at most {most:,}")
 
     def _check_sizes(self, *names: str) -> None:
         for name in names:
@@ -240,7 +253,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
             if isinstance(size, list):
                 object.__setattr__(self, name, size := tuple(size))
             pair = size if isinstance(size, tuple) else (size, size)
-            valid = len(pair) == 2 and all(_is_int(length, 1) for length in pair)
+            valid = len(pair) == 2 and all(_is_int(length, 1) and length <= _MOST for length in pair)
             self._check(name, valid, "a positive int, or a (height, width) pair of them")
 
     def _check_probabilities(self, *names: str) -> None:
@@ -251,7 +264,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
     def _check_numbers(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            self._check(name, _is_number(value) and 0 <= value < float("inf"), "a finite number of at least 0")
+            self._check(name, _is_number(value) and 0 <= value <= _MOST, "a finite number of at least 0")
 
     def _check_bools(self, *names: str) -> None:
         for name in names:
@@ -277,7 +290,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
         size, _, patch = name.partition("/")
         if size not in cls.variants or not patch.isdecimal():
             raise ConfigError(
-                f"Unknown variant {name!r}; expected one of {', '.join(cls.variants)}, then '/' and a patch size."
+                f"Unknown variant {quoted(name)}; expected one of {', '.join(cls.variants)}, then '/' and a patch size."
             )
         _check_keys(cls, overrides)
         keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -530,7 +543,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
             raise AttributeError(name)
         near = difflib.get_close_matches(name, (*keys_of(type(self)), *extra), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+        raise AttributeError(f"{type(self).__name__} has no attribute {quoted(name)}{hint}")
 
     def _renamed(self, name: str, value: Any) -> dict[str, Any]:
         """The label keys after one of them was assigned: other names for the same number of labels."""
@@ -600,8 +613,8 @@ class PreTrainedConfig(metaclass=_ConfigType):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs and (name == "num_labels" or name not in (*self.assignable, "dtype")):
                 raise ConfigError(
-                    f"The model has {name} {ours!r}, and the configuration assigned to it {theirs!r}: build or load a "
-                    "model with that configuration."
+                    f"The model has {name} {quoted(ours)}, and the configuration assigned to it {quoted(theirs)}: "
+                    "build or load a model with that configuration."
                 )
 
     def snapshot(self) -> Snapshot:
@@ -720,22 +733,31 @@ def read_config(folder: Path, **overrides: Any) -> Any:
 
 def config_in(path: Path) -> Any:
     """As `read_config`, of the file itself."""
-    from . import budgets
     from .files import read_json
 
     try:
         values = read_json(path)
-        for key, most in {
-            "num_labels": budgets.LABELS,
-            "num_hidden_layers": budgets.LAYERS,
-            "decoder_num_hidden_layers": budgets.LAYERS,
-        }.items():
-            count = values.get(key, 0)
-            if _is_number(count) and count > most:
-                raise ConfigError(f"{key} is {quoted(count)}; a file may say {most:,} at most.")
+        _check_counts(values, path)
         return config_from_dict(values)
     except (ConfigError, TypeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{shown(path)}: {error}") from None
+
+
+def _check_counts(values: Mapping[str, Any], path: Path) -> None:
+    """Compare what a config.json counts without naming it with the bytes of the weights beside it, if there are any."""
+    with os.scandir(path.parent) as entries:
+        size = sum(entry.stat().st_size for entry in entries if entry.name != path.name and entry.is_file())
+    if not size:
+        return
+    named = values.get("id2label") is not None or values.get("label2id") is not None
+    for key, most in (
+        *(() if named else [("num_labels", budgets.most_labels(size))]),
+        ("num_hidden_layers", budgets.most_layers(size)),
+        ("decoder_num_hidden_layers", budgets.most_layers(size)),
+    ):
+        count = values.get(key, 0)
+        if _is_int(count, 0) and count > most:
+            raise ConfigError(f"{key} is {quoted(count)}; the {size:,} bytes beside it hold at most {most:,}.")
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Any:
@@ -774,7 +796,23 @@ def _check_keys(cls: type[PreTrainedConfig], keys: Iterable[str]) -> None:
     for key in keys:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(f"Unknown configuration key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ConfigError(f"Unknown configuration key {quoted(key)}{hint}")
+
+
+def label_index(value: Any) -> int:
+    """The index of a label: an int, or its decimal digits, as JSON's keys are.
+
+    Raises:
+        TypeError, ValueError: it is neither.
+    """
+    if not isinstance(value, str):
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    if len(value) > 20 or not (value.isascii() and value.isdecimal()) or value != str(int(value)):
+        raise ValueError
+    return int(value)
 
 
 def _is_int(value: object, minimum: int) -> bool:

@@ -8,25 +8,10 @@ from typing import Any
 import numpy as np
 
 from .config import PreTrainedConfig, to_pair
-from .errors import InputError
+from .errors import InputError, quoted, shown
 
 IGNORED_LABEL = -100
 """A label that the single-label loss leaves out, as in PyTorch."""
-
-
-def check_tensors(kind: type, **values: object) -> None:
-    """Check that the named inputs that are given are tensors, where the framework does not make them so by itself.
-
-    Raises:
-        InputError: one is not; it is named.
-    """
-    for name, value in values.items():
-        if value is None and name == "pixel_values":
-            raise InputError("pixel_values is None; expected an array of numbers.")
-        if value is not None and not isinstance(value, kind):
-            given = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-            expected = f"{kind.__module__}.{kind.__qualname__}"
-            raise InputError(f"{name} is a {given}; expected a {expected}. Convert it first.")
 
 
 _DTYPES = frozenset(
@@ -35,32 +20,85 @@ _DTYPES = frozenset(
 )
 
 
-def check_arrays(**values: object) -> None:
-    """Check that the named inputs that are given are real numbers that every framework takes, and the images given.
+def check_arrays(**values: Any) -> None:
+    """Check that the named inputs are dense arrays of real numbers; of those but the images None is one not given.
 
-    What has no dtype is a list of numbers, which NumPy reads. Nothing is read from a device.
+    An array is what has a dtype and turns into one of NumPy's: NumPy's own, a framework's, a symbolic one. Nothing is
+    read from a device.
 
     Raises:
         InputError: one is not; it is named.
     """
     for name, value in values.items():
-        if value is None:
-            if name == "pixel_values":
-                raise InputError("pixel_values is None; expected an array of numbers.")
+        if value is None and name != "pixel_values":
             continue
-        if isinstance(value, list | tuple):
-            try:
-                value = np.asarray(value)
-            except ValueError:  # rows of different lengths
-                raise InputError(f"{name} is a {type(value).__name__}; expected an array of numbers.") from None
-        dtype = getattr(value, "dtype", None)
-        if dtype is None and not isinstance(value, int | float):
-            raise InputError(f"{name} is a {type(value).__name__}; expected an array of numbers.")
-        if dtype is not None and not getattr(dtype, "isnative", True):
-            raise InputError(f"{name} has its bytes swapped; expected an array in this machine's order.")
-        dtype_name = str(getattr(dtype, "name", dtype))  # on its own line: TensorFlow's AutoGraph reads no ":="
-        if dtype is not None and dtype_name not in _DTYPES:
-            raise InputError(f"{name} is of {dtype_name}; expected real numbers of at most 64 bits.")
+        dtype = None if isinstance(value, type) else getattr(value, "dtype", None)
+        if dtype is None or not (hasattr(value, "__array__") or hasattr(value, "__jax_array__")):
+            remedy = "Convert it first, such as by numpy.asarray." if dtype is None else "Make it dense first."
+            raise InputError(f"{name} is {_said(value)}; expected an array of real numbers. {remedy}")
+        if str(dtype).startswith("torch."):  # PyTorch's own models look into it before: `check_tensors`
+            raise InputError(
+                f"{name} is {_said(value)}; expected an array of NumPy or of the model's framework. Convert it first: "
+                "numpy.asarray."
+            )
+        if isinstance(value, np.ma.MaskedArray):
+            raise InputError(f"{name} is a masked array; expected plain numbers, as its mask would be lost. Fill it.")
+        if not getattr(dtype, "isnative", True):
+            raise InputError(
+                f"{name} has its bytes swapped; expected an array in this machine's order. Convert it first: "
+                "array.astype(array.dtype.newbyteorder('='))."
+            )
+        _check_dtype(name, str(getattr(dtype, "name", dtype)))
+
+
+def check_tensors(kind: Any, device: Any, **values: Any) -> None:
+    """As `check_arrays`, in a framework that takes nothing but its own tensors: PyTorch.
+
+    Args:
+        kind: its tensors.
+        device: of the model; where that has no values (the device "meta"), the inputs need none.
+        **values: the named inputs.
+    """
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            check_arrays(**{name: value})
+            if value is not None:
+                expected = f"{kind.__module__}.{kind.__qualname__}"
+                raise InputError(f"{name} is {_said(value)}; expected a {expected}. Convert it first: torch.as_tensor.")
+            continue
+        odd = None
+        if value.is_nested:
+            odd = "nested"
+        elif str(value.layout) != "torch.strided":
+            odd = f"of the layout {value.layout}"
+        elif value.device.type == "meta" and device.type != "meta":
+            odd = "without values, on the device meta"
+        if odd is not None:
+            raise InputError(f"{name} is a tensor {odd}; expected an array of real numbers. Make it dense first.")
+        _check_dtype(name, str(value.dtype).removeprefix("torch."))
+
+
+def _check_dtype(name: str, dtype: str) -> None:
+    if dtype not in _DTYPES:
+        raise InputError(
+            f"{name} is of {shown(dtype)}; expected real numbers of at most 64 bits. Convert it first, such as to "
+            "float32."
+        )
+    if dtype == "bool" and name == "labels":
+        raise InputError(
+            "labels is of bool; expected integers for one label an image, or floats for several. Convert it first."
+        )
+
+
+def _said(value: object) -> str:
+    """What was given instead of an array: small things as Python writes them, others by their type."""
+    if value is None:
+        return "None"
+    cls = type(value)
+    kind = f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
+    if isinstance(value, str | bytes | int | float | complex | list | tuple | dict):
+        return f"the {shown(kind)} {quoted(value)}"
+    return f"a {shown(kind)}"
 
 
 def check_torch_device(torch: Any, device: Any) -> None:
@@ -75,7 +113,18 @@ def check_torch_device(torch: Any, device: Any) -> None:
         backends = [(kind, getattr(torch, kind)) for kind in ("cuda", "xpu", "mps")]
         counts = [(kind, backend.device_count() if backend.is_available() else 0) for kind, backend in backends]
         seen = ["cpu", *(f"{kind}:{i}" for kind, count in counts for i in range(count))]
-        raise InputError(f"device is {device!r}; PyTorch sees {', '.join(seen)}.") from None
+        raise InputError(f"device is {quoted(device)}; PyTorch sees {', '.join(seen)}.") from None
+
+
+def _sizes(name: str, shape: Sequence[int | None]) -> Sequence[int | None]:
+    """A shape, whose number of axes has to be known: in a TensorFlow graph it may not be."""
+    try:
+        len(shape)
+    except ValueError:
+        raise InputError(
+            f"{name} has an unknown number of axes when the graph is built. Give it its shape first: tf.ensure_shape."
+        ) from None
+    return shape
 
 
 def check_pixel_values(
@@ -88,6 +137,7 @@ def check_pixel_values(
     Raises:
         InputError: not four axes, another number of channels, or another size without `interpolate_pos_encoding`.
     """
+    shape = _sizes("pixel_values", shape)
     if len(shape) != 4:
         raise InputError(f"pixel_values has the shape {tuple(shape)}; expected (batch, channels, height, width).")
     _, channels, height, width = shape
@@ -139,6 +189,7 @@ def check_patch_values(name: str, shape: Sequence[int | None], batch: int | None
     Raises:
         InputError: another shape; the input is named.
     """
+    shape = _sizes(name, shape)
     fits = len(shape) == 2 and shape[1] in (None, num_patches) and (None in (batch, shape[0]) or shape[0] == batch)
     if not fits:
         expected = f"({'batch' if batch is None else batch}, {num_patches})"
@@ -154,6 +205,7 @@ def check_patches(
         InputError: another shape than that of images of `image_size`, or of the configuration's if that is None.
     """
     (height, width), (patch_height, patch_width) = to_pair(image_size or config.image_size), to_pair(config.patch_size)
+    shape = _sizes("patches", shape)
     rows, columns = height // patch_height, width // patch_width
     expected = rows * columns, patch_height * patch_width * config.num_channels
     if len(shape) != 3 or shape[1] not in (None, expected[0]) or shape[2] not in (None, expected[1]):
@@ -179,6 +231,7 @@ def check_labels_shape(problem_type: str, labels: Sequence[int | None], logits: 
     Raises:
         InputError: they do not.
     """
+    labels = _sizes("labels", labels)
     batch, num_labels = logits
     allowed = [[batch, num_labels]]
     if problem_type == "single_label_classification":
@@ -222,6 +275,7 @@ def check_visual_tokens(labels: Sequence[int | None], masked: int | None, has_ma
     """
     if not has_mask:
         raise InputError("labels are those of masked patches; pass bool_masked_pos, too.")
+    labels = _sizes("labels", labels)
     if len(labels) != 1 or (None not in (masked, labels[0]) and labels[0] != masked):
         expected = "masked patches" if masked is None else masked
         raise InputError(f"labels has the shape {tuple(labels)}; expected ({expected},), one for each masked patch.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, quoted
 
 CONFIGS = {
     "vit": "vit.ViTConfig",
@@ -32,7 +32,7 @@ def config_class(model_type: object) -> Any:
         ConfigError: no family has it; those that there are are named.
     """
     if not isinstance(model_type, str) or model_type not in CONFIGS:
-        raise ConfigError(f"model_type is {model_type!r}; expected one of {', '.join(map(repr, CONFIGS))}.")
+        raise ConfigError(f"model_type is {quoted(model_type)}; expected one of {', '.join(map(repr, CONFIGS))}.")
     file, _, name = CONFIGS[model_type].partition(".")
     return getattr(importlib.import_module(f"{__name__}.{file}"), name)
 
@@ -52,7 +52,7 @@ def model_class(framework: str, model_type: str, head: str | None = None) -> Any
     config = config_class(model_type)
     if head not in config.heads:
         known = ", ".join(repr(each) for each in config.heads)
-        raise ConfigError(f"head is {head!r}; {config.__name__} has {known}.")
+        raise ConfigError(f"head is {quoted(head)}; {config.__name__} has {known}.")
     return getattr(importlib.import_module(f"vit.{framework}"), PREFIXES[framework] + config.heads[head].name)
 
 

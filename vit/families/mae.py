@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .. import budgets
 from ..config import Head, PreTrainedConfig, to_pair
 from ..errors import ConfigError
 from ..weights import Shape, layer_norm_shapes, linear_shapes
@@ -62,7 +63,7 @@ class ViTMAEConfig(PreTrainedConfig):
             object.__setattr__(self, "norm_pix_loss", bool(self.norm_pix_loss))
         super().__post_init__()
         self._check_ints("decoder_num_attention_heads", "decoder_hidden_size", "decoder_intermediate_size")
-        self._check_ints("decoder_num_hidden_layers", least=0)
+        self._check_ints("decoder_num_hidden_layers", least=0, most=budgets.LAYERS)
         self._check_probabilities("mask_ratio")
         self._check_bools("norm_pix_loss")
         self._check_choice("decoder_interpolation", ("2d", "1d"))

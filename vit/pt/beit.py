@@ -115,7 +115,7 @@ class BeitModel(BeitPreTrainedModel):
             InputError: inputs of another shape.
         """
         config = self.config
-        check_tensors(Tensor, pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
+        check_tensors(Tensor, self.device, pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
         grid = check_pixel_values(config, pixel_values.shape, interpolate_pos_encoding=True)
         if bool_masked_pos is not None:
             patches = grid[0] * grid[1]

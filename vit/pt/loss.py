@@ -34,7 +34,7 @@ def classification_loss(config: PreTrainedConfig, logits: Tensor, labels: Tensor
     Returns:
         Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32.
     """
-    check_tensors(Tensor, labels=labels)
+    check_tensors(Tensor, logits.device, labels=labels)
     integers = not labels.is_floating_point()
     problem_type = resolve_problem_type(config, integers)
     check_labels_shape(problem_type, labels.shape, logits.shape)
@@ -69,7 +69,7 @@ def visual_token_loss(logits: Tensor, labels: Tensor, bool_masked_pos: Tensor | 
     Returns:
         A scalar of at least float32.
     """
-    check_tensors(Tensor, labels=labels)
+    check_tensors(Tensor, logits.device, labels=labels)
     masked: Any = None if bool_masked_pos is None else bool_masked_pos.bool().flatten()
     seen = masked is not None and not torch.compiler.is_compiling()
     check_visual_tokens(labels.shape, int(masked.sum()) if seen else None, masked is not None)

@@ -89,7 +89,7 @@ class ViTMAEModel(ViTMAEPreTrainedModel):
             InputError: inputs of another shape.
         """
         config = self.config
-        check_tensors(Tensor, pixel_values=pixel_values, noise=noise)
+        check_tensors(Tensor, self.device, pixel_values=pixel_values, noise=noise)
         grid = check_pixel_values(config, pixel_values.shape, interpolate_pos_encoding)
         shape = pixel_values.shape[0], grid[0] * grid[1]
         if noise is None:

@@ -75,7 +75,7 @@ class ViTModel(ViTPreTrainedModel):
             InputError: inputs of another shape.
         """
         config = self.config
-        check_tensors(Tensor, pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
+        check_tensors(Tensor, self.device, pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
         grid = check_pixel_values(config, pixel_values.shape, interpolate_pos_encoding)
         if bool_masked_pos is not None:
             has_mask_token = self.embeddings.mask_token is not None

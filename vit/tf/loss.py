@@ -12,6 +12,7 @@ from ..config import PreTrainedConfig, to_pair
 from ..families.mae import ViTMAEConfig
 from ..inputs import (
     IGNORED_LABEL,
+    check_arrays,
     check_label_values,
     check_labels_shape,
     check_patches,
@@ -33,6 +34,7 @@ def classification_loss(config: PreTrainedConfig, logits: tf.Tensor, labels: tf.
         Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32. In a graph, where no
         error can be raised, a label out of range makes it NaN.
     """
+    check_arrays(labels=labels)
     labels = ops.convert_to_tensor(labels)
     integers = not keras.backend.is_float_dtype(labels.dtype)
     problem_type = resolve_problem_type(config, integers)
@@ -71,6 +73,7 @@ def visual_token_loss(logits: tf.Tensor, labels: tf.Tensor, bool_masked_pos: tf.
         A scalar of at least float32. In a graph, where no error can be raised, a label out of range and another number
         of labels than of masked patches make it NaN.
     """
+    check_arrays(labels=labels)
     labels = ops.cast(ops.convert_to_tensor(labels), "int64")
     masked: Any = None if bool_masked_pos is None else ops.reshape(ops.cast(bool_masked_pos, "bool"), (-1,))
     seen = masked is not None and not tf.is_symbolic_tensor(masked)

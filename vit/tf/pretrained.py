@@ -67,6 +67,14 @@ class TFPreTrainedModel(ModelNames, keras.Model):
         check_arrays(**{name: given[name] for name in _TENSORS if name in given})
         return super().__call__(*args, **kwargs)
 
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().compute_output_spec(*args, **kwargs)
+        except InputError as error:  # Keras writes its own lines around it
+            while isinstance(error.__context__, InputError):
+                error = error.__context__
+            raise error from None
+
     @property
     def base_options(self) -> dict[str, Any]:
         """The arguments, besides the configuration, of the base model under a head."""
