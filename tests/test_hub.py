@@ -6,11 +6,13 @@ process sees is what a user sees: the environment variables, the cache and the e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -40,12 +42,15 @@ class Hub(ThreadingHTTPServer):
         self.access: dict[str, str] = {}  # name -> "private" or "gated"
         self.trouble: int | None = None  # an HTTP status that answers everything
         self.slow = 0.0  # seconds before each byte of an answer about a model
+        self.endless: dict[str, float] = {}  # method and kind of an answer without an end -> seconds before each byte
         self.info: Any = None  # what it says about every model, instead of the truth
         self.listed: list[str] = []  # more files that it lists
         self.headers: dict[str, str] = {}  # of the answers about files, instead of the true ones
         self.location: str | None = None  # where it sends everybody
         self.tokens: list[str | None] = []  # that were sent
         self.requests: list[str] = []
+        self.sent = 0  # bytes of endless answers
+        self.ended = threading.Event()  # nobody waits any more
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def add(self, name: str, folder: Path, revision: str = "main", without: str | None = None) -> None:
@@ -80,6 +85,21 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("X-Error-Message", message)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def go_on(self, pause: float, begin: bytes) -> None:
+        """Answer without an end, until who asks has gone: as fast as it goes, a byte now and then, or never."""
+        with contextlib.suppress(OSError):
+            if pause < float("inf"):
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+            while True:
+                if pause < float("inf"):
+                    self.wfile.write(begin if not pause else b" ")
+                    self.server.sent += len(begin) if not pause else 1
+                    begin = b" " * 2**16
+                if self.server.ended.wait(min(pause, 60.0)):
+                    return
 
     def respond(self, send_body: bool) -> None:
         path = self.path.partition("?")[0]
@@ -127,6 +147,8 @@ class Handler(BaseHTTPRequestHandler):
             elif self.server.info is not None:
                 told = json.loads(self.server.info)
             body = json.dumps(told).encode()
+        if f"{self.command} {what}" in self.server.endless:
+            return self.go_on(self.server.endless[f"{self.command} {what}"], b"{" + body)
         self.send_response(200)
         self.send_header("Content-Type", "application/octet-stream" if what == "resolve" else "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -147,6 +169,7 @@ def hub() -> Iterator[Hub]:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server
+        server.ended.set()
         server.shutdown()
         thread.join()
 
@@ -170,6 +193,22 @@ for expression in sys.argv[1:]:
 """
 
 
+def surroundings(hub: Hub, tmp_path: Path, **environment: str) -> dict[str, str]:
+    """The environment of a process that has `hub` as its hub."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return clean | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_VERBOSITY": "error",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        **environment,
+    }
+
+
 @pytest.fixture
 def ask(hub: Hub, tmp_path: Path) -> Callable[..., Any]:
     """Evaluate expressions in a new process that has `hub` as its hub; a CheckpointError comes back as its text.
@@ -178,18 +217,7 @@ def ask(hub: Hub, tmp_path: Path) -> Callable[..., Any]:
     """
 
     def evaluate(*expressions: str, **environment: str) -> Any:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        clean |= {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_VERBOSITY": "error",
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            **environment,
-        }
+        clean = surroundings(hub, tmp_path, **environment)
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         command = [sys.executable, "-W", "error::UserWarning", "-c", PRELUDE, *expressions]
         done = subprocess.run(
@@ -513,6 +541,83 @@ def test_a_hub_that_never_ends_its_answer_is_left(hub, ask, reference):
     answers = ask("setattr(__import__('vit.hub').hub, 'HUB_SECONDS', 1.0)", f"load('{ADDRESS}')")
     assert isinstance(answers[1], CheckpointRefused)
     assert "the hub cannot be reached" in answers[1]
+
+
+ENDLESS = {
+    "about a model": ("GET revision", 33_554_432),
+    "a file": ("GET resolve", None),  # all that it said before
+}
+
+
+@pytest.mark.parametrize("library", ["installed", "of transformers 5"])
+@pytest.mark.parametrize(("answer", "most"), ENDLESS.values(), ids=ENDLESS)
+def test_an_answer_without_an_end_is_cut_where_it_should_have_ended(hub, ask, reference, answer, most, library):
+    newer = Path(sys.prefix) / "transformers5"
+    if library != "installed" and not newer.is_dir():
+        pytest.skip("transformers 5 is not installed beside")
+    paths = os.pathsep.join([*([str(newer)] if library != "installed" else []), *sys.path])
+    hub.add(ADDRESS, reference / "hf_torch")
+    assert ask(f"load('{ADDRESS}', cache_dir='first')", PYTHONPATH=paths) == WHOLE
+    hub.endless = {answer: 0.0}
+    refused = ask(f"load('{ADDRESS}')", PYTHONPATH=paths)
+    assert isinstance(refused, CheckpointRefused)
+    most = most or len(hub.models[ADDRESS]["main"]["config.json"])
+    assert f"the hub's answer goes on after {most:,} bytes, which are all it should have" in refused
+    assert hub.sent < most + 2**25  # what was on its way, in pieces of 10 MB
+
+
+WAITS = {
+    "for the first answer": ("GET revision", float("inf"), ""),
+    "for each byte of it": ("GET revision", 1.0, ""),
+    "for what a file is": ("HEAD resolve", float("inf"), ""),
+    "for a file": ("GET resolve", float("inf"), ""),
+    "for each byte of a file": ("GET resolve", 1.0, ""),
+    "for an image": ("GET resolve", float("inf"), "image"),
+    "for each byte of an image": ("GET resolve", 1.0, "image"),
+    "for images": ("GET resolve", 1.0, "images"),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("answer", "pause", "images"), WAITS.values(), ids=WAITS)
+def test_a_signal_ends_every_wait(hub, reference, tmp_path, answer, pause, images, number):
+    hub.add(ADDRESS, reference / "hf_torch")
+    hub.endless = {answer: pause}
+    url = f"{hub.url}/{ADDRESS}/resolve/main/config.json"
+    code = f"import vit\nvit.ViTModel.from_pretrained('{ADDRESS}')"
+    if images:
+        count = 4 if images == "images" else 1
+        code = f"import vit\nvit.ViTImageProcessor()(['{url}'] * {count}, threads={count})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=surroundings(hub, tmp_path), stderr=subprocess.DEVNULL, cwd=tmp_path
+    )
+    try:
+        while not any(each.startswith(answer.split()[0]) and answer.split()[1] in each for each in hub.requests):
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(number)
+        # Every time limit of the library itself is longer.
+        assert process.wait(8) in (-number, 128 + number, 1)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_redirect_of_another_protocol_does_not_take_the_token_along(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch")
+    with Hub() as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        for headers in (
+            {"Link": f'<{other.url}/xet>; rel="xet-auth"'},
+            {"X-Xet-Refresh-Route": f"{other.url}/xet"},
+        ):
+            hub.headers = {"X-Xet-Hash": "0" * 64, **headers}
+            refused = ask(f"load('{ADDRESS}', token='{TOKEN}')")
+            assert isinstance(refused, CheckpointRefused)
+            assert "the hub sends to another host" in refused
+        assert other.requests == []
+        other.shutdown()
 
 
 def test_what_is_not_there_is_an_os_error_too(hub, ask, reference, tmp_path):

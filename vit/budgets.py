@@ -140,6 +140,7 @@ def read_whole(path: str | os.PathLike[str], most: int = JSON) -> bytes:
 
 
 T = TypeVar("T")
+_waits: set[threading.Event] = set()
 
 
 def within(seconds: float, compute: Callable[[], T]) -> T:
@@ -150,18 +151,29 @@ def within(seconds: float, compute: Callable[[], T]) -> T:
     """
     done: list[T] = []
     failed: list[BaseException] = []
+    over = threading.Event()
 
     def run() -> None:
         try:
             done.append(compute())
         except BaseException as error:
             failed.append(error)
+        over.set()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
+    _waits.add(over)
+    try:
+        threading.Thread(target=run, daemon=True).start()
+        over.wait(seconds)
+    finally:
+        _waits.discard(over)
     if failed:
         raise failed.pop()
     if not done:
         raise TimeoutError(f"no answer within {seconds:g} seconds")
     return done[0]
+
+
+def give_up() -> None:
+    """End every `within` of every thread at once, as after Ctrl-C: the process is not kept by threads that wait."""
+    for over in tuple(_waits):
+        over.set()

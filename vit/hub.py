@@ -8,10 +8,11 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from .budgets import HUB_ANSWERS, HUB_FAILURES, HUB_SECONDS, JSON, within
 from .errors import CheckpointError, ConfigError, MissingCheckpointError, quoted, shown
@@ -208,17 +209,19 @@ def _fetch(name: str, files: list[str], sha: str, force: bool, options: Mapping[
 
 @contextmanager
 def _watched(sha: str | None = None, most: int = 2**50) -> Iterator[None]:
-    """Look at each answer of the hub to this thread before huggingface_hub uses it.
+    """Look at each answer of the hub to this thread before huggingface_hub uses it, and count the bytes of its body.
 
     Its headers give the names of files in the cache, and where to go next.
 
     Args:
         sha: the commit that they are to be of.
-        most: bytes that a file may have.
+        most: bytes that a body may have; of a file no more than the hub said when it was asked about it.
     """
+    from huggingface_hub.constants import HUGGINGFACE_CO_URL_HOME
     from huggingface_hub.utils import get_session
 
     answers: list[int] = []
+    told = [most]  # sizes
 
     def check(response: Any, *_: Any, **__: Any) -> None:
         answers.append(response.status_code)
@@ -238,6 +241,17 @@ def _watched(sha: str | None = None, most: int = 2**50) -> Iterator[None]:
         size = headers.get("X-Linked-Size") or headers.get("Content-Length") or "0"
         if not size.isdecimal() or int(size[:30]) > most:
             raise CheckpointError(f"the hub gives a file {quoted(size)} bytes; expected at most {most:,}")
+        route = headers.get("X-Xet-Refresh-Route") or getattr(response, "links", {}).get("xet-auth", {}).get("url")
+        hosts = ("", urlsplit(str(response.url)).netloc, urlsplit(HUGGINGFACE_CO_URL_HOME).netloc)
+        if route is not None and urlsplit(route).netloc not in hosts:
+            # Where the library would ask, with the token, for leave to download by another protocol.
+            raise CheckpointError(f"the hub sends to another host, {quoted(route)}, with the token")
+        if response.request.method == "HEAD" and response.status_code < 400 and size != "0":
+            told[0] = min(most, int(size))
+        # requests, and httpx: what reads all of the body reads it by this, too.
+        reader = "iter_content" if hasattr(response, "iter_content") else "iter_bytes"
+        is_file = response.status_code < 300 and sha is not None
+        setattr(response, reader, _bounded(getattr(response, reader), told[0] if is_file else min(most, JSON)))
 
     session: Any = get_session()  # of requests, of this thread; or of httpx
     hooks = (session.hooks if hasattr(session, "hooks") else session.event_hooks)["response"]
@@ -246,6 +260,20 @@ def _watched(sha: str | None = None, most: int = 2**50) -> Iterator[None]:
         yield
     finally:
         hooks.remove(check)
+
+
+def _bounded(read: Callable[..., Iterator[bytes]], most: int) -> Callable[..., Iterator[bytes]]:
+    """The parts of a body as `read` gives them, until they are too much."""
+
+    def bounded(*args: Any, **kwargs: Any) -> Iterator[bytes]:
+        taken = 0
+        for part in read(*args, **kwargs):
+            taken += len(part)
+            if taken > most:
+                raise CheckpointError(f"the hub's answer goes on after {most:,} bytes, which are all it should have")
+            yield part
+
+    return bounded
 
 
 # === Uploading ===

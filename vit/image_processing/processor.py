@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from .. import hub
-from ..budgets import image_bytes, output_pixels
+from ..budgets import give_up, image_bytes, output_pixels
 from ..config import PreTrainedConfig, read_config
 from ..errors import ConfigError, InputError, quoted
 from ..families import CONFIGS
@@ -448,12 +448,18 @@ def spread(compute: Callable[[Any], Any], items: Iterable[Any], threads: int) ->
             except BaseException as error:
                 errors[i] = error
                 deque(left, maxlen=0)  # nobody starts another
+                if not isinstance(error, Exception):  # Ctrl-C
+                    give_up()
 
     helpers = [_pool().submit(work) for _ in range(min(threads, len(items)) - 1)]
-    work()
-    for helper in helpers:
-        if not helper.cancel():  # one that waits for its turn behind another batch has nothing left to do
-            helper.result()
+    try:
+        work()
+        for helper in helpers:
+            if not helper.cancel():  # one that waits for its turn behind another batch has nothing left to do
+                helper.result()
+    except KeyboardInterrupt:
+        give_up()
+        raise
     if errors:
         first = errors[min(errors)]
         errors.clear()  # an error that holds what holds it, and so the image, would wait for the garbage collector
