@@ -169,3 +169,23 @@ def test_all_frameworks_take_it_apart_into_the_same_leaves(output):
     leaves = (_pytree.tree_leaves(output), jax.tree.leaves(output), keras.tree.flatten(output))
     for ours in leaves:
         assert all(a is b for a, b in zip(ours, [output.logits, *output.hidden_states], strict=True))
+
+
+# === What rebuilds containers ===
+
+
+def test_what_rebuilds_containers_one_by_one_gives_outputs_back(output):
+    import torch
+    from torch.distributed.utils import _apply_to_tensors  # as the first FSDP does with what a model gives
+
+    tensors = ModelOutput(loss=torch.ones(()), logits=torch.ones(2, 3), hidden_states=(torch.zeros(2), torch.ones(2)))
+    for result in (_apply_to_tensors(double, tensors), type(output)((key, tensors[key]) for key in tensors)):
+        assert type(result) is ModelOutput
+        assert list(result) == list(tensors)
+    assert _apply_to_tensors(double, tensors).hidden_states[1].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("clone", [lambda o: o.copy(), lambda o: o | {}, lambda o: ModelOutput(o)])
+def test_copies_by_other_means_are_outputs(output, clone):
+    assert type(clone(output)) is ModelOutput
+    assert clone(output).logits is output.logits

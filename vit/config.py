@@ -383,6 +383,11 @@ class PreTrainedConfig(metaclass=_ConfigType):
         """Width of a base model's pooler_output; 0 of a family that has none."""
         return self.hidden_size
 
+    @property
+    def classifier_size(self) -> int:
+        """Width of what a linear classifier is applied to."""
+        return self.hidden_size
+
     def to_dict(self) -> dict[str, Any]:
         """The keys and values of config.json; `from_dict` reads them back."""
         values: dict[str, Any] = {name: getattr(self, name) for name in keys_of(type(self))}

@@ -262,6 +262,33 @@ def check_label_values(labels: np.ndarray, num_labels: int) -> None:
         )
 
 
+def check_loss_options(
+    problem_type: str,
+    logits: Sequence[int | None],
+    label_smoothing: float,
+    class_weights: Sequence[int | None] | None,
+    sample_weight: Sequence[int | None] | None,
+) -> None:
+    """Check the options of a loss of logits of that shape, (batch, num_labels); of arrays, their shapes.
+
+    Raises:
+        InputError: classes of a regression weighted or smoothed, no share, or another number of weights.
+    """
+    if problem_type == "regression" and (class_weights is not None or label_smoothing):
+        raise InputError(
+            "A regression has no classes to weight or smooth: leave class_weights and label_smoothing out."
+        )
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"label_smoothing is {label_smoothing!r}; expected a share of at least 0 and less than 1.")
+    if class_weights is not None and list(class_weights) != [logits[1]]:
+        raise InputError(f"class_weights has the shape {tuple(class_weights)}; expected ({logits[1]},), one a label.")
+    if sample_weight is not None:
+        fits = len(sample_weight) in (1, 2) and (None in (sample_weight[0], logits[0]) or sample_weight[0] == logits[0])
+        if not fits or list(sample_weight[1:]) not in ([], [1]):
+            batch = "batch" if logits[0] is None else logits[0]
+            raise InputError(f"sample_weight has the shape {tuple(sample_weight)}; expected ({batch},), one an image.")
+
+
 def check_visual_tokens(labels: Sequence[int | None], masked: int | None, has_mask: bool) -> None:
     """Check that there is a label for each masked patch.
 

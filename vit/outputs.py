@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, overload
 
 FIELDS = ("loss", "pooler_output", "hidden_states", "attentions")
 """What a call may leave out: as an attribute it is None then, as a key it is absent."""
 
 
-class ModelOutput(dict):
+class ModelOutput(OrderedDict[str, Any]):
     """The results of a call: a dict that also gives its values as attributes and by position.
 
     `out.logits`, `out["logits"]` and `out[0]` are the same array. It holds only what was computed, in the order loss,
     then logits, reconstruction or last_hidden_state, then pooler_output, hidden_states, attentions. It is a pytree in
-    PyTorch, JAX and Keras.
+    PyTorch, JAX and Keras, and an OrderedDict, since what rebuilds containers one by one (FSDP's first version) makes a
+    plain dict of any other.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -51,6 +53,10 @@ def unflatten(names: Iterable[str], values: Iterable[Any]) -> ModelOutput:
     return ModelOutput(zip(names, values, strict=True))
 
 
+@overload
+def collect(return_dict: Literal[True], **values: Any) -> ModelOutput: ...
+@overload
+def collect(return_dict: bool, **values: Any) -> ModelOutput | tuple[Any, ...]: ...
 def collect(return_dict: bool, **values: Any) -> ModelOutput | tuple[Any, ...]:
     """The values that were computed (not None), as a ModelOutput, or as a tuple if not `return_dict`."""
     output = ModelOutput({name: value for name, value in values.items() if value is not None})

@@ -82,13 +82,6 @@ def test_compiling_again_without_a_loss_returns_to_the_own_loss(load: Load) -> N
     )
 
 
-def test_own_loss_refuses_sample_weights_that_it_would_ignore(load: Load) -> None:
-    model = load()
-    model.compile("sgd", run_eagerly=True)
-    with pytest.raises(InputError, match="no weights for samples or classes; pass a loss to compile"):
-        model.fit(images(), LABELS, sample_weight=np.ones(4), verbose=0)
-
-
 def test_base_model_without_a_loss_says_what_to_do(load: Load) -> None:
     model = load(TFViTModel)
     model.compile("sgd", run_eagerly=True)

@@ -94,6 +94,10 @@ class Dinov2Config(PreTrainedConfig):
     def interpolation(self) -> Mapping[str, Any]:
         return {"offset": self.interpolate_offset}
 
+    @property
+    def classifier_size(self) -> int:
+        return 2 * self.hidden_size  # CLS and the mean of the patches
+
     # === Parameters ===
 
     def parameter_shapes(self, head: str | None = None) -> dict[str, Shape]:
@@ -114,7 +118,7 @@ class Dinov2Config(PreTrainedConfig):
             shapes |= self.encoder_layer_shapes(f"{base}.encoder.layer.{i}")
         shapes |= layer_norm_shapes(f"{base}.layernorm", width)
         if head == "classifier" and self.num_labels:
-            shapes |= linear_shapes("classifier", 2 * width, self.num_labels)
+            shapes |= linear_shapes("classifier", self.classifier_size, self.num_labels)
         return shapes
 
     def encoder_layer_shapes(self, name: str) -> dict[str, Shape]:

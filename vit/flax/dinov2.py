@@ -14,13 +14,13 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from ..families.dinov2 import Dinov2Config, Dinov2WithRegistersConfig
-from ..outputs import ModelOutput, collect
+from ..outputs import ModelOutput
 from .dino import DinoEmbeddings, DinoLayer, DinoMLP, FlaxDinoModel
 from .eager import call
 from .layers import ViTEncoder, dense
-from .loss import classification_loss
 from .norm import layer_norm
 from .pretrained import FlaxPreTrainedModel
+from .vit import FlaxViTForImageClassification
 
 
 class FlaxDinov2PreTrainedModel(FlaxPreTrainedModel):
@@ -93,66 +93,14 @@ class FlaxDinov2Model(FlaxDinoModel):
         return call(self.layernorm, hidden_states), *others
 
 
-class FlaxDinov2ForImageClassification(FlaxDinov2PreTrainedModel):
+class FlaxDinov2ForImageClassification(FlaxDinov2PreTrainedModel, FlaxViTForImageClassification):  # type: ignore[misc]
     """DINOv2 with a linear head on CLS and the mean of the patches (transformers' Dinov2ForImageClassification)."""
 
-    head = "classifier"
-    base_class: ClassVar[type[FlaxDinov2Model]] = FlaxDinov2Model
+    base_class = FlaxDinov2Model
 
-    def __init__(
-        self,
-        config: Dinov2Config,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(config, param_dtype if dtype is None else dtype)
-        setattr(self, config.base_model_prefix, self.base_class(config, **options))
-        width, labels = 2 * config.hidden_size, config.num_labels
-        self.classifier = dense(config, width, labels, **options) if labels else None
-
-    def __call__(
-        self,
-        pixel_values: Array,
-        labels: Array | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> ModelOutput | tuple[Array, ...]:
-        """Classify images of any size.
-
-        Args:
-            labels: (batch,) integers for one label an image, (batch, num_labels) floats for several, or the targets
-                of a regression; see `classification_loss`. The other arguments are those of `FlaxDinov2Model`.
-
-        Returns:
-            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as
-            `FlaxDinov2Model`.
-
-        Raises:
-            InputError: inputs of another shape, or labels out of range.
-        """
-        outputs: Any = self._base()(
-            pixel_values,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-            rngs=rngs,
-        )
+    def pooled(self, outputs: ModelOutput) -> Array:
         patches = outputs["last_hidden_state"][:, self.config.prefix_tokens :]
-        pooled = jnp.concatenate([outputs["pooler_output"], patches.mean(axis=1)], axis=1)
-        logits = pooled if self.classifier is None else call(self.classifier, pooled)
-        return collect(
-            self.config.return_dict if return_dict is None else return_dict,
-            loss=None if labels is None else classification_loss(self.config, logits, labels),
-            logits=logits,
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-        )
+        return jnp.concatenate([outputs["pooler_output"], patches.mean(axis=1)], axis=1)
 
 
 class FlaxDinov2WithRegistersModel(FlaxDinov2Model):

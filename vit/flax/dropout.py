@@ -10,10 +10,12 @@ from ..config import PreTrainedConfig
 class Dropout(nnx.Dropout):
     """Dropout of the rate that a key of the configuration has now, until `rate` is assigned."""
 
+    # Of the class, since every call that compiles or splits a model walks over its objects' attributes.
+    broadcast_dims, rng_collection, rngs = (), "dropout", None
+    assigned: float | None = None
+
     def __init__(self, config: PreTrainedConfig, key: str) -> None:
-        self.config, self.key = config, key
-        super().__init__(getattr(config, key))
-        self.assigned: float | None = None
+        self.config, self.key, self.deterministic = config, key, False
 
     @property
     def rate(self) -> float:

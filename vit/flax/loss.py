@@ -16,49 +16,82 @@ from ..inputs import (
     check_arrays,
     check_label_values,
     check_labels_shape,
+    check_loss_options,
     check_patches,
     check_visual_tokens,
     resolve_problem_type,
 )
 
 
-def classification_loss(config: PreTrainedConfig, logits: Array, labels: Array) -> Array:
+def classification_loss(
+    labels: Array,
+    logits: Array,
+    config: PreTrainedConfig,
+    *,
+    class_weights: Any = None,
+    label_smoothing: float = 0.0,
+    sample_weight: Array | None = None,
+) -> Array:
     """The mean loss of a batch, by `config.problem_type`.
 
     Args:
+        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
+        logits: (batch, num_labels).
         config: its problem_type selects the loss; unset, one label means regression, integer labels mean
             single_label_classification, others multi_label_classification.
-        logits: (batch, num_labels).
-        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
+        class_weights: (num_labels,) factors; the mean of single labels is then a weighted one.
+        label_smoothing: share of each target that is spread over all classes, or with several labels over yes and no.
+        sample_weight: (batch,) factors of the images' losses, by which the mean does not divide (as Keras).
 
     Returns:
         Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32. Under `jax.jit`, where
         no error can be raised, a label out of range makes it NaN.
     """
-    check_arrays(labels=labels)
+    check_arrays(labels=labels, sample_weight=sample_weight)
     labels = jnp.asarray(labels)
     integers = not jnp.issubdtype(labels.dtype, jnp.floating)
     problem_type = resolve_problem_type(config, integers)
     check_labels_shape(problem_type, labels.shape, logits.shape)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    class_weights, sample_weight = (
+        None if each is None else jnp.asarray(each, logits.dtype) for each in (class_weights, sample_weight)
+    )
+    shapes = [None if each is None else each.shape for each in (class_weights, sample_weight)]
+    check_loss_options(problem_type, logits.shape, label_smoothing, *shapes)
     if problem_type == "single_label_classification":
-        return cross_entropy(logits, labels)
+        return cross_entropy(logits, labels, class_weights, label_smoothing, sample_weight)
     labels = labels.astype(logits.dtype).reshape(logits.shape)
     if problem_type == "multi_label_classification":
-        return (jax.nn.softplus(logits) - logits * labels).mean()
-    return ((logits - labels) ** 2).mean()
+        labels = labels * (1 - label_smoothing) + label_smoothing / 2
+        losses = jax.nn.softplus(logits) - logits * labels
+        losses = losses if class_weights is None else losses * class_weights
+    else:
+        losses = (logits - labels) ** 2
+    return (losses if sample_weight is None else losses * sample_weight.reshape(-1, 1)).mean()
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
+def cross_entropy(
+    logits: Array,
+    labels: Array,
+    class_weights: Array | None = None,
+    label_smoothing: float = 0.0,
+    sample_weight: Array | None = None,
+) -> Array:
     """The mean over the labels, (n,) integers, that are not -100; `logits` are (n, classes)."""
     if not isinstance(labels, jax.core.Tracer):
         check_label_values(np.asarray(labels), logits.shape[-1])
-    counted = labels != IGNORED_LABEL
     in_range = (labels >= 0) & (labels < logits.shape[-1])
     index = jnp.where(in_range, labels, 0).astype(jnp.int32)
-    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), index[:, None], axis=1)[:, 0]
-    log_probs = jnp.where(in_range, log_probs, jnp.nan)
-    return -jnp.where(counted, log_probs, 0).sum() / counted.sum()
+    counted = (labels != IGNORED_LABEL).astype(logits.dtype)
+    log_probs = jax.nn.log_softmax(logits)
+    if class_weights is not None:
+        log_probs, counted = log_probs * class_weights, counted * class_weights[index]
+    losses = -jnp.take_along_axis(log_probs, index[:, None], axis=1)[:, 0]
+    if label_smoothing:
+        losses = (1 - label_smoothing) * losses - label_smoothing * log_probs.mean(-1)
+    losses = jnp.where(labels == IGNORED_LABEL, 0, jnp.where(in_range, losses, jnp.nan))
+    losses = losses if sample_weight is None else losses * sample_weight.reshape(-1)
+    return losses.sum() / counted.sum()
 
 
 def visual_token_loss(logits: Array, labels: Array, bool_masked_pos: Array | None) -> Array:

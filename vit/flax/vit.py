@@ -5,6 +5,7 @@ Side by side with vit/pt/vit.py and vit/tf/vit.py: the same classes, the same at
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from ..config import to_pair
+from ..config import PreTrainedConfig, to_pair
 from ..errors import ConfigError
 from ..families.vit import ViTConfig
 from ..inputs import check_arrays, check_bool_masked_pos, check_pixel_values
@@ -28,7 +29,7 @@ from .pretrained import FlaxPreTrainedModel
 class FlaxViTPreTrainedModel(FlaxPreTrainedModel):
     """What the classes of this family are."""
 
-    config_class = ViTConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = ViTConfig
     config: ViTConfig
 
 
@@ -127,6 +128,7 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
 
     head = "classifier"
     base_class: ClassVar[type[FlaxPreTrainedModel]] = FlaxViTModel
+    loss_function: Callable[..., Array] = staticmethod(classification_loss)
 
     def __init__(
         self,
@@ -140,7 +142,8 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
         super().__init__(config, param_dtype if dtype is None else dtype)
         base: Any = self.base_class
         setattr(self, config.base_model_prefix, base(config, **config.heads[self.head].parts, **options))
-        self.classifier = dense(config, config.hidden_size, config.num_labels, **options) if config.num_labels else None
+        width, labels = config.classifier_size, config.num_labels
+        self.classifier = dense(config, width, labels, **options) if labels else None
 
     def __call__(
         self,
@@ -157,11 +160,12 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
 
         Args:
             labels: (batch,) integers for one label an image, (batch, num_labels) floats for several, or the targets
-                of a regression; see `classification_loss`. The other arguments are those of `FlaxViTModel`.
+                of a regression; see `classification_loss`, which is `loss_function` until another is assigned. The
+                other arguments are those of the base model.
 
         Returns:
-            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as
-            `FlaxViTModel`.
+            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as the base
+            model.
 
         Raises:
             InputError: inputs of another shape, or labels out of range.
@@ -178,14 +182,14 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
         logits = logits if self.classifier is None else call(self.classifier, logits)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,
-            loss=None if labels is None else classification_loss(self.config, logits, labels),
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
 
     def pooled(self, outputs: ModelOutput) -> Array:
-        """What is classified: (batch, hidden_size), of the outputs of the base model."""
+        """What is classified: (batch, classifier_size), of the outputs of the base model."""
         return first_token(outputs["last_hidden_state"])
 
 

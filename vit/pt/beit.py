@@ -152,6 +152,7 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel):
     """BEiT with a linear head that predicts the visual token of each patch (Bao et al. 2022, Section 2.3)."""
 
     head = "lm_head"
+    accepts_loss_kwargs = True
 
     def __init__(self, config: BeitConfig) -> None:
         super().__init__(config)
@@ -170,11 +171,15 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> ModelOutput | tuple[Tensor, ...]:
         """Predict visual tokens; the other arguments are those of `BeitModel`.
 
         Args:
             labels: (masked patches,), the visual token of each, image after image; -100 for one that is left out.
+            num_items_in_batch: number of labels of all batches whose gradients are added up; divides the loss instead
+                of this one's.
 
         Returns:
             loss, a scalar, if labels are given; logits (batch, patches, vocab_size) of all patches; hidden_states and
@@ -194,8 +199,9 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel):
         logits = linear(self.lm_head, self.layernorm(outputs["last_hidden_state"])[:, 1:].contiguous())
         return collect(
             self.config.return_dict if return_dict is None else return_dict,
-            loss=None if labels is None else visual_token_loss(logits, labels, bool_masked_pos),
+            loss=None if labels is None else visual_token_loss(
+                logits, labels, bool_masked_pos, num_items_in_batch),
             logits=logits,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
-        )
+        )  # fmt: skip

@@ -100,6 +100,7 @@ class DinoModel(PreTrainedModel):
         self,
         pixel_values: Tensor,
         bool_masked_pos: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -109,6 +110,7 @@ class DinoModel(PreTrainedModel):
         Args:
             pixel_values: (batch, channels, height, width), float, as the image processor gives them.
             bool_masked_pos: (batch, patches), true where a patch is replaced by the mask token.
+            interpolate_pos_encoding: changes nothing: positions are always fitted to the image.
             output_hidden_states: also return the embeddings and every layer's output.
             output_attentions: also return every layer's attention probabilities.
             return_dict: False for a tuple. None takes this and the two above from the configuration.

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..families.dinov2 import Dinov2Config, Dinov2WithRegistersConfig
-from ..outputs import ModelOutput, collect
+from ..outputs import ModelOutput
 from .dino import DinoEmbeddings, DinoLayer, DinoMLP, DinoModel
 from .layers import ViTEncoder
 from .linear import linear
-from .loss import classification_loss
 from .pretrained import PreTrainedModel
+from .vit import ViTForImageClassification
 
 
 class Dinov2PreTrainedModel(PreTrainedModel):
@@ -72,54 +72,14 @@ class Dinov2Model(DinoModel):
         return self.layernorm(hidden_states), *others
 
 
-class Dinov2ForImageClassification(Dinov2PreTrainedModel):
+class Dinov2ForImageClassification(Dinov2PreTrainedModel, ViTForImageClassification):  # type: ignore[misc]  # config
     """DINOv2 with a linear head on CLS and the mean of the patches (transformers' Dinov2ForImageClassification)."""
 
-    head = "classifier"
-    base_class: ClassVar[type[Dinov2Model]] = Dinov2Model
+    base_class = Dinov2Model
 
-    def __init__(self, config: Dinov2Config) -> None:
-        super().__init__(config)
-        setattr(self, config.base_model_prefix, self.base_class(config))
-        self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
-        self.init_weights(self.classifier, "classifier")
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ModelOutput | tuple[Tensor, ...]:
-        """Classify images of any size.
-
-        Args:
-            labels: (batch,) integers for one label an image, (batch, num_labels) floats for several, or the targets
-                of a regression; see `classification_loss`. The other arguments are those of `Dinov2Model`.
-
-        Returns:
-            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as
-            `Dinov2Model`.
-
-        Raises:
-            InputError: inputs of another shape, or labels out of range.
-        """
-        outputs: Any = self._base()(
-            pixel_values,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
+    def pooled(self, outputs: ModelOutput) -> Tensor:
         patches = outputs["last_hidden_state"][:, self.config.prefix_tokens :]
-        logits = self.classifier(torch.cat([outputs["pooler_output"], patches.mean(dim=1)], dim=1))
-        return collect(
-            self.config.return_dict if return_dict is None else return_dict,
-            loss=None if labels is None else classification_loss(self.config, logits, labels),
-            logits=logits,
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-        )
+        return torch.cat([outputs["pooler_output"], patches.mean(dim=1)], dim=1)
 
 
 class Dinov2WithRegistersModel(Dinov2Model):

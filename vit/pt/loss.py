@@ -15,6 +15,7 @@ from ..inputs import (
     IGNORED_LABEL,
     check_label_values,
     check_labels_shape,
+    check_loss_options,
     check_patches,
     check_tensors,
     check_visual_tokens,
@@ -22,49 +23,102 @@ from ..inputs import (
 )
 
 
-def classification_loss(config: PreTrainedConfig, logits: Tensor, labels: Tensor) -> Tensor:
+def classification_loss(
+    labels: Tensor,
+    logits: Tensor,
+    config: PreTrainedConfig,
+    *,
+    class_weights: Any = None,
+    label_smoothing: float = 0.0,
+    sample_weight: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
     """The mean loss of a batch, by `config.problem_type`.
 
     Args:
+        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
+        logits: (batch, num_labels).
         config: its problem_type selects the loss; unset, one label means regression, integer labels mean
             single_label_classification, others multi_label_classification.
-        logits: (batch, num_labels).
-        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
+        class_weights: (num_labels,) factors; the mean of single labels is then a weighted one.
+        label_smoothing: share of each target that is spread over all classes, or with several labels over yes and no.
+        sample_weight: (batch,) factors of the images' losses, by which the mean does not divide (as Keras).
+        num_items_in_batch: number of labels of all batches whose gradients are added up; divides instead of this one's.
 
     Returns:
         Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32.
     """
-    check_tensors(Tensor, logits.device, labels=labels)
+    check_tensors(Tensor, logits.device, labels=labels, sample_weight=sample_weight)
     integers = not labels.is_floating_point()
     problem_type = resolve_problem_type(config, integers)
     check_labels_shape(problem_type, labels.shape, logits.shape)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if class_weights is not None:
+        class_weights = torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
+    check_loss_options(problem_type, logits.shape, label_smoothing, _shape(class_weights), _shape(sample_weight))
     if problem_type == "single_label_classification":
         if not integers:
             raise InputError(f"labels is {labels.dtype}; expected integer classes for {problem_type}.")
-        return cross_entropy(logits, labels)
+        return cross_entropy(logits, labels, class_weights, label_smoothing, sample_weight, num_items_in_batch)
     labels = labels.to(logits.dtype).reshape(logits.shape)
     if problem_type == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels)
-    return F.mse_loss(logits, labels)
+        labels = labels * (1 - label_smoothing) + label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(logits, labels, class_weights, reduction="none")
+    else:
+        losses = F.mse_loss(logits, labels, reduction="none")
+    if sample_weight is not None:
+        losses = losses * sample_weight.to(losses.dtype).reshape(-1, 1)
+    return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def _shape(array: Tensor | None) -> tuple[int, ...] | None:
+    return None if array is None else tuple(array.shape)
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    sample_weight: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
     """The mean over the labels, (n,) integers, that are not -100; `logits` are (n, classes)."""
+    labels = labels.long()
+    plain = sample_weight is None and num_items_in_batch is None
+    reduction, options = (
+        "mean" if plain else "none",
+        {"ignore_index": IGNORED_LABEL, "label_smoothing": label_smoothing},
+    )
     try:
-        return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED_LABEL)
+        losses = F.cross_entropy(logits, labels, class_weights, reduction=reduction, **options)  # type: ignore[arg-type]
     except IndexError:  # of a CPU; elsewhere a look at the labels would wait for the device
         check_label_values(labels.numpy(), logits.shape[-1])
         raise
+    if plain:
+        return losses
+    if sample_weight is not None:
+        losses = losses * sample_weight.to(losses.dtype).reshape(-1)
+    if num_items_in_batch is not None:
+        return losses.sum() / num_items_in_batch
+    counted = labels != IGNORED_LABEL
+    total = counted.sum() if class_weights is None else (class_weights[labels * counted] * counted).sum()
+    return losses.sum() / total
 
 
-def visual_token_loss(logits: Tensor, labels: Tensor, bool_masked_pos: Tensor | None) -> Tensor:
+def visual_token_loss(
+    logits: Tensor,
+    labels: Tensor,
+    bool_masked_pos: Tensor | None,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
     """The mean cross-entropy of the visual tokens of masked patches (Bao et al. 2022, Equation 2).
 
     Args:
         logits: (batch, patches, vocab_size).
         labels: (masked patches,) integers, image after image; -100 for one that is left out.
         bool_masked_pos: (batch, patches).
+        num_items_in_batch: number of labels of all batches whose gradients are added up; divides instead of this one's.
 
     Returns:
         A scalar of at least float32.
@@ -75,7 +129,8 @@ def visual_token_loss(logits: Tensor, labels: Tensor, bool_masked_pos: Tensor | 
     check_visual_tokens(labels.shape, int(masked.sum()) if seen else None, masked is not None)
     place = masked * masked.cumsum(0)  # of a patch among the masked ones, from 1; 0 for the others
     labels = F.pad(labels.long(), (1, 0), value=IGNORED_LABEL)[place.clamp(max=labels.shape[0])]
-    return cross_entropy(logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), labels)
+    logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(logits, labels, num_items_in_batch=num_items_in_batch)
 
 
 def reconstruction_loss(

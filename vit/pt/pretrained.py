@@ -34,6 +34,7 @@ class PreTrainedModel(ModelNames, nn.Module):
 
     config_class: ClassVar[type[PreTrainedConfig]]
     head: ClassVar[str | None] = None  # the key of the class in the configuration's `heads`
+    accepts_loss_kwargs: ClassVar[bool] = False  # whether a Trainer may pass num_items_in_batch
     inference_only: str | None = None  # "quantised to int8" or "prepacked", once vit.pt.quantize or prepack made it so
 
     def __init__(self, config: PreTrainedConfig) -> None:

@@ -5,12 +5,13 @@ Side by side with vit/tf/vit.py and vit/flax/vit.py: the same classes, the same 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..config import to_pair
+from ..config import PreTrainedConfig, to_pair
 from ..errors import ConfigError
 from ..families.vit import ViTConfig
 from ..inputs import check_bool_masked_pos, check_pixel_values, check_tensors
@@ -24,7 +25,7 @@ from .pretrained import PreTrainedModel
 class ViTPreTrainedModel(PreTrainedModel):
     """What the classes of this family are."""
 
-    config_class = ViTConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = ViTConfig
     config: ViTConfig
 
 
@@ -104,11 +105,14 @@ class ViTForImageClassification(ViTPreTrainedModel):
 
     head = "classifier"
     base_class: ClassVar[type[PreTrainedModel]] = ViTModel
+    accepts_loss_kwargs = True
+    loss_function: Callable[..., Tensor] = staticmethod(classification_loss)
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         setattr(self, config.base_model_prefix, self.base_class(config, **config.heads[self.head].parts))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+        width, labels = config.classifier_size, config.num_labels
+        self.classifier = nn.Linear(width, labels) if labels else nn.Identity()
         self.init_weights(self.classifier, "classifier")
 
     def forward(
@@ -119,15 +123,19 @@ class ViTForImageClassification(ViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> ModelOutput | tuple[Tensor, ...]:
         """Classify images.
 
         Args:
             labels: (batch,) integers for one label an image, (batch, num_labels) floats for several, or the targets
-                of a regression; see `classification_loss`. The other arguments are those of `ViTModel`.
+                of a regression; see `classification_loss`, which is `loss_function` until another is assigned.
+            num_items_in_batch: passed on to it. The other arguments are those of the base model.
 
         Returns:
-            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as `ViTModel`.
+            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as the base
+            model.
 
         Raises:
             InputError: inputs of another shape, or labels out of range.
@@ -140,16 +148,17 @@ class ViTForImageClassification(ViTPreTrainedModel):
             return_dict=True,
         )
         logits = self.classifier(self.pooled(outputs))
+        options = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
         return collect(
             self.config.return_dict if return_dict is None else return_dict,
-            loss=None if labels is None else classification_loss(self.config, logits, labels),
+            loss=None if labels is None else self.loss_function(labels, logits, self.config, **options),
             logits=logits,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
 
     def pooled(self, outputs: ModelOutput) -> Tensor:
-        """What is classified: (batch, hidden_size), of the outputs of the base model."""
+        """What is classified: (batch, classifier_size), of the outputs of the base model."""
         return outputs["last_hidden_state"][:, 0]
 
 

@@ -48,12 +48,13 @@ class BeitEncoder(ViTEncoder):
     def call(  # type: ignore[override]  # its biases follow from the grid
         self,
         hidden_states: tf.Tensor,
-        output_hidden_states: bool,
-        output_attentions: bool,
-        grid: tuple[int, int],
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        grid: tuple[int, int] | None = None,
         training: bool | None = None,
-    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
+    ) -> ModelOutput:
         config = self.config
+        grid = config.grid_size if grid is None else grid
         if not (config.use_relative_position_bias or config.use_shared_relative_position_bias):
             return super().call(hidden_states, output_hidden_states, output_attentions, training=training)
         shared = None if self.relative_position_bias is None else self.relative_position_bias(grid=grid)
@@ -147,19 +148,20 @@ class TFBeitModel(TFBeitPreTrainedModel):
             patches = grid[0] * grid[1]
             check_bool_masked_pos(bool_masked_pos.shape, pixel_values.shape[0], patches, config.use_mask_token)
         pixel_values = ops.cast(pixel_values, self.compute_dtype)
-        hidden_states, all_hidden_states, all_attentions = self.encoder(
+        encoded = self.encoder(
             self.embeddings(pixel_values, grid=grid, bool_masked_pos=bool_masked_pos),
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
             grid=grid,
         )
+        hidden_states = encoded["last_hidden_state"]
         hidden_states = hidden_states if self.layernorm is None else self.layernorm(hidden_states)
         return collect(
             config.return_dict if return_dict is None else return_dict,
             last_hidden_state=hidden_states,
             pooler_output=None if self.pooler is None else self.pooler(hidden_states),
-            hidden_states=all_hidden_states,
-            attentions=all_attentions,
+            hidden_states=encoded.get("hidden_states"),
+            attentions=encoded.get("attentions"),
         )
 
     def parts(self) -> dict[str, bool]:

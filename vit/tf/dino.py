@@ -39,7 +39,7 @@ class DinoEmbeddings(ViTEmbeddings):
         self.patch_embeddings.build(input_shape)
 
     def call(
-        self, pixel_values: tf.Tensor, grid: tuple[int, int], bool_masked_pos: tf.Tensor | None = None
+        self, pixel_values: tf.Tensor, grid: tuple[int, int] | None = None, bool_masked_pos: tf.Tensor | None = None
     ) -> tf.Tensor:
         hidden_states = super().call(pixel_values, grid, bool_masked_pos)
         if self.register_tokens is None:
@@ -104,11 +104,11 @@ class DinoLayer(ViTKerasLayer):
 
     def call(
         self, hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        context, attentions = self.attention(self.norm1(hidden_states), output_attentions=output_attentions, bias=bias)
+    ) -> tuple[tf.Tensor, ...]:
+        context, *attentions = self.attention(self.norm1(hidden_states), output_attentions=output_attentions, bias=bias)
         hidden_states = residual(hidden_states, context, self.layer_scale1.lambda1, self.drop_path)
         mlp = self.mlp(self.norm2(hidden_states))
-        return residual(hidden_states, mlp, self.layer_scale2.lambda1, self.drop_path), attentions
+        return residual(hidden_states, mlp, self.layer_scale2.lambda1, self.drop_path), *attentions
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "drop_path_rate": self.drop_path_rate}
@@ -128,6 +128,7 @@ class TFDinoModel(TFPreTrainedModel):
         self,
         pixel_values: tf.Tensor,
         bool_masked_pos: tf.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -139,6 +140,7 @@ class TFDinoModel(TFPreTrainedModel):
             pixel_values: (batch, channels, height, width), float, as the image processor gives them; or a dict of
                 the tensors of this call.
             bool_masked_pos: (batch, patches), true where a patch is replaced by the mask token.
+            interpolate_pos_encoding: changes nothing: positions are always fitted to the image.
             output_hidden_states: also return the embeddings and every layer's output.
             output_attentions: also return every layer's attention probabilities.
             return_dict: False for a tuple. None takes this and the two above from the configuration.

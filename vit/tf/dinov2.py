@@ -12,13 +12,13 @@ import tensorflow as tf
 from keras import ops
 
 from ..families.dinov2 import Dinov2Config, Dinov2WithRegistersConfig
-from ..outputs import ModelOutput, collect
+from ..outputs import ModelOutput
 from .dino import DinoEmbeddings, DinoLayer, DinoMLP, TFDinoModel
 from .layers import ViTEncoder, ViTKerasLayer
 from .linear import dense, linear
-from .loss import classification_loss
 from .norm import layer_norm
 from .pretrained import TFPreTrainedModel
+from .vit import TFViTForImageClassification
 
 
 class TFDinov2PreTrainedModel(TFPreTrainedModel):
@@ -85,78 +85,20 @@ class TFDinov2Model(TFDinoModel):
         training: bool | None,
     ) -> Any:
         hidden_states = self.embeddings(pixel_values, grid=grid, bool_masked_pos=mask)
-        hidden_states, *others = self.encoder(
-            hidden_states, output_hidden_states=wanted[0], output_attentions=wanted[1]
-        )
-        return self.layernorm(hidden_states), *others
+        encoded = self.encoder(hidden_states, output_hidden_states=wanted[0], output_attentions=wanted[1])
+        hidden_states = self.layernorm(encoded["last_hidden_state"])
+        return hidden_states, encoded.get("hidden_states"), encoded.get("attentions")
 
 
 @keras.saving.register_keras_serializable("trivit")
-class TFDinov2ForImageClassification(TFDinov2PreTrainedModel):
-    """DINOv2 with a linear head on CLS and the mean of the patches (transformers' Dinov2ForImageClassification).
+class TFDinov2ForImageClassification(TFDinov2PreTrainedModel, TFViTForImageClassification):  # type: ignore[misc]
+    """DINOv2 with a linear head on CLS and the mean of the patches (transformers' Dinov2ForImageClassification)."""
 
-    `compile` without a loss trains with the one that the configuration's problem_type selects, as
-    `TFViTForImageClassification` does.
-    """
+    base_class = TFDinov2Model
 
-    head = "classifier"
-    base_class: ClassVar[type[TFDinov2Model]] = TFDinov2Model
-
-    def __init__(self, config: Dinov2Config, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        prefix = config.base_model_prefix
-        setattr(self, prefix, self.base_class(config, build=False, name=prefix, **self.options))
-        self.classifier = dense(config, config.num_labels, "classifier", **self.options) if config.num_labels else None
-        self.maybe_build()
-
-    def build(self, input_shape: Any) -> None:
-        self._base().build(input_shape)
-        if self.classifier is not None:
-            self.classifier.build((None, 2 * self.config.hidden_size))
-
-    def call(
-        self,
-        pixel_values: tf.Tensor,
-        labels: tf.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        training: bool | None = None,
-    ) -> ModelOutput | tuple[tf.Tensor, ...]:
-        """Classify images of any size.
-
-        Args:
-            labels: (batch,) integers for one label an image, (batch, num_labels) floats for several, or the targets
-                of a regression; see `classification_loss`. The other arguments are those of `TFDinov2Model`.
-
-        Returns:
-            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as
-            `TFDinov2Model`.
-
-        Raises:
-            InputError: inputs of another shape, or labels out of range.
-        """
-        if isinstance(pixel_values, dict):
-            pixel_values, labels = self.unpack(pixel_values, labels=labels)
-        outputs: Any = self._base()(
-            pixel_values,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
+    def pooled(self, outputs: ModelOutput) -> tf.Tensor:
         patches = outputs["last_hidden_state"][:, self.config.prefix_tokens :]
-        pooled = ops.concatenate([outputs["pooler_output"], ops.mean(patches, axis=1)], axis=1)
-        logits = pooled if self.classifier is None else self.classifier(pooled)
-        return collect(
-            self.config.return_dict if return_dict is None else return_dict,
-            loss=None if labels is None else classification_loss(self.config, logits, labels),
-            logits=logits,
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-        )
-
-    def own_loss(self, y: Any, y_pred: Any) -> tf.Tensor:
-        return classification_loss(self.config, y_pred["logits"], y)
+        return ops.concatenate([outputs["pooler_output"], ops.mean(patches, axis=1)], axis=1)
 
 
 @keras.saving.register_keras_serializable("trivit")

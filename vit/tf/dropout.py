@@ -52,17 +52,16 @@ def recomputed(layer: keras.layers.Layer) -> Any:
 
     def call(
         hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+    ) -> tuple[tf.Tensor, ...]:
         def compute(hidden_states: tf.Tensor, *bias: tf.Tensor) -> tuple[tf.Tensor, ...]:
             with keras.StatelessScope(start):  # both times from the same seeds, so that both drop the same
-                outputs = layer(
+                return layer(
                     hidden_states, output_attentions=output_attentions, bias=bias[0] if bias else None, training=True
                 )
-            return outputs if output_attentions else outputs[:1]  # remat takes no None
 
         outputs = keras.remat(compute)(hidden_states, *([] if bias is None else [bias]))
         for seed in seeds:
             seed.next()
-        return outputs if output_attentions else (*outputs, None)
+        return outputs
 
     return call

@@ -17,6 +17,8 @@ from keras import ops
 
 from ..config import PreTrainedConfig, config_from_dict, to_pair
 from ..families.vit import ViTConfig
+from ..inputs import check_pixel_values
+from ..outputs import ModelOutput, collect
 from .attention import attend
 from .dropout import Dropout, DropPath, recomputed
 from .linear import ACTIVATIONS, dense, initializer, linear
@@ -56,8 +58,14 @@ class ViTPatchEmbeddings(ViTKerasLayer):
     def build(self, input_shape: Any) -> None:
         self.projection.build((None, None, self.config.num_channels * self.patch_size[0] * self.patch_size[1]))
 
-    def call(self, pixel_values: tf.Tensor, grid: tuple[int, int]) -> tf.Tensor:
+    def call(self, pixel_values: tf.Tensor, grid: tuple[int, int] | None = None) -> tf.Tensor:
+        grid = grid_of(self.config, pixel_values) if grid is None else grid
         return linear(self.projection, cut(pixel_values, grid, self.patch_size))  # (B, N, D)
+
+
+def grid_of(config: PreTrainedConfig, pixel_values: tf.Tensor) -> tuple[int, int]:
+    """(rows, columns) of patches; those of the configured size where a graph does not know it."""
+    return check_pixel_values(config, pixel_values.shape, None not in pixel_values.shape[2:])
 
 
 def cut(pixel_values: tf.Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> tf.Tensor:
@@ -94,8 +102,9 @@ class ViTEmbeddings(ViTKerasLayer):
         self.patch_embeddings.build(input_shape)
 
     def call(
-        self, pixel_values: tf.Tensor, grid: tuple[int, int], bool_masked_pos: tf.Tensor | None = None
+        self, pixel_values: tf.Tensor, grid: tuple[int, int] | None = None, bool_masked_pos: tf.Tensor | None = None
     ) -> tf.Tensor:
+        grid = grid_of(self.config, pixel_values) if grid is None else grid
         hidden_states = self.patch_embeddings(pixel_values, grid=grid)  # (B, N, D)
         if bool_masked_pos is not None:
             mask = ops.cast(bool_masked_pos, "bool")[:, :, None]
@@ -110,6 +119,9 @@ class ViTEmbeddings(ViTKerasLayer):
     def interpolated_position_embeddings(self, grid: tuple[int, int]) -> tf.Tensor:
         """Position embeddings for a grid of (rows, columns) patches: (1, T, D)."""
         return interpolate(self.position_embeddings, self.config.grid_size, grid, **self.config.interpolation)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "use_mask_token": self.use_mask_token}
 
 
 class ViTSelfAttention(ViTKerasLayer):
@@ -130,7 +142,7 @@ class ViTSelfAttention(ViTKerasLayer):
 
     def call(
         self, hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+    ) -> tuple[tf.Tensor, ...]:
         """`bias`, (1 or B, H, T, T), is added to the scores, unless `place` takes it for something else."""
         heads = (self.config.num_attention_heads, self.config.head_dim)
         query, key, value = (
@@ -140,7 +152,7 @@ class ViTSelfAttention(ViTKerasLayer):
         query, key, bias = self.place(query, key, bias)
         context, attentions = attend(query, key, value, self.dropout, bias)
         context = ops.reshape(context, (-1, *hidden_states.shape[1:]))  # (B, T, D)
-        return context, attentions if output_attentions else None
+        return (context, attentions) if output_attentions else (context,)
 
     def place(
         self, query: tf.Tensor, key: tf.Tensor, bias: tf.Tensor | None
@@ -178,9 +190,9 @@ class ViTAttention(ViTKerasLayer):
 
     def call(
         self, hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        context, attentions = self.attention(hidden_states, output_attentions=output_attentions, bias=bias)
-        return self.dense_output(context), attentions
+    ) -> tuple[tf.Tensor, ...]:
+        context, *attentions = self.attention(hidden_states, output_attentions=output_attentions, bias=bias)
+        return self.dense_output(context), *attentions
 
 
 class ViTIntermediate(ViTKerasLayer):
@@ -249,12 +261,12 @@ class ViTLayer(ViTKerasLayer):
 
     def call(
         self, hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+    ) -> tuple[tf.Tensor, ...]:
         normed = self.layernorm_before(hidden_states)
-        context, attentions = self.attention(normed, output_attentions=output_attentions, bias=bias)
+        context, *attentions = self.attention(normed, output_attentions=output_attentions, bias=bias)
         hidden_states = residual(hidden_states, context, self.lambda_1, self.drop_path)
         mlp = self.dense_output(self.intermediate(self.layernorm_after(hidden_states)))
-        return residual(hidden_states, mlp, self.lambda_2, self.drop_path), attentions
+        return residual(hidden_states, mlp, self.lambda_2, self.drop_path), *attentions
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "drop_path_rate": self.drop_path_rate}
@@ -278,9 +290,9 @@ def encode(
     for i, layer in enumerate(layers):
         bias = None if biases is None else biases(i)
         run = recomputed(layer) if recompute else layer
-        hidden_states, attentions = run(hidden_states, output_attentions=output_attentions, bias=bias)
+        hidden_states, *attentions = run(hidden_states, output_attentions=output_attentions, bias=bias)
         all_hidden_states.append(hidden_states)
-        all_attentions.append(attentions)
+        all_attentions.extend(attentions)
     return (
         hidden_states,
         tuple(all_hidden_states) if output_hidden_states else None,
@@ -312,10 +324,13 @@ class ViTEncoder(ViTKerasLayer):
         output_attentions: bool = False,
         biases: Callable[[int], tf.Tensor] | None = None,
         training: bool | None = None,
-    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...] | None, tuple[tf.Tensor, ...] | None]:
-        """As `encode`."""
+    ) -> ModelOutput:
+        """As `encode`: last_hidden_state, hidden_states and attentions, of which only what was asked for is there."""
         recompute = self.gradient_checkpointing and training
-        return encode(self.layer, hidden_states, output_hidden_states, output_attentions, biases, recompute)
+        wanted = output_hidden_states, output_attentions
+        names = ("last_hidden_state", "hidden_states", "attentions")
+        found = encode(self.layer, hidden_states, *wanted, biases, recompute)
+        return collect(True, **dict(zip(names, found, strict=True)))
 
 
 class ViTPooler(ViTKerasLayer):

@@ -15,20 +15,32 @@ from ..inputs import (
     check_arrays,
     check_label_values,
     check_labels_shape,
+    check_loss_options,
     check_patches,
     check_visual_tokens,
     resolve_problem_type,
 )
 
 
-def classification_loss(config: PreTrainedConfig, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+def classification_loss(
+    labels: tf.Tensor,
+    logits: tf.Tensor,
+    config: PreTrainedConfig,
+    *,
+    class_weights: Any = None,
+    label_smoothing: float = 0.0,
+    sample_weight: tf.Tensor | None = None,
+) -> tf.Tensor:
     """The mean loss of a batch, by `config.problem_type`.
 
     Args:
+        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
+        logits: (batch, num_labels).
         config: its problem_type selects the loss; unset, one label means regression, integer labels mean
             single_label_classification, others multi_label_classification.
-        logits: (batch, num_labels).
-        labels: (batch,) classes, of which -100 are left out; or (batch, num_labels) targets.
+        class_weights: (num_labels,) factors; the mean of single labels is then a weighted one.
+        label_smoothing: share of each target that is spread over all classes, or with several labels over yes and no.
+        sample_weight: (batch,) factors of the images' losses, by which the mean does not divide, as that of `fit`.
 
     Returns:
         Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32. In a graph, where no
@@ -40,25 +52,47 @@ def classification_loss(config: PreTrainedConfig, logits: tf.Tensor, labels: tf.
     problem_type = resolve_problem_type(config, integers)
     check_labels_shape(problem_type, labels.shape, logits.shape)
     logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    if class_weights is not None:
+        class_weights = ops.convert_to_tensor(class_weights, logits.dtype)
+    if sample_weight is not None:
+        sample_weight = ops.cast(ops.convert_to_tensor(sample_weight), logits.dtype)
+    shapes = [None if each is None else tuple(each.shape) for each in (class_weights, sample_weight)]
+    check_loss_options(problem_type, tuple(logits.shape), label_smoothing, *shapes)
     if problem_type == "single_label_classification":
-        return cross_entropy(logits, labels)
+        return cross_entropy(logits, labels, class_weights, label_smoothing, sample_weight)
     labels = ops.reshape(ops.cast(labels, logits.dtype), ops.shape(logits))
     if problem_type == "multi_label_classification":
-        return ops.mean(ops.softplus(logits) - logits * labels)
-    return ops.mean((logits - labels) ** 2)
+        labels = labels * (1 - label_smoothing) + label_smoothing / 2
+        losses = ops.softplus(logits) - logits * labels
+        losses = losses if class_weights is None else losses * class_weights
+    else:
+        losses = (logits - labels) ** 2
+    return ops.mean(losses if sample_weight is None else losses * ops.reshape(sample_weight, (-1, 1)))
 
 
-def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+def cross_entropy(
+    logits: tf.Tensor,
+    labels: tf.Tensor,
+    class_weights: tf.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    sample_weight: tf.Tensor | None = None,
+) -> tf.Tensor:
     """The mean over the labels, (n,) integers, that are not -100; `logits` are (n, classes)."""
     if not tf.is_symbolic_tensor(labels):
         check_label_values(ops.convert_to_numpy(labels), logits.shape[-1])
     labels = ops.cast(labels, "int64")
-    counted = ops.not_equal(labels, IGNORED_LABEL)
     in_range = ops.logical_and(labels >= 0, labels < logits.shape[-1])
     index = ops.cast(ops.where(in_range, labels, 0), "int32")
-    log_probs = ops.take_along_axis(ops.log_softmax(logits), index[:, None], axis=1)[:, 0]
-    log_probs = ops.where(in_range, log_probs, float("nan"))
-    return -ops.sum(ops.where(counted, log_probs, 0.0)) / ops.sum(ops.cast(counted, logits.dtype))
+    counted = ops.cast(ops.not_equal(labels, IGNORED_LABEL), logits.dtype)
+    log_probs = ops.log_softmax(logits)
+    if class_weights is not None:
+        log_probs, counted = log_probs * class_weights, counted * ops.take(class_weights, index)
+    losses = -ops.take_along_axis(log_probs, index[:, None], axis=1)[:, 0]
+    if label_smoothing:
+        losses = (1 - label_smoothing) * losses - label_smoothing * ops.mean(log_probs, axis=-1)
+    losses = ops.where(ops.equal(labels, IGNORED_LABEL), 0.0, ops.where(in_range, losses, float("nan")))
+    losses = losses if sample_weight is None else losses * ops.reshape(sample_weight, (-1,))
+    return ops.sum(losses) / ops.sum(counted)
 
 
 def visual_token_loss(logits: tf.Tensor, labels: tf.Tensor, bool_masked_pos: tf.Tensor | None) -> tf.Tensor:

@@ -117,18 +117,18 @@ class TFViTMAEModel(TFViTMAEPreTrainedModel):
         ids_shuffle = tf.argsort(noise, axis=1, stable=True)  # here, as Keras casts what goes into a layer
         pixel_values = ops.cast(pixel_values, self.compute_dtype)
         hidden_states, mask, ids_restore = self.embeddings(pixel_values, grid=grid, ids_shuffle=ids_shuffle)
-        hidden_states, all_hidden_states, all_attentions = self.encoder(
+        encoded = self.encoder(
             hidden_states,
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
         )
         return collect(
             config.return_dict if return_dict is None else return_dict,
-            last_hidden_state=self.layernorm(hidden_states),
+            last_hidden_state=self.layernorm(encoded["last_hidden_state"]),
             mask=mask,
             ids_restore=ids_restore,
-            hidden_states=all_hidden_states,
-            attentions=all_attentions,
+            hidden_states=encoded.get("hidden_states"),
+            attentions=encoded.get("attentions"),
         )
 
 
@@ -173,7 +173,7 @@ class ViTMAEDecoder(ViTKerasLayer):
         positions = interpolate(self.decoder_pos_embed, *self.config.decoder_grids(grid))
         hidden_states = ops.concatenate([hidden_states[:, :1], restored], axis=1) + positions
         for layer in self.decoder_layers:
-            hidden_states, _ = (recomputed(layer) if checkpointing and training else layer)(hidden_states)
+            (hidden_states,) = (recomputed(layer) if checkpointing and training else layer)(hidden_states)
         return linear(self.decoder_pred, self.decoder_norm(hidden_states))[:, 1:]
 
 

@@ -19,6 +19,7 @@ from ..inputs import check_arrays
 from ..keywords import loading_keywords
 from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
+from .fit import TENSORS, FittedModel, split_flags
 from .saving import parameters
 
 
@@ -29,10 +30,9 @@ def _flatten(output: Any) -> Any:
 optree.register_pytree_node(ModelOutput, _flatten, unflatten, namespace="keras")  # type: ignore[arg-type]
 InputError.ag_pass_through = True  # type: ignore[attr-defined]  # tf.function then raises it as it is
 InputError._keras_call_info_injected = True  # type: ignore[attr-defined]  # Keras then adds no lines of its own
-_TENSORS = ("pixel_values", "bool_masked_pos", "labels", "noise")
 
 
-class TFPreTrainedModel(ModelNames, keras.Model):
+class TFPreTrainedModel(ModelNames, FittedModel):
     """A model with a configuration, whose layers form the tree that the published parameter names spell."""
 
     config_class: ClassVar[type[PreTrainedConfig]]
@@ -60,11 +60,15 @@ class TFPreTrainedModel(ModelNames, keras.Model):
         super().__setattr__(name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = {**dict(zip(self._call_signature.parameters, args, strict=False)), **kwargs}
+        given = {**dict(zip(self._call_signature.parameters, args, strict=False)), **dict(self.flags), **kwargs}
         inputs = given.get("pixel_values")
         if isinstance(inputs, dict):
-            given = {**given, **inputs} if "pixel_values" in inputs else {}  # `unpack` says what it lacks
-        check_arrays(**{name: given[name] for name in _TENSORS if name in given})
+            inputs, flags = split_flags(inputs)
+            args, kwargs = (inputs,), {**flags, **{name: v for name, v in given.items() if name != "pixel_values"}}
+            given = {**kwargs, **inputs} if "pixel_values" in inputs else {}  # `unpack` says what it lacks
+        elif self.flags:
+            args, kwargs = (inputs,), {name: v for name, v in given.items() if name != "pixel_values"}
+        check_arrays(**{name: given[name] for name in TENSORS if name in given})
         return super().__call__(*args, **kwargs)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
@@ -106,63 +110,6 @@ class TFPreTrainedModel(ModelNames, keras.Model):
 
     def _base(self) -> Any:
         return self if self.head is None else getattr(self, self.config.base_model_prefix)
-
-    # === Training ===
-
-    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
-        """As keras.Model.compile; without a `loss` the model trains with its own."""
-        self.loss = loss  # keras.Model would keep that of an earlier compile
-        super().compile(optimizer=optimizer, loss=loss, **kwargs)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        return super().make_train_function(self._is_stale("train", force))
-
-    def make_test_function(self, force: bool = False) -> Any:
-        return super().make_test_function(self._is_stale("test", force))
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        return super().make_predict_function(self._is_stale("predict", force))
-
-    def _is_stale(self, function: str, force: bool) -> bool:
-        """Whether a function that Keras keeps was traced under other values of the configuration."""
-        before = self._traced.get(function)
-        self._traced[function] = hash(self.config)
-        return force or before not in (None, hash(self.config))
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """As keras.Model.compile_from_config, which leaves a class with its own `compile` uncompiled."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> tf.Tensor:
-        if self.loss is not None:
-            return super().compute_loss(x, self._target(x, y), self._main(y_pred), sample_weight, training)
-        self._main(y_pred)
-        if sample_weight is not None:
-            raise InputError("The model's own loss has no weights for samples or classes; pass a loss to compile.")
-        loss = y_pred["loss"] if "loss" in y_pred else self.own_loss(y, y_pred)
-        for extra in self.losses:
-            loss = loss + extra
-        return loss / tf.distribute.get_strategy().num_replicas_in_sync  # Keras sums the replicas' gradients
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        return super().compute_metrics(x, self._target(x, y), self._main(y_pred), sample_weight)
-
-    def own_loss(self, y: Any, y_pred: Any) -> tf.Tensor:
-        """The loss where the call itself computed none."""
-        raise InputError(f"{type(self).__name__} has no loss of its own for these inputs; pass a loss to compile.")
-
-    def _target(self, x: Any, y: Any) -> Any:
-        """What losses and metrics compare with: y, or the labels of a dict of inputs."""
-        return x.get("labels") if y is None and isinstance(x, dict) else y
-
-    def _main(self, y_pred: Any) -> Any:
-        """The output that losses and metrics see."""
-        if not isinstance(y_pred, dict):
-            raise InputError("fit and evaluate need named outputs: load or build the model with return_dict=True.")
-        return y_pred[self.config.heads[self.head].output]
 
     # === Config ===
 

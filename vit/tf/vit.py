@@ -5,13 +5,14 @@ Side by side with vit/pt/vit.py and vit/flax/vit.py: the same classes, the same 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from ..config import to_pair
+from ..config import PreTrainedConfig, to_pair
 from ..errors import ConfigError
 from ..families.vit import ViTConfig
 from ..inputs import check_bool_masked_pos, check_pixel_values
@@ -26,7 +27,7 @@ from .pretrained import TFPreTrainedModel
 class TFViTPreTrainedModel(TFPreTrainedModel):
     """What the classes of this family are."""
 
-    config_class = ViTConfig
+    config_class: ClassVar[type[PreTrainedConfig]] = ViTConfig
     config: ViTConfig
 
 
@@ -99,18 +100,18 @@ class TFViTModel(TFViTPreTrainedModel):
             check_bool_masked_pos(bool_masked_pos.shape, pixel_values.shape[0], grid[0] * grid[1], has_mask_token)
         pixel_values = ops.cast(pixel_values, self.compute_dtype)
         hidden_states = self.embeddings(pixel_values, grid=grid, bool_masked_pos=bool_masked_pos)
-        hidden_states, all_hidden_states, all_attentions = self.encoder(
+        encoded = self.encoder(
             hidden_states,
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
         )
-        hidden_states = self.layernorm(hidden_states)
+        hidden_states = self.layernorm(encoded["last_hidden_state"])
         return collect(
             config.return_dict if return_dict is None else return_dict,
             last_hidden_state=hidden_states,
             pooler_output=None if self.pooler is None else self.pooler(hidden_states),
-            hidden_states=all_hidden_states,
-            attentions=all_attentions,
+            hidden_states=encoded.get("hidden_states"),
+            attentions=encoded.get("attentions"),
         )
 
     def parts(self) -> dict[str, bool]:
@@ -127,6 +128,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
 
     head = "classifier"
     base_class: ClassVar[type[TFPreTrainedModel]] = TFViTModel
+    loss_function: Callable[..., tf.Tensor] = staticmethod(classification_loss)
 
     def __init__(self, config: ViTConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
@@ -137,7 +139,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
     def build(self, input_shape: Any) -> None:
         self._base().build(input_shape)
         if self.classifier is not None:
-            self.classifier.build((None, self.config.hidden_size))
+            self.classifier.build((None, self.config.classifier_size))
 
     def call(
         self,
@@ -153,11 +155,12 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
 
         Args:
             labels: (batch,) integers for one label an image, (batch, num_labels) floats for several, or the targets
-                of a regression; see `classification_loss`. The other arguments are those of `TFViTModel`.
+                of a regression; see `classification_loss`, which is `loss_function` until another is assigned. The
+                other arguments are those of the base model.
 
         Returns:
-            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as
-            `TFViTModel`.
+            loss, a scalar, if labels are given; logits (batch, num_labels); hidden_states and attentions as the base
+            model.
 
         Raises:
             InputError: inputs of another shape, or labels out of range.
@@ -175,18 +178,18 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         logits = logits if self.classifier is None else self.classifier(logits)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,
-            loss=None if labels is None else classification_loss(self.config, logits, labels),
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
 
     def pooled(self, outputs: ModelOutput) -> tf.Tensor:
-        """What is classified: (batch, hidden_size), of the outputs of the base model."""
+        """What is classified: (batch, classifier_size), of the outputs of the base model."""
         return outputs["last_hidden_state"][:, 0]
 
-    def own_loss(self, y: Any, y_pred: Any) -> tf.Tensor:
-        return classification_loss(self.config, y_pred["logits"], y)
+    def own_loss(self, y: Any, y_pred: Any, **options: Any) -> tf.Tensor:
+        return self.loss_function(y, y_pred["logits"], self.config, **options)
 
 
 @keras.saving.register_keras_serializable("trivit")
