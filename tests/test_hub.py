@@ -6,6 +6,7 @@ process sees is what a user sees: the environment variables, the cache and the e
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -49,6 +50,7 @@ class Hub(ThreadingHTTPServer):
         self.location: str | None = None  # where it sends everybody
         self.tokens: list[str | None] = []  # that were sent
         self.requests: list[str] = []
+        self.said: list[str] = []  # the messages of commits
         self.sent = 0  # bytes of endless answers
         self.ended = threading.Event()  # nobody waits any more
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -78,6 +80,42 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.respond(send_body=True)
+
+    def do_POST(self) -> None:
+        """Uploads: a model is made, each file is said to be small, and a commit is taken in one body."""
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = self.path.partition("?")[0]
+        self.server.requests.append(f"POST {self.path}")
+        self.server.tokens.append(self.headers.get("Authorization"))
+        if self.server.trouble:
+            return self.refuse(self.server.trouble, message="no such luck\x1b[31m")
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.refuse(401, message="Invalid username or password.")
+        if path == "/api/repos/create":
+            made = json.loads(body)
+            name = "/".join(filter(None, [made.get("organization") or "me", made["name"]]))
+            self.server.models.setdefault(name, {}).setdefault("main", {})
+            answer: Any = {"url": f"{self.server.url}/{name}", "id": name}
+        elif "/preupload/" in path:
+            files = json.loads(body)["files"]
+            answer = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+        else:
+            name, _, revision = path.removeprefix("/api/models/").partition("/commit/")
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.server.models[name].setdefault(revision, {})[line["value"]["path"]] = content
+                else:
+                    self.server.said.append(line["value"]["summary"])
+            oid = commit(name, revision)
+            answer = {"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/{name}/commit/{oid}"}
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+        return None
 
     def refuse(self, status: int, code: str = "", message: str = "") -> None:
         self.send_response(status)
@@ -645,3 +683,36 @@ def test_a_subfolder_of_a_folder_and_of_a_model(hub, ask, reference, tmp_path):
             vit.hub.resolve(folder, subfolder=bad)
     with pytest.raises(vit.ConfigError, match="HTTPS_PROXY"):
         vit.hub.resolve(folder, proxies={"http": "x"})
+
+
+# === Uploading ===
+
+PROCESSORS = ["ViTImageProcessor", "ViTImageProcessorFast", "DeiTImageProcessor", "BeitImageProcessor"]
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_an_image_processor_is_uploaded_in_one_commit_and_read_again(name, hub, ask, tmp_path):
+    make = f"__import__('vit').{name}"
+    hub.add("me/mine", tmp_path, "main")
+    address, saved, again = ask(
+        f"{make}(size=96).push_to_hub('mine', token='{TOKEN}', private=True, commit_message='first')",
+        f"{make}(size=64).save_pretrained('{tmp_path / 'theirs'}', push_to_hub=True, repo_id='they/theirs', "
+        f"token='{TOKEN}', revision='side')",
+        "__import__('vit').AutoImageProcessor.from_pretrained('me/mine').to_dict()['size']",
+    )
+    assert address == f"{hub.url}/me/mine/commit/{commit('me/mine', 'main')}"
+    assert hub.models["me/mine"]["main"].keys() == {"preprocessor_config.json"}
+    assert hub.models["they/theirs"]["side"]["preprocessor_config.json"] == Path(*saved).read_bytes()
+    assert again == json.loads(hub.models["me/mine"]["main"]["preprocessor_config.json"])["size"]
+    assert hub.said == ["first", "Upload preprocessor_config.json"]
+
+
+@pytest.mark.parametrize("trouble", [None, 403, 500])
+def test_what_cannot_be_uploaded_is_told_in_a_line(trouble, hub, ask):
+    hub.trouble = trouble
+    token = "hf_wrong" if trouble is None else TOKEN
+    refused = ask(f"__import__('vit').ViTImageProcessor().push_to_hub('me/mine', token='{token}')")
+    assert isinstance(refused, CheckpointRefused)
+    assert refused.startswith("me/mine could not be uploaded: ")
+    assert refused.isprintable()
+    assert hub.models == {}
