@@ -28,6 +28,7 @@ from vit import budgets
 from vit.archives import Member, mapped, members
 from vit.checkpoint import in_order, read_header, read_json, write_safetensors
 from vit.errors import CheckpointError, MissingFrameworkError, quoted, shown
+from vit.files import other_kind
 from vit.folders import Find
 from vit.torchfile import Special, TorchFile
 from vit.weights import Shape
@@ -707,7 +708,7 @@ def kind_of(path: Path) -> str:
         return "msgpack"
     raise CheckpointError(
         f"{shown(path)} is no checkpoint that is known: it is neither safetensors, .npz, a PyTorch file, HDF5, "
-        ".keras nor Flax msgpack. Is it whole?"
+        f".keras nor Flax msgpack.{other_kind(path, 'a safetensors') or ' Is it whole?'}"
     )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import os
 import re
 import shutil
 import struct
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +158,28 @@ CONFIG_FILES = {
        )},
 }  # fmt: skip
 
+H5 = Path(__file__).parent / "fixtures" / "conversion" / "hf_tf_h5" / "tf_model.h5"
+TORCH = "pytorch_model.bin"
+
+
+def torch_file(path: Path, **options: Any) -> None:
+    """Replace a safetensors file by one of PyTorch, of the same tensors and the same name."""
+    import torch
+
+    tensors = safetensors.numpy.load_file(path)
+    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, path, **options)
+
+
+def tar_file(path: Path) -> None:
+    """Replace a file by a tar archive of it, as PyTorch 0.1 wrote storages and tensors."""
+    data = path.read_bytes()
+    with tarfile.open(path, "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
 NOT_WHOLE = r"model\.safetensors is not a whole safetensors file \(.*\); write or download it again"
 NORM, QUERY = "vit.layernorm.weight", "vit.encoder.layer.1.attention.attention.query.bias"
 
@@ -177,6 +203,18 @@ WEIGHT_FILES = {
     "negative shape": (edit_header(lambda h: h[NORM].update(shape=[-32])), NOT_WHOLE),
     "invented dtype": (edit_header(lambda h: h[NORM].update(dtype="F31")), NOT_WHOLE),
     "a pointer of git-lfs": (rewrite(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\noid"), NOT_WHOLE),
+    "a PyTorch file": (lambda folder: torch_file(folder / WEIGHTS), NOT_WHOLE + r"\. It is a zip archive, as PyTorch"),
+    "an older PyTorch file": (lambda folder: torch_file(folder / WEIGHTS, _use_new_zipfile_serialization=False),
+                              NOT_WHOLE + r"\. It is a PyTorch file of the format before 1\.6: name it pytorch_model"),
+    "a tar archive": (lambda folder: tar_file(folder / WEIGHTS), NOT_WHOLE + r"\. It is a tar archive: unpack it"),
+    "a gzip": (rewrite(WEIGHTS, gzip.compress), NOT_WHOLE + r"\. It is compressed by gzip: unpack it"),
+    "an HDF5 file": (lambda folder: shutil.copyfile(H5, folder / WEIGHTS), NOT_WHOLE + r"\. It is an HDF5 file: 'vit"),
+    "a web page": (rewrite(WEIGHTS, b"<!DOCTYPE html><html>"), NOT_WHOLE + r"\. It is a web page, or XML: download"),
+    "a pipe": (lambda folder: ((folder / WEIGHTS).unlink(), os.mkfifo(folder / WEIGHTS)), "is a pipe; expected"),
+    "safetensors as a .bin": (lambda folder: (folder / WEIGHTS).rename(folder / TORCH),
+                              r"pytorch_model\.bin is damaged or .* It is a safetensors file: name it model"),
+    "a tar archive as a .bin": (lambda folder: (tar_file(folder / WEIGHTS), (folder / WEIGHTS).rename(folder / TORCH)),
+                                r"pytorch_model\.bin is damaged or .* It is a tar archive: unpack it; one that"),
     "integers": (edit_tensors(lambda t: t.update({NORM: np.ones(32, np.int64)})),
                  rf"model\.safetensors: {NORM} has the dtype I64; expected one of F64, F32, F16, BF16"),
     "no tensors": (edit_tensors(dict.clear), r"missing: vit\.embeddings\.cls_token, .* and 30 more\."),

@@ -186,11 +186,28 @@ def test_a_flipped_bit_of_an_npz_is_found(name, tmp_path):
     ("content", "match"),
     [(b"", "no checkpoint that is known"), (b"hello, world " * 20, "no checkpoint that is known"),
      (b"\x89PNG\r\n\x1a\n" + bytes(99), "no checkpoint that is known"), (b"PK\x03\x04" + bytes(99), "no whole zip"),
-     (b"\x89HDF\r\n\x1a\n" + bytes(99), "no whole HDF5"), (b"\x81\xa1a\x01", "no tensors")],
+     (b"\x89HDF\r\n\x1a\n" + bytes(99), "no whole HDF5"), (b"\x81\xa1a\x01", "no tensors"),
+     (bytes(257) + b"ustar" + bytes(300), "known: .* It is a tar archive: unpack it; one that PyTorch itself wrote"),
+     (b"\x1f\x8b" + bytes(99), "known: .* It is compressed by gzip: unpack it"),
+     (b"version https://git-lfs.github.com/spec/v1", "known: .* It is a pointer of git-lfs: 'git lfs pull' fetches")],
 )  # fmt: skip
 def test_a_file_of_something_else_is_refused(content, match, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
     refused(tmp_path / "model.safetensors", match, tmp_path)
+
+
+NAMES = ["x.safetensors", "x.bin", "x.pth", "x.pth.tar", "x.npz", "x.h5", "x.msgpack", "x"]
+
+
+@pytest.mark.parametrize("source", ["timm_vit.safetensors", "torchvision_vit.pth", "google_vit.npz"])
+def test_a_file_is_what_its_bytes_are_whatever_its_name_is(source, tmp_path):
+    expected = conversion.open_source(FIXTURES / source, num_attention_heads=4)
+    for name in NAMES:
+        shutil.copyfile(FIXTURES / source, tmp_path / name)
+        found = conversion.open_source(tmp_path / name, num_attention_heads=4)
+        assert found.config == expected.config
+        for tensor in expected.store.tensors:
+            np.testing.assert_array_equal(found.store.read(tensor), expected.store.read(tensor))
 
 
 def test_what_is_not_there_is_refused(tmp_path):

@@ -17,6 +17,31 @@ TORCH_INDEX = "pytorch_model.bin.index.json"
 STALE_WEIGHTS = r"model(-(\d+-)?\d+-of-\d+)?\.safetensors(\.index\.json)?"
 """What an earlier save left and a new one takes away, such as shards where there is one file now."""
 
+_SIGNS = (
+    (0, b"PK\x03\x04", "a zip archive, as PyTorch writes: name it pytorch_model.bin if it is one"),
+    (0, b"\x80\x02", "a PyTorch file of the format before 1.6: name it pytorch_model.bin"),
+    (8, b"{", "a safetensors file: name it model.safetensors"),
+    (0, b"\x89HDF\r\n", "an HDF5 file: 'vit convert' reads those"),
+    (257, b"ustar", "a tar archive: unpack it; one that PyTorch itself wrote, before 2017, is to be loaded and saved "
+                    "again by it"),
+    (0, b"\x1f\x8b", "compressed by gzip: unpack it"),
+    (0, b"version https://git-lfs", "a pointer of git-lfs: 'git lfs pull' fetches the file itself"),
+    (0, b"<", "a web page, or XML: download the file itself"),
+)  # fmt: skip
+
+
+def other_kind(path: Path, *but: str) -> str:
+    """What a file is by its first bytes, as the end of a sentence that says that it is not what its name says.
+
+    Args:
+        path: of a file that is there.
+        *but: how what it should be begins here; "" is returned for that, and for what is not known.
+    """
+    with budgets.open_file(path) as file:
+        head = file.read(512)
+    found = next((what for offset, sign, what in _SIGNS if head[offset : offset + len(sign)] == sign), "")
+    return f" It is {found}." if found and not found.startswith(but) else ""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds.

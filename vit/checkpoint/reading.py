@@ -20,7 +20,7 @@ import numpy as np
 from .. import budgets, torchfile
 from ..config import config_in
 from ..errors import CheckpointError, quoted, shown, summary
-from ..files import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, read_json
+from ..files import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, other_kind, read_json
 from ..folders import Find, at_one_moment
 from ..torchfile import Special, TorchFile
 from ..weights import Shape
@@ -74,11 +74,15 @@ def read_header(path: Path, buffers: tuple[str, ...] = ()) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        budgets.open_file(path).close()  # a pipe would be waited for
         with safe_open(path, framework="np"), open(path, "rb") as file:  # safe_open checks the header and the size
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except (SafetensorError, OSError) as error:
-        reason = f"{path} is not a whole safetensors file ({error}); write or download it again."
+        reason = (
+            f"{shown(path)} is not a whole safetensors file ({shown(error)}); write or download it again."
+            f"{'' if isinstance(error, OSError) else other_kind(path, 'a safetensors')}"
+        )
         raise CheckpointError(reason) from None
     header.pop("__metadata__", None)
     tensors = {}
@@ -165,6 +169,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{shown(path)} is damaged or holds more than tensors ({shown(error)}), and nothing else is "
                 "unpickled. Download it again, or save its state dict as model.safetensors."
+                f"{other_kind(path, 'a zip', 'a PyTorch')}"
             ) from None
         if not file.is_state_dict:
             raise CheckpointError(f"{shown(path)} holds something else than a state dict of names and dense tensors.")
