@@ -114,7 +114,8 @@ def staging(target: Path) -> Iterator[Path]:
     except (OSError, CheckpointError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, OSError):
-            why = cause.strerror or shown(cause)
+            name = "" if cause.filename is None else f" ({shown(Path(os.fsdecode(cause.filename)).name)})"
+            why = f"{cause.strerror or shown(cause)}{name}"
             raise CheckpointError(f"{shown(target)} cannot be written: {why}. It is as it was.") from error
         raise
     finally:

@@ -71,6 +71,7 @@ def every_step(
     warm: str = "",
     error: int | None = None,
     torn: bool = True,
+    once: bool = False,
     first: int = 1,
     every: int = 1,
 ) -> Iterator[Step]:
@@ -83,6 +84,8 @@ def every_step(
         error: None to kill (SIGKILL); otherwise, such as `errno.ENOSPC`, from that step on every write, new file,
             rename and fsync fails with it, as on a disk that is full, where unlinks are no steps.
         torn: each write of several bytes is also killed in its middle.
+        once: the program runs once, and what a kill would leave at each step is copied while it waits there: for what
+            takes seconds to begin. It is not killed, nor its writes torn.
         first: the first step.
         every: 2 for every second step, and so on.
 
@@ -90,6 +93,9 @@ def every_step(
         A `Step` for each, in order, and at last that of a run to the end, with the number 0.
     """
     with _Runner(Path(folder), warm, run) as runner:
+        if once:
+            yield from runner.moments(every)
+            return
         number = first
         while True:
             step = runner.step(at=number, error=error)
@@ -142,11 +148,27 @@ class _Runner:
             raise RuntimeError(f"the runner ended with status {self._process.wait()}; see its stderr")
         return json.loads(answer)
 
-    def step(self, **message: Any) -> Step:
+    def _restore(self, copy: Path) -> None:
         for entry in os.scandir(self._folder):  # the folder itself stays: tests and processes stand in it
             shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
-        shutil.copytree(self._first, self._folder, symlinks=True, dirs_exist_ok=True)
-        return Step(**self._ask(message))
+        shutil.copytree(copy, self._folder, symlinks=True, dirs_exist_ok=True)
+
+    def step(self, **message: Any) -> Step:
+        self._restore(self._first)
+        answer = self._ask(message)
+        del answer["copied"]
+        return Step(**answer)
+
+    def moments(self, every: int) -> Iterator[Step]:
+        """What the folder was before each step of one run, or every second, and so on, and in the end."""
+        self._restore(self._first)
+        copies = Path(self._kept.name) / "copies"
+        answer = self._ask({"copies": str(copies), "every": every})
+        shutil.copytree(self._folder, copies / "0", symlinks=True)
+        steps = [Step(*step, -signal.SIGKILL, "") for step in answer["copied"]]
+        for step in [*steps, Step(0, None, "", answer["status"], answer["stderr"])]:
+            self._restore(copies / str(step.number))
+            yield step
 
     def __enter__(self) -> _Runner:
         return self
@@ -222,9 +244,13 @@ def _watch() -> None:
 class _Tracer:
     """Follows a child and all that it starts, step by step."""
 
-    def __init__(self, folder: str, at: int, error: int | None, torn: bool) -> None:
+    def __init__(
+        self, folder: str, at: int, error: int | None, torn: bool, copies: str | None = None, every: int = 1
+    ) -> None:
         self._folder, self._at, self._error, self._torn = folder, at, error, torn
+        self._copies, self._every = copies, every
         self._count = 0
+        self.copied: list[tuple[int, str, str]] = []  # what each copy was made before
         self.found: tuple[int, str | None, str] = (0, None, "")  # the step where it was ended
 
     def follow(self, pid: int) -> int:
@@ -277,6 +303,11 @@ class _Tracer:
         if path is None or (self._error is not None and name in _FREES):
             return _CONT
         self._count += 1
+        if self._copies is not None:  # other threads that come to a step wait meanwhile
+            if (self._count - 1) % self._every == 0:
+                self.copied.append((self._count, name, path))
+                shutil.copytree(self._folder, os.path.join(self._copies, str(self._count)), symlinks=True)
+            return _CONT
         if self._count < self._at:
             return _CONT
         if self._count == self._at:
@@ -371,22 +402,35 @@ _PATHS = {"rename": (0, 1), "replace": (0, 1), "link": (1,), "symlink": (1,), "u
 _DESCRIPTORS = ("write", "pwrite", "fsync", "fdatasync", "ftruncate", "posix_fallocate")
 
 
-def _interpose(folder: str, at: int, error: int | None, torn: bool, report: int) -> None:
+def _interpose(
+    folder: str, at: int, error: int | None, torn: bool, copies: str | None, every: int, report: int
+) -> None:
     """Wrap what Python's files and `os` call, in this process; its threads too, and no child of it."""
     count = 0
-    write = os.write
+    copied: list[tuple[int, str, str]] | None = []  # None while a copy is made, whose calls are no steps
+    write, seek, cut = os.write, os.lseek, os.ftruncate
 
     def step(name: str, paths: list[str]) -> bool:
         """Whether this is a step to tear; it does not return from others to end at."""
-        nonlocal count
+        nonlocal count, copied
         paths = [path for path in paths if path == folder or path.startswith(folder + os.sep)]
-        if not paths or (error is not None and name in _FREES):
+        if not paths or copied is None or (error is not None and name in _FREES):
             return False
         count += 1
+        if copies is not None:
+            if (count - 1) % every:
+                return False
+            steps, copied = [*copied, (count, name, os.path.relpath(paths[0], folder))], None
+            shutil.copytree(folder, os.path.join(copies, str(count)), symlinks=True)
+            copied = steps
+            seek(report, 0, os.SEEK_SET)
+            cut(report, 0)
+            write(report, json.dumps([0, None, "", copied]).encode())
+            return False
         if count < at:
             return False
         if count == at:
-            write(report, json.dumps([count, name, os.path.relpath(paths[0], folder)]).encode())
+            write(report, json.dumps([count, name, os.path.relpath(paths[0], folder), []]).encode())
         if error is not None:
             raise OSError(error, os.strerror(error))
         if torn:
@@ -495,30 +539,33 @@ def _child(namespace: dict[str, Any], run: str, folder: str, stderr: int, begin:
 
 
 def _one(namespace: dict[str, Any], run: str, folder: str, trace: bool, at: int = 0, error: int | None = None,
-         torn: bool = False, after: float | None = None) -> dict[str, Any]:  # fmt: skip
+         torn: bool = False, after: float | None = None, copies: str | None = None,
+         every: int = 1) -> dict[str, Any]:  # fmt: skip
     """Run, and say how it ended."""
+    looks = at > 0 or copies is not None
     with tempfile.TemporaryFile() as stderr, tempfile.TemporaryFile() as report:
-        tracer = _Tracer(folder, at, error, torn)
+        tracer = _Tracer(folder, at, error, torn, copies, every)
         pid = os.fork()
         if not pid:
-            begin = _watch if trace else lambda: _interpose(folder, at, error, torn, report.fileno())
-            _child(namespace, run, folder, stderr.fileno(), begin if at else lambda: None)
+            begin = _watch if trace else lambda: _interpose(folder, at, error, torn, copies, every, report.fileno())
+            _child(namespace, run, folder, stderr.fileno(), begin if looks else lambda: None)
 
         def end(number: int, frame: Any) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
         signal.signal(signal.SIGALRM, end)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS if after is None else max(after, 1e-4))
+        seconds = SECONDS * (1 if copies is None else 10)
+        signal.setitimer(signal.ITIMER_REAL, seconds if after is None else max(after, 1e-4))
         try:
-            traced = trace and at > 0
+            traced = trace and looks
             status = tracer.follow(pid) if traced else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         said, found = (file.seek(0) or file.read() for file in (stderr, report))
-    number, call, path = json.loads(found) if found else tracer.found
+    number, call, path, copied = json.loads(found) if found else (*tracer.found, tracer.copied)
     stderr_text = said.decode(errors="backslashreplace")
-    return {"number": number, "call": call, "path": path, "status": status, "stderr": stderr_text}
+    return {"number": number, "call": call, "path": path, "status": status, "stderr": stderr_text, "copied": copied}
 
 
 def _main(folder: str) -> None:

@@ -51,6 +51,20 @@ def test_each_step_of_a_program_is_a_place_to_be_killed_at(python, tmp_path, mon
     ]
 
 
+@pytest.mark.parametrize("python", ["", "1"])
+def test_a_program_that_runs_once_shows_what_a_kill_at_each_step_would_leave(python, tmp_path, monkeypatch):
+    monkeypatch.setenv("KILL_BY_PYTHON", python)
+    found = []
+    for once in (False, True):
+        folder = tmp_path / str(once)
+        folder.mkdir()
+        (folder / "old").write_text("old")
+        found.append([(step.number, step.call, step.path, step.killed, state(folder))
+                      for step in kill.every_step(folder, run=RUN, torn=False, once=once)])  # fmt: skip
+    assert found[0] == found[1]
+    assert found[1][-1] == (0, None, "", False, {"d/b": "12"})
+
+
 def test_what_c_libraries_threads_and_child_processes_write_is_seen(tmp_path):
     run = """
 connection = sqlite3.connect("rows.db")

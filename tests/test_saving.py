@@ -260,31 +260,3 @@ def test_readers_change_nothing(tmp_path):
         before = names(folder)
         values(folder)
         assert names(folder) == before, step
-
-
-# === Every framework ===
-
-FRAMEWORKS = {"pt": ("vit.pt", "ViTForImageClassification(config)", 1),
-              "tf": ("vit.tf", "TFViTForImageClassification(config)", 40),
-              "flax": ("vit.flax", "FlaxViTForImageClassification(config, rngs=nnx.Rngs(0))", 40)}  # fmt: skip
-
-
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_save_pretrained_of_every_framework_replaces_weights_and_configuration_in_one_step(
-    framework, tmp_path, random_checkpoint
-):
-    module, build, every = FRAMEWORKS[framework]
-    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8,
-                       patch_size=8, encoder_stride=8, num_labels=7)  # fmt: skip
-    folder = random_checkpoint(tmp_path / "folder", config, "classifier", max_shard_size="1KB")
-    warm = f"import {module} as room\nfrom vit import ViTConfig\nfrom flax import nnx"
-    run = f"config = ViTConfig.from_pretrained('.').replace(num_labels=3)\nroom.{build}.save_pretrained('.', '1KB')"
-    states = []
-    for step in kill.every_step(folder, run=run, warm=warm, torn=False, every=every):
-        assert step.killed or not step.status, step.stderr
-        opened = Checkpoint(folder)
-        assert opened.tensors["classifier.bias"].shape == (opened.config.num_labels,)
-        states.append(opened.config.num_labels)
-    changed = states.index(3)
-    assert states == [7] * changed + [3] * (len(states) - changed)
-    assert changed

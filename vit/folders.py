@@ -133,14 +133,21 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             with suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(folder)):  # the one before may have removed it
-                    yield
-                    return
+            if _is_there(descriptor, folder):  # the one before may have removed it
+                yield
+                return
         finally:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing leaves it to children that were forked meanwhile
             os.close(descriptor)
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Whether what is open still lies at its path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _stage(staging: Path, folder: Path, stale: str | None) -> None:
