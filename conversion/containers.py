@@ -754,7 +754,12 @@ def read_shards(index: Path, find: Find) -> Store:
         merged.others |= shard.others
     if merged is None:
         raise CheckpointError(f"{index} names no shard; write or download it again.")
-    if lost := sorted(weight_map.keys() - merged.tensors.keys()):
+    # transformers' index of .h5 files names the model before each name, its shards do not.
+    held = {
+        *merged.tensors,
+        *(name for name in weight_map if merged.kind == "h5" and name.partition("/")[2] in merged.tensors),
+    }
+    if lost := sorted(weight_map.keys() - held):
         raise CheckpointError(f"{index} names tensors that its shards do not hold: {summary(lost)}.")
     return merged
 

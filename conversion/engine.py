@@ -172,6 +172,28 @@ def _open_source(
     return opened
 
 
+def open_as(path: Path, find: folders.Find, config: PreTrainedConfig) -> Source:
+    """A file of published names (transformers', or a training's), opened with the configuration of its model.
+
+    Args:
+        path: the file, or the index of its shards.
+        find: where the files of its folder lie.
+        config: the model's.
+
+    Raises:
+        CheckpointError: a damaged file, or one that does not fit.
+    """
+    file = find(path.name) or path
+    store = read_shards(file, find) if path.name.endswith(".index.json") else read_file(file)
+    written = {format.kinds[0]: format for format in (HF, TRANSFORMERS_PT, TRANSFORMERS_TF, TRANSFORMERS_FLAX)}
+    if store.kind not in written:
+        raise CheckpointError(f"{shown(path)} is a {store.kind} file; expected one of {', '.join(written)}.")
+    format = written[store.kind].of(config)
+    if not _has_mark(format, {name: tensor.shape for name, tensor in store.tensors.items()}):
+        raise CheckpointError(f"{shown(path)} has the names of the format {_detect(store).name}, not of {format.name}.")
+    return Source(store, format, config)
+
+
 def format_of(name: str) -> Format:
     """The format of a name.
 
@@ -242,8 +264,12 @@ def _of_family(format: Format, store: Store) -> Format:
 def _fits(format: Format, store: Store) -> bool:
     """Whether a file's tensors are those of a format's family."""
     shapes = {name: tensor.shape for name, tensor in store.tensors.items()}
-    if not (format.is_of(shapes) if store.config is None else store.config.get("model_type", "vit") == format.family):
-        return False
+    right = format.is_of(shapes) if store.config is None else store.config.get("model_type", "vit") == format.family
+    return right and _has_mark(format, shapes)
+
+
+def _has_mark(format: Format, shapes: Mapping[str, Shape]) -> bool:
+    """Whether among a file's names is that by which the format is known."""
     if format.rename is not None:
         inner = {name: shapes[stored] for stored, name in unwrap(format, shapes).items()}
         return format.mark in format.rename(inner).values()

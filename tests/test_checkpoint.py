@@ -661,14 +661,6 @@ def test_mis_shaped_parameters_start_fresh_when_that_is_asked_for(tmp_path, tiny
     assert_same({n: v for n, v in saved.items() if n not in fresh}, {n: stored[n] for n in stored if n not in fresh})
 
 
-@pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack"])
-def test_a_folder_of_other_weights_alone_is_refused_with_the_command_that_reads_them(name, tmp_path):
-    ViTConfig().save_pretrained(tmp_path)
-    (tmp_path / name).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=rf"It has {name}: 'vit convert .* NEW_FOLDER' reads it\."):
-        Checkpoint(tmp_path)
-
-
 def test_a_long_list_of_parameters_is_cut():
     config = ViTConfig(hidden_size=4, num_attention_heads=1, intermediate_size=4, image_size=4, patch_size=4)
     shapes = parameters(config)

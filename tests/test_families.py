@@ -19,6 +19,7 @@ from vit import CheckpointError, ConfigError, checkpoint, families
 from vit.config import Head, PreTrainedConfig, keys_of
 from vit.families.vit import ViTConfig
 from vit.flops import forward_flops
+from vit.loading import plan
 
 FRAMEWORKS = {"pt": "", "tf": "TF", "flax": "Flax"}
 
@@ -124,7 +125,7 @@ def test_the_checkpoint_of_another_family_is_refused_with_the_classes_that_fit(t
 def test_a_head_that_a_family_has_not_is_refused_with_those_it_has(tmp_path):
     saved(tmp_path, small())
     with pytest.raises(CheckpointError, match=r"'toy', which has ToyModel, ToyForImageClassification only\."):
-        checkpoint.plan(tmp_path, "decoder")
+        plan(tmp_path, "decoder")
     with pytest.raises(ConfigError, match="head is 'decoder'; ToyConfig has None, 'classifier'"):
         families.model_class("pt", "toy", "decoder")
 
@@ -132,10 +133,10 @@ def test_a_head_that_a_family_has_not_is_refused_with_those_it_has(tmp_path):
 def test_a_familys_checkpoint_is_fitted_by_its_own_tables(tmp_path):
     arrays = saved(tmp_path, small())
     assert "embeddings.cls_token" in arrays
-    fit = checkpoint.plan(tmp_path, None, config_class=ToyConfig)
+    fit = plan(tmp_path, None, config_class=ToyConfig)
     assert fit.stored == {f"toy.{name}": name for name in arrays}
     assert not fit.fresh
-    headed = checkpoint.plan(tmp_path, "classifier")
+    headed = plan(tmp_path, "classifier")
     assert set(headed.fresh) == {"classifier.weight", "classifier.bias"}
     assert headed.config.model_name("toy.layernorm.bias", "classifier") == "toy.layernorm.bias"
 
@@ -143,7 +144,7 @@ def test_a_familys_checkpoint_is_fitted_by_its_own_tables(tmp_path):
 def test_every_token_before_the_patches_keeps_its_position_when_the_grid_changes(tmp_path):
     arrays = saved(tmp_path, small())
     name = "toy.embeddings.position_embeddings"
-    fit = checkpoint.plan(tmp_path, None, image_size=(64, 48))
+    fit = plan(tmp_path, None, image_size=(64, 48))
     positions = fit.read(name)
     assert fit.resampled == {name}
     assert positions.shape == (1, 2 + 4 * 3, 8)

@@ -430,6 +430,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
         hub_options, overrides = hub.split_options(kwargs)
         folder = hub.resolve(name_or_folder, config_only=True, **hub_options)
         config = read_config(folder, **overrides)
+        config.name_or_path, config._commit_hash = os.fspath(name_or_folder), hub.commit_of(folder)
         if cls.model_type not in ("", config.model_type):
             raise ConfigError(
                 f"{folder / 'config.json'}: model_type is {config.model_type!r}, which {type(config).__name__} reads; "

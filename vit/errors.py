@@ -26,6 +26,10 @@ class MissingCheckpointError(CheckpointError, FileNotFoundError):
     """A checkpoint, or a file of one, that is not there: an OSError too, as callers of other libraries expect."""
 
 
+class NoStateDictError(CheckpointError):
+    """A PyTorch file that holds something else than names and dense tensors."""
+
+
 class InputError(ValueError):
     """An argument of a model or image processor call that it cannot use."""
 

@@ -14,6 +14,11 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TORCH_WEIGHTS = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+FOREIGN = {
+    "tf": ("tf_model.h5", "tf_model.h5.index.json"),
+    "flax": ("flax_model.msgpack", "flax_model.msgpack.index.json"),
+}
+"""What transformers' TensorFlow and Flax classes wrote, which a conversion reads."""
 STALE_WEIGHTS = r"model(-(\d+-)?\d+-of-\d+)?\.safetensors(\.index\.json)?"
 """What an earlier save left and a new one takes away, such as shards where there is one file now."""
 

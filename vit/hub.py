@@ -22,7 +22,15 @@ OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "f
 """Keyword arguments of every from_pretrained that go to the hub."""
 
 _CONFIGS = ["config.json", "preprocessor_config.json"]
-_WEIGHTS = (["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"], ["pytorch_model*.bin*"])
+_WEIGHTS = {
+    "pt": (
+        ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"],
+        ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"],
+    ),
+    "tf": (["tf_model.h5", "tf_model-*.h5", "tf_model.h5.index.json"],),
+    "flax": (["flax_model.msgpack", "flax_model-*.msgpack", "flax_model.msgpack.index.json"],),
+}
+"""Whose classes wrote them -> patterns of names; the first kind that is there is taken."""
 
 
 def split_options(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -34,6 +42,7 @@ def resolve(
     name_or_folder: str | os.PathLike[str],
     *,
     config_only: bool = False,
+    source: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -50,6 +59,7 @@ def resolve(
     Args:
         name_or_folder: a local folder, or a model name such as "google/vit-base-patch16-224".
         config_only: leave the weights out.
+        source: whose weights: "pt", "tf" or "flax"; None for the first that are there.
         revision: branch, tag or commit on the hub.
         token: the hub's access token; the stored one when None.
         cache_dir: where downloads are kept; huggingface_hub's own cache when None.
@@ -85,11 +95,19 @@ def resolve(
         )
     token = use_auth_token if token is None else token
     options = {"revision": revision, "token": token, "cache_dir": None if cache_dir is None else Path(cache_dir)}
-    return _download(name, inner, config_only, local_files_only, force_download, options) / inner
+    kinds = [kind for framework, all_of in _WEIGHTS.items() if source in (None, framework) for kind in all_of]
+    return _download(name, inner, [[]] if config_only else kinds, local_files_only, force_download, options) / inner
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a folder in the hub's cache; None of another."""
+    parts = folder.absolute().parts
+    at = len(parts) - 1 - parts[::-1].index("snapshots") if "snapshots" in parts else len(parts)
+    return parts[at + 1] if at + 1 < len(parts) and re.fullmatch("[0-9a-f]{40}", parts[at + 1]) else None
 
 
 def _download(
-    name: str, inner: Path, config_only: bool, local_files_only: bool, force: bool, options: Mapping[str, Any]
+    name: str, inner: Path, kinds: list[list[str]], local_files_only: bool, force: bool, options: Mapping[str, Any]
 ) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -104,7 +122,6 @@ def _download(
     )
 
     error_class: type[CheckpointError] = CheckpointError
-    kinds: tuple[list[str], ...] = ([],) if config_only else _WEIGHTS
     try:
         try:
             info = None if local_files_only else _ask(name, options)
@@ -125,11 +142,12 @@ def _download(
                 snapshot = _fetch(name, wanted, info[0], force, options)
             else:
                 snapshot = cached
-            if config_only or any(any((snapshot / inner).glob(pattern)) for pattern in weights):
+            if not weights or any(any((snapshot / inner).glob(pattern)) for pattern in weights):
                 return snapshot
+        sought = " nor ".join(kind[0].partition("*")[0] for kind in kinds)
         reason = (
-            "has neither model.safetensors nor pytorch_model.bin, on the hub or, where that is out of reach, in the "
-            f"cache ({snapshot}); if only a part was downloaded, connect and load it again"
+            f"has neither {sought}, on the hub or, where that is out of reach, in "
+            f"the cache ({snapshot}); if only a part was downloaded, connect and load it again"
         )
         error_class = MissingCheckpointError
     except HFValidationError:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .errors import ConfigError, InputError, quoted
 
-WITHOUT_EFFECT = ("low_cpu_mem_usage", "use_safetensors", "from_pt", "from_tf", "from_flax", "weights_only",
+WITHOUT_EFFECT = ("low_cpu_mem_usage", "use_safetensors", "weights_only",
                   "offload_state_dict", "mirror", "_fast_init", "_from_auto", "_from_pipeline", "_commit_hash",
                   "_do_init")  # fmt: skip
 """Each asks for what is done anyway: no second copy, no random weights first, nothing unpickled."""

@@ -24,6 +24,11 @@ class ModelNames:
         return self.config.base_model_prefix
 
     @property
+    def name_or_path(self) -> str:
+        """Where it was loaded from, as the caller said it."""
+        return self.config.name_or_path
+
+    @property
     def num_labels(self) -> int:
         """Number of labels of the configuration."""
         return self.config.num_labels

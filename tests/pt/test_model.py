@@ -323,3 +323,19 @@ def test_freed_memory_is_kept_for_the_next_layer_once_something_was_inferred() -
     environment = {name: value for name, value in os.environ.items() if not name.startswith(allocators)}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert found.stdout.split() == ["True", "False"]
+
+
+def test_transformers_takes_a_model_for_one_of_its_own_and_nobody_else_does(load: Load) -> None:
+    """Its Trainer saves the configuration of no other (the function below stands for one of its modules)."""
+    import transformers
+
+    told: dict[str, Any] = {"__name__": "transformers.trainer"}
+    exec("def ask(model, cls): return isinstance(model, cls), model.__class__", told)
+    model = load()
+    is_one, kind = told["ask"](model, transformers.PreTrainedModel)
+    assert is_one
+    assert (kind.__name__, kind.forward) == (type(model).__name__, type(model).forward)
+    assert not told["ask"](torch.nn.Linear(1, 1), transformers.PreTrainedModel)[0]
+    assert not isinstance(model, transformers.PreTrainedModel)
+    assert model.__class__ is type(model)
+    assert type(copy.deepcopy(model)) is type(pickle.loads(pickle.dumps(model))) is type(model)

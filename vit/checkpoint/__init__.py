@@ -8,14 +8,14 @@ from ..config import read_config
 from ..files import CONFIG, INDEX, STALE_WEIGHTS, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, read_json
 from ..folders import replace_files
 from .copying import aligned_copy, blocks, fill, in_order, near, tiles
-from .fitting import Fit, fit, garbage_uncollected, head_of, parts_of, plan
+from .fitting import Fit, check_family, fit, garbage_uncollected, head_of, parts_of
 from .reading import CODES, DTYPES, Checkpoint, Tensor, dtype_of, read_header
 from .writing import parse_size, write, write_files, write_safetensors
 
 __all__ = [
     "CODES", "CONFIG", "DTYPES", "INDEX", "STALE_WEIGHTS", "TORCH_INDEX", "TORCH_WEIGHTS", "WEIGHTS",
     "Checkpoint", "Fit", "Tensor",
-    "aligned_copy", "blocks", "dtype_of", "fill", "fit", "garbage_uncollected", "head_of", "in_order", "near",
-    "parse_size", "parts_of", "plan", "read_config", "read_header", "read_json", "replace_files", "tiles", "write",
+    "aligned_copy", "blocks", "check_family", "dtype_of", "fill", "fit", "garbage_uncollected", "head_of", "in_order",
+    "near", "parse_size", "parts_of", "read_config", "read_header", "read_json", "replace_files", "tiles", "write",
     "write_files", "write_safetensors",
 ]  # fmt: skip

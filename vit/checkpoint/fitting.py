@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import families, hub
+from .. import families
 from ..config import PreTrainedConfig
-from ..errors import CheckpointError, ConfigError, summary
+from ..errors import CheckpointError, summary
 from ..files import CONFIG
 from ..weights import Shape, to_local
 from .copying import aligned_copy
-from .reading import Checkpoint, dtype_of
+from .reading import Checkpoint
 
 
 @dataclass
@@ -87,52 +86,6 @@ def garbage_uncollected() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def plan(
-    name_or_folder: str | os.PathLike[str],
-    head: str | None,
-    dtype: Any = None,
-    attn_implementation: str | None = None,
-    ignore_mismatched_sizes: bool = False,
-    config_class: type[PreTrainedConfig] = PreTrainedConfig,
-    **kwargs: Any,
-) -> Fit:
-    """What every from_pretrained does before it builds a model: find the checkpoint and fit it to the arguments.
-
-    Args:
-        name_or_folder: a checkpoint folder, or the name of a model on the hub.
-        head: one of the family's.
-        dtype: a dtype or its name; None or "auto" for the checkpoint's.
-        attn_implementation: None for the configuration's.
-        ignore_mismatched_sizes: let mis-shaped parameters start fresh.
-        config_class: the family's; a checkpoint of any family when it is left out.
-        **kwargs: options of the hub, of a model without a head, and overrides of the configuration.
-
-    Raises:
-        CheckpointError: no checkpoint there, a broken one, or one that does not fit.
-        ConfigError: impossible values in its config.json or the overrides.
-    """
-    hub_options, overrides = hub.split_options(kwargs)
-    wanted = None if dtype is None or (isinstance(dtype, str) and dtype == "auto") else dtype_of(dtype)
-    if attn_implementation is not None:
-        overrides["attn_implementation"] = attn_implementation
-    given = overrides.pop("config", None)
-    checkpoint = Checkpoint(hub.resolve(name_or_folder, **hub_options))
-    check_family(checkpoint, config_class, head)
-    parts = dict(checkpoint.config.heads[head].parts)
-    model_options = {part: overrides.pop(part) for part in parts if head is None and part in overrides}
-    wanted = wanted or checkpoint.dtype
-    if isinstance(given, str | os.PathLike):
-        given = PreTrainedConfig.from_pretrained(given)
-    base = checkpoint.config if given is None else given
-    if type(base) is not type(checkpoint.config):
-        raise ConfigError(
-            f"config is a {type(base).__name__}; the checkpoint has a {type(checkpoint.config).__name__}."
-        )
-    config = base.replace(**overrides, dtype=wanted.name)
-    stored, fresh, resampled = fit(checkpoint, config, head, ignore_mismatched_sizes, **{**parts, **model_options})
-    return Fit(checkpoint, config, stored, fresh, resampled, wanted, model_options)
 
 
 def head_of(checkpoint: Checkpoint, task: str = "For") -> str | None:

@@ -18,8 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from .. import budgets, torchfile
-from ..config import config_in
-from ..errors import CheckpointError, quoted, shown, summary
+from ..config import PreTrainedConfig, config_in
+from ..errors import CheckpointError, NoStateDictError, quoted, shown, summary
 from ..files import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, other_kind, read_json
 from ..folders import Find, at_one_moment
 from ..torchfile import Special, TorchFile
@@ -95,27 +95,30 @@ def read_header(path: Path, buffers: tuple[str, ...] = ()) -> dict[str, Tensor]:
     return tensors
 
 
-_FOREIGN = ("tf_model.h5", "tf_model.h5.index.json", "flax_model.msgpack", "flax_model.msgpack.index.json")
-"""What transformers' TensorFlow and Flax classes wrote, which a conversion reads."""
-
-
 class Checkpoint:
     """An open checkpoint folder: its configuration, and its tensors, read one at a time.
 
     Args:
         folder: holds config.json and safetensors files, or pytorch_model.bin files, of which nothing is unpickled.
+        config: its configuration, where there is no config.json.
+
+    Attributes:
+        said: how it is read, where not as it is.
 
     Raises:
         CheckpointError: a file is missing, truncated, or not what its name says.
         ConfigError: impossible values in config.json.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        at_one_moment(self.folder, self._open)
+    said: str | None = None
 
-    def _open(self, find: Find) -> None:
-        self.config = config_in(find(CONFIG) or self.folder / CONFIG)
+    def __init__(self, folder: str | os.PathLike[str], config: PreTrainedConfig | None = None) -> None:
+        self.folder = Path(folder)
+        at_one_moment(self.folder, lambda find: self._open(find, config))
+
+    def _open(self, find: Find, given: PreTrainedConfig | None) -> None:
+        found = find(CONFIG)
+        self.config = given if given and not found else config_in(found or self.folder / CONFIG)
         self.tensors: dict[str, Tensor] = {}
         self.pages: dict[Path, mmap.mmap] = {}  # safetensors file -> what is mapped of it
         self.buffers: dict[str, Tensor] = {}  # integers beside the parameters: `config.buffers`
@@ -131,10 +134,8 @@ class Checkpoint:
             for stored in [each for each, tensor in self.tensors.items() if tensor.dtype == _INT64]:
                 self.buffers[stored] = self.tensors.pop(stored)
             return
-        foreign = [name for name in _FOREIGN if (self.folder / name).is_file()]
-        remedy = f" It has {foreign[0]}: 'vit convert {self.folder} NEW_FOLDER' reads it." if foreign else ""
         raise CheckpointError(
-            f"{self.folder} has no {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}: there are no weights to load.{remedy}"
+            f"{self.folder} has no {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}: there are no weights to load."
         )
 
     def _read_shards(self, index: Path, find: Find, read: Callable[[Path], None]) -> None:
@@ -165,6 +166,9 @@ class Checkpoint:
     def _read_torch(self, path: Path) -> None:
         try:
             file = TorchFile(path)
+            odd = [f"{name}, an object of {what}" for name, what in file.others.items() if "." in what]
+            if odd and not any("/" in name for name in file.tensors):  # beside the tensors: no wrapper of a state dict
+                raise CheckpointError(summary(odd))
         except Exception as error:  # zip archives and pickles each raise their own
             raise CheckpointError(
                 f"{shown(path)} is damaged or holds more than tensors ({shown(error)}), and nothing else is "
@@ -172,7 +176,7 @@ class Checkpoint:
                 f"{other_kind(path, 'a zip', 'a PyTorch')}"
             ) from None
         if not file.is_state_dict:
-            raise CheckpointError(f"{shown(path)} holds something else than a state dict of names and dense tensors.")
+            raise NoStateDictError(f"{shown(path)} holds something else than a state dict of names and dense tensors.")
         sizes = 0
         for name, tensor in file.tensors.items():
             assert not isinstance(tensor, Special)

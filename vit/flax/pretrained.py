@@ -17,6 +17,7 @@ from .. import checkpoint, weights
 from ..config import PreTrainedConfig
 from ..errors import InputError, warn
 from ..keywords import loading_keywords
+from ..loading import plan
 from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
 from .saving import parameters
@@ -135,7 +136,7 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
             InputError: float64 while JAX has it switched off, or a device that is not there.
         """
         dtype, device, with_info = loading_keywords(config_overrides, dtype, device)
-        fit = checkpoint.plan(
+        fit = plan(
             pretrained_model_name_or_path,
             cls.head,
             dtype,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +17,7 @@ from ..config import PreTrainedConfig
 from ..errors import InputError, warn
 from ..inputs import check_torch_device
 from ..keywords import loading_keywords
+from ..loading import plan
 from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
 from .saving import parameters
@@ -41,6 +44,21 @@ class PreTrainedModel(ModelNames, nn.Module):
         super().__init__()
         self.config = config
         config.mark_in_use()
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """The class; to transformers, one that is its PreTrainedModel, too.
+
+        Its Trainer calls the `save_pretrained` of nothing else, and would leave the configuration out.
+        """
+        kind = type(self)
+        if sys._getframe(1).f_globals.get("__name__", "").startswith("transformers."):
+            return _in_transformers(kind, sys.modules["transformers.modeling_utils"].PreTrainedModel)
+        return kind
+
+    @__class__.setter
+    def __class__(self, kind: type) -> None:  # of torch's fully_shard
+        object.__dict__["__class__"].__set__(self, kind)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config" and name in self.__dict__:  # what is assigned holds for the modules inside
@@ -114,7 +132,7 @@ class PreTrainedModel(ModelNames, nn.Module):
         accelerator = "cuda" if torch.cuda.is_available() else None
         dtype, device, with_info = loading_keywords(config_overrides, dtype, device, accelerator)
         check_torch_device(torch, device)
-        fit = checkpoint.plan(
+        fit = plan(
             pretrained_model_name_or_path,
             cls.head,
             dtype,
@@ -183,6 +201,11 @@ class PreTrainedModel(ModelNames, nn.Module):
             lambda name: _to_numpy(state[name]),
             max_shard_size,
         )
+
+
+@cache
+def _in_transformers(kind: type, theirs: type) -> type:
+    return type(kind.__name__, (kind, theirs), {"__module__": kind.__module__})
 
 
 def _initialise(name: str, parameter: Tensor, config: PreTrainedConfig) -> Tensor:

@@ -17,6 +17,7 @@ from ..config import PreTrainedConfig, to_pair
 from ..errors import InputError, warn
 from ..inputs import check_arrays
 from ..keywords import loading_keywords
+from ..loading import plan
 from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
 from .fit import TENSORS, FittedModel, split_flags
@@ -168,7 +169,7 @@ class TFPreTrainedModel(ModelNames, FittedModel):
         """
         dtype, device, with_info = loading_keywords(config_overrides, dtype, device)
         policy = _policy(dtype)
-        fit = checkpoint.plan(
+        fit = plan(
             pretrained_model_name_or_path,
             cls.head,
             policy and policy.variable_dtype,
