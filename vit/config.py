@@ -430,7 +430,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
         hub_options, overrides = hub.split_options(kwargs)
         folder = hub.resolve(name_or_folder, config_only=True, **hub_options)
         config = read_config(folder, **overrides)
-        config.name_or_path, config._commit_hash = os.fspath(name_or_folder), hub.commit_of(folder)
+        config.came_from(name_or_folder, hub.commit_of(folder))
         if cls.model_type not in ("", config.model_type):
             raise ConfigError(
                 f"{folder / 'config.json'}: model_type is {config.model_type!r}, which {type(config).__name__} reads; "
@@ -657,6 +657,10 @@ class PreTrainedConfig(metaclass=_ConfigType):
     @name_or_path.setter
     def name_or_path(self, value: object) -> None:
         object.__setattr__(self, "_name_or_path", str(value))
+
+    def came_from(self, name_or_folder: str | os.PathLike[str], commit: str | None) -> None:
+        """Note where it was loaded from: the name or folder, and the commit on the hub; config.json holds neither."""
+        self.__dict__.update(_name_or_path=os.fspath(name_or_folder), _commit_hash=commit)
 
     # === Parameters ===
 

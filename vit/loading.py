@@ -11,6 +11,7 @@ import re
 import sys
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def plan(
             f"config is a {type(base).__name__}; the checkpoint has a {type(checkpoint.config).__name__}."
         )
     config = base.replace(**overrides, dtype=wanted.name)
-    config.name_or_path, config._commit_hash = os.fspath(name_or_folder), hub.commit_of(checkpoint.folder)
+    config.came_from(name_or_folder, hub.commit_of(checkpoint.folder))
     stored, fresh, resampled = fit(checkpoint, config, head, ignore_mismatched_sizes, **{**parts, **model_options})
     return Fit(checkpoint, config, stored, fresh, resampled, wanted, model_options)
 
@@ -132,7 +133,8 @@ def _weights(folder: Path, source: str | None) -> str:
     Raises:
         CheckpointError: none of that source, or several that a training may have written.
     """
-    names = {None: (*CANONICAL, *FOREIGN["tf"], *FOREIGN["flax"]), "pt": CANONICAL, **FOREIGN}[source]
+    known = {"pt": CANONICAL, **FOREIGN}
+    names = known[source] if source else tuple(chain(*known.values()))
     if found := at_one_moment(folder, lambda find: next(filter(find, names), None)):
         return found
     held = sorted(path.name for path in folder.iterdir())

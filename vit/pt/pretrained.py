@@ -46,12 +46,12 @@ class PreTrainedModel(ModelNames, nn.Module):
         config.mark_in_use()
 
     @property
-    def __class__(self) -> type:  # type: ignore[override]
+    def __class__(self) -> Any:
         """The class; to transformers, one that is its PreTrainedModel, too.
 
         Its Trainer calls the `save_pretrained` of nothing else, and would leave the configuration out.
         """
-        kind = type(self)
+        kind: Any = type(self)
         if sys._getframe(1).f_globals.get("__name__", "").startswith("transformers."):
             return _in_transformers(kind, sys.modules["transformers.modeling_utils"].PreTrainedModel)
         return kind
