@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,7 +76,7 @@ def command(
                                "decoder_num_attention_heads": decoder_num_attention_heads, "hidden_act": hidden_act,
                                "layer_norm_eps": layer_norm_eps, "image_size": _size(image_size),
                                "patch_size": _size(patch_size), "num_channels": num_channels}  # fmt: skip
-    with _Bar() as progress:
+    with _terminated(), _Bar() as progress:
         report = conversion.convert(
             source, target, source_format, target_format, dtype=dtype, labels=labels, published_config=published_config,
             linear_head=linear_head, verify=verify, force=force, max_shard_size=max_shard_size, progress=progress,
@@ -82,6 +86,22 @@ def command(
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
         show(report)
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM ends this as Ctrl-C does, which removes what is half-written; a second one ends the process as it is."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    earlier = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if earlier is not None:
+            signal.signal(signal.SIGTERM, earlier)
 
 
 def _size(text: str | None) -> int | tuple[int, int] | None:
