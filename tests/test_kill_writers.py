@@ -141,7 +141,7 @@ def ends(writer: str, sources: Path, folder: Path, how: Any, old: int | None, **
     notes.write_text("mine")
     allowed = {"new", "none" if old is None else "old"}
     run = f"write({writer!r}, 2, Path({str(sources)!r}))"
-    warm = f"import {module_of(writer)}, h5py\nfrom pathlib import Path\nfrom {__name__} import write"
+    warm = f"import {module_of(writer)}, h5py\nfrom pathlib import Path\nfrom tests.test_kill_writers import write"
     seen = []
     for count, step in enumerate(how(folder, run=run, warm=warm, **options)):
         assert step.killed or step.status == 0, step
