@@ -27,6 +27,10 @@ FRAMEWORKS = ("numpy", "torch", "tensorflow", "jax", "flax.nnx", "transformers",
               "skimage.data", "sklearn.decomposition", "optax", "coverage")  # fmt: skip
 
 
+IDLE = 30
+"""Seconds without any use of the CPU after which tests are taken to wait for ever."""
+
+
 class Runner:
     """Runs tests of a copy of the project.
 
@@ -181,6 +185,16 @@ def _child(message: dict[str, Any], output: int, report: str) -> None:
         os._exit(0)
 
 
+def _ticks(session: int) -> int:
+    """What the processes of a session have used of the CPU."""
+    found = 0
+    for process in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # gone meanwhile
+            fields = process.read_text().rpartition(")")[2].split()
+            found += int(fields[11]) + int(fields[12]) if int(fields[3]) == session else 0
+    return found
+
+
 def _main(warm: list[str]) -> None:
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != str(Path(__file__).parent)]
     out = os.fdopen(os.dup(1), "w", buffering=1)
@@ -194,11 +208,13 @@ def _main(warm: list[str]) -> None:
             pid = os.fork()
             if not pid:
                 _child(message, output.fileno(), report.name)
-            deadline = time.monotonic() + 10 * message["seconds"] + 30
-            ended = 0
-            while not ended and time.monotonic() < deadline:
+            ended, used, begun = 0, 0, time.monotonic()
+            deadline = begun + 10 * message["seconds"] + 30
+            while not ended and time.monotonic() < min(deadline, begun + IDLE):
                 ended, _ = os.waitpid(pid, os.WNOHANG)
-                time.sleep(0.02)
+                if (now := _ticks(pid)) != used:
+                    used, begun = now, time.monotonic()
+                time.sleep(0.1)
             with suppress(ProcessLookupError):  # and whatever it started
                 os.killpg(pid, signal.SIGKILL)
             if not ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import json
 import math
@@ -13,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from vit import ConfigError, ViTConfig
+from vit import ConfigError, ViTConfig, families
 from vit.config import ACTIVATIONS, PROBLEM_TYPES, keys_of
 
 PUBLISHED = {
@@ -31,6 +32,14 @@ LABELS = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
                                  "output_hidden_states", "output_attentions", "return_dict"])  # fmt: skip
 def test_every_published_key_has_the_published_default(key):
     assert getattr(ViTConfig(), key) == getattr(transformers.ViTConfig(), key)
+
+
+@pytest.mark.parametrize("model_type", [name for name in families.CONFIGS if name in transformers.CONFIG_MAPPING])
+def test_every_familys_defaults_are_those_of_its_published_class(model_type):
+    ours, theirs = families.config_class(model_type)(), transformers.CONFIG_MAPPING[model_type]()
+    shared = [field.name for field in dataclasses.fields(ours) if hasattr(theirs, field.name)]
+    assert {name: getattr(ours, name) for name in shared} == {name: getattr(theirs, name) for name in shared}
+    assert len(shared) > 20
 
 
 def test_the_oracle_lists_the_published_keys():
