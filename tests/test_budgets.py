@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import safetensors.numpy
+import torch
+from flax.serialization import to_bytes
 
+from conversion import containers
 from vit import budgets
 from vit.errors import CheckpointError, quoted, shown
 
@@ -59,3 +66,51 @@ def test_a_value_is_quoted_without_going_through_it():
     for _ in range(10**5):
         deep = [deep]
     assert len(quoted(deep)) < 20
+
+
+# === Each limit is the most that is read ===
+
+ARRAYS = {"a": np.zeros(2, np.float32), "b": np.ones(3, np.float32), "c": np.full((1, 1, 2), 2, np.float32)}
+
+
+def write_h5(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        for name, array in ARRAYS.items():
+            file[f"group/{name}"] = array
+
+
+FILES = {
+    "x.npz": lambda path: np.savez(path, **ARRAYS),
+    "x.safetensors": lambda path: safetensors.numpy.save_file(ARRAYS, path),
+    "x.pth": lambda path: torch.save({"group": {n: torch.from_numpy(a) for n, a in ARRAYS.items()}}, path),
+    "old.pth": lambda path: torch.save(
+        {"group": {n: torch.from_numpy(a) for n, a in ARRAYS.items()}}, path, _use_new_zipfile_serialization=False
+    ),
+    "x.h5": write_h5,
+    "x.msgpack": lambda path: path.write_bytes(to_bytes({"group": ARRAYS})),
+}  # fmt: skip
+
+# Of the files above. A zip archive of torch.save has 9 members; its dicts and tensors, and HDF5's groups, count too.
+LEAST = {
+    "TENSORS": {"x.npz": 3, "x.safetensors": 3, "x.pth": 9, "old.pth": 5, "x.h5": 4, "x.msgpack": 3},
+    "DEPTH": {"x.pth": 1, "old.pth": 1, "x.h5": 1, "x.msgpack": 3},
+    "NAME": {"x.npz": 1, "x.safetensors": 1, "x.pth": 7, "old.pth": 7, "x.h5": 7, "x.msgpack": 7},
+    "AXES": dict.fromkeys(FILES, 3),
+}
+
+
+@pytest.mark.parametrize(("limit", "name"), [(limit, name) for limit, files in LEAST.items() for name in files])
+def test_a_file_is_read_up_to_a_limit_and_not_beyond_it(limit, name, tmp_path, monkeypatch):
+    FILES[name](tmp_path / name)
+    least = next(value for value in range(100) if is_read(tmp_path / name, limit, value, monkeypatch))
+    assert least == LEAST[limit][name]
+
+
+def is_read(path: Path, limit: str, value: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(budgets, limit, value)
+    try:
+        store = containers.read_file(path)
+    except CheckpointError:
+        return False
+    assert len(store.tensors) == len(ARRAYS)
+    return True
