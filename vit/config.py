@@ -631,6 +631,10 @@ class PreTrainedConfig(metaclass=_ConfigType):
 
     # === Other names ===
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:
+        """Itself, as the only part there is."""
+        return self
+
     @property
     def use_return_dict(self) -> bool:
         """`return_dict`."""

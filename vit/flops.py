@@ -53,6 +53,6 @@ def training_flops(config: PreTrainedConfig, head: str | None = "classifier") ->
     The backward pass multiplies each matrix twice, for the gradients of its two factors; pixels need none. What an
     implementation computes again in the backward pass (gradient checkpointing, fused attention) is not counted.
     """
-    without = {"add_pooling_layer": False} if head is None else {}
+    without = {name: False for name in config.heads[head].parts if name == "add_pooling_layer"}
     pixels = math.prod(to_pair(config.patch_size)) * config.num_channels
     return 3 * forward_flops(config, head, **without) - 2 * config.num_patches * pixels * config.hidden_size

@@ -13,6 +13,11 @@ class ModelNames:
     config: Any
     _base: Any
 
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether it writes text: no."""
+        return False
+
     @property
     def base_model(self) -> Any:
         """The model without its head."""
@@ -46,6 +51,10 @@ class ModelNames:
     def get_input_embeddings(self) -> Any:
         """What makes tokens of pixels."""
         return self._base().embeddings.patch_embeddings
+
+    def get_output_embeddings(self) -> Any:
+        """What predicts visual tokens; None of a model that does not."""
+        return getattr(self, "lm_head", None)
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
         """Assign `config.attn_implementation`, "sdpa" or "eager"."""

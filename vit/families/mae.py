@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -85,7 +86,7 @@ class ViTMAEConfig(PreTrainedConfig):
 
     def kept(self, patches: int) -> int:
         """How many of an image's patches the encoder sees; rounded down as the original does, in double precision."""
-        return int(patches * (1 - self.mask_ratio))
+        return math.floor(patches * (1 - self.mask_ratio))  # of a number that torch.export leaves open, too
 
     def fixed_inputs(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         """Noise that keeps every patch in its place, or takes the same patches away in every framework and image."""

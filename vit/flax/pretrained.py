@@ -90,6 +90,22 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
                     module.dtype = value
         super().__setattr__(name, value)
 
+    framework = "flax"
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers its parameters hold.
+
+        Args:
+            only_trainable: those that are trained, nnx.Param.
+            exclude_embeddings: changes nothing, as for any model of images: there is no vocabulary.
+        """
+        kinds = (nnx.Param,) if only_trainable else (nnx.Param, Fixed)
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self, nnx.Any(*kinds))))
+
+    def enable_gradient_checkpointing(self) -> None:
+        """`gradient_checkpointing_enable`, by the name of transformers' Flax models."""
+        self.gradient_checkpointing_enable()
+
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each encoder layer in the backward pass, instead of keeping its activations (`nnx.remat`)."""
         self._stack().gradient_checkpointing = True

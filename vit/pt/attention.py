@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..families.beit import BeitConfig
 from .linear import takes_kernels
+from .posemb import is_same
 
 MOST_SCORES = 1 << 22
 """Scores computed at once, 8 MiB; one image may have more."""
@@ -35,6 +36,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, bi
         (B, H, T, D / H).
     """
     bias = None if bias is None else bias.to(query.dtype)  # which differ under autocast
+    if is_transformed():
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, T, T)
+        weights = (scores if bias is None else scores + bias).softmax(-1)
+        return (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
     # First whether somebody compiles, who may leave the number of tokens open.
     if not takes_kernels(query) or not suits(query) or dropout_p or torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value, bias, dropout_p)
@@ -52,6 +57,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, bi
         torch.bmm(torch.softmax(weights, -1, out=weights), value, out=out)
     context = context.unflatten(0, (batch, heads)).transpose(1, 2).contiguous()  # (B, T, H, D / H), as heads are joined
     return context.transpose(1, 2)
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation looks on, which fused kernels have no rules for."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def suits(query: Tensor) -> bool:
@@ -80,7 +92,7 @@ class RelativePositionBias(nn.Module):
     def interpolated_table(self, grid: tuple[int, int]) -> Tensor:
         """The table for a grid of (rows, columns) patches: (distances, H)."""
         table = self.relative_position_bias_table
-        if grid == self.config.grid_size:
+        if is_same(grid, self.config.grid_size):
             return table
         dtype = torch.promote_types(table.dtype, torch.float32)
         rows, columns = self.config.grid_size

@@ -87,12 +87,17 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)
-        if torch.is_grad_enabled():  # a second derivative is wanted
+        rows, inputs = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
+        if torch.is_grad_enabled() or _is_batched(gradient):  # a second derivative is wanted, or many first ones
             of_x = gradient @ weight if needs_x else None
         else:
             of_x = _kernel(gradient.contiguous(), weight.t(), None) if needs_x else None
-        return of_x, rows.t() @ x.flatten(0, -2) if needs_weight else None, rows.sum(0) if needs_bias else None
+        return of_x, rows.t() @ inputs if needs_weight else None, rows.sum(0) if needs_bias else None
+
+
+def _is_batched(x: Tensor) -> bool:
+    """Whether vmap stands for many tensors by this one; the older of its kinds is that of autograd's Jacobian."""
+    return torch._C._functorch.is_batchedtensor(x) or torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 class InferenceLinear(nn.Module):

@@ -16,8 +16,12 @@ from torch import Tensor
 
 def interpolate(positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], **kernel: Any) -> Tensor:
     """`posemb.interpolate` in tensors: (1, T of the old grid, D) -> (1, T of the new one, D)."""
-    if new_grid == old_grid:
+    if is_same(new_grid, old_grid):
         return positions
+    if kernel.get("offset") and torch.compiler.is_compiling():  # the sizes may be open, and with the old ones it is 0
+        lengths = [positions.new_ones(()) * length for length in (*new_grid, *old_grid)]
+        differ = (lengths[0] != lengths[2]) | (lengths[1] != lengths[3])
+        kernel["offset"] = kernel["offset"] * differ
     first = positions.shape[1] - old_grid[0] * old_grid[1]
     tokens, patches = positions[:, :first], positions[0, first:]
     patches = patches.to(torch.promote_types(positions.dtype, torch.float32))
@@ -28,16 +32,26 @@ def interpolate(positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[in
     return torch.cat([tokens, patches.to(tokens.dtype)], dim=1)
 
 
-def bicubic_matrix(old: int, new: int, like: Tensor, offset: float = 0.0, antialias: bool = False) -> Tensor:
-    """`posemb.bicubic_matrix` in tensors."""
+def is_same(grid: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two grids are the same, whatever sizes a compiler leaves open."""
+    if not torch.compiler.is_compiling():
+        return grid == other
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(grid[0] == other[0]) and statically_known_true(grid[1] == other[1])
+
+
+def bicubic_matrix(old: int, new: int, like: Tensor, offset: Any = 0.0, antialias: bool = False) -> Tensor:
+    """`posemb.bicubic_matrix` in tensors; `offset` may be one."""
     points, device = torch.arange(old, device=like.device), like.device
     if antialias:
         scale = like.new_ones(()) * old / new
         centre = scale * (torch.arange(new, dtype=like.dtype, device=device) + 0.5)[:, None]
         weights = cubic((points + 0.5 - centre).abs() / scale.clamp(min=1), -0.5)  # (new, old)
         return weights / weights.sum(1, keepdim=True)
-    exact = torch.int64 if offset == 0 else like.dtype
-    size = new if offset == 0 else new + offset
+    whole = not isinstance(offset, Tensor) and offset == 0
+    exact = torch.int64 if whole else like.dtype
+    size = new if whole else new + offset
     centre = (2 * torch.arange(new, dtype=exact, device=device) + 1) * old - size  # in units of 1 / (2 size)
     taps = centre.div(2 * size, rounding_mode="floor")[:, None] + torch.arange(-1, 3, device=device)  # (new, 4)
     weights = cubic(((centre[:, None] - taps * (2 * size)).to(like.dtype) / (2 * size)).abs(), -0.75)

@@ -18,8 +18,8 @@ from ..errors import InputError, warn
 from ..inputs import check_torch_device
 from ..keywords import loading_keywords
 from ..loading import plan
-from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
+from .names import TorchNames
 from .saving import parameters
 
 _pytree.register_pytree_node(
@@ -32,7 +32,7 @@ _pytree.register_pytree_node(
 )
 
 
-class PreTrainedModel(ModelNames, nn.Module):
+class PreTrainedModel(TorchNames):
     """A model with a configuration, whose state_dict has the names and shapes of the published checkpoints."""
 
     config_class: ClassVar[type[PreTrainedConfig]]
@@ -79,8 +79,13 @@ class PreTrainedModel(ModelNames, nn.Module):
         """The device of the parameters."""
         return self._base().embeddings.cls_token.device
 
-    def init_weights(self, module: nn.Module, prefix: str) -> None:
-        """Give every parameter of `module`, whose canonical names begin with `prefix`, its initial value."""
+    def init_weights(self, module: nn.Module | None = None, prefix: str = "") -> None:
+        """Give every parameter of `module`, whose canonical names begin with `prefix`, its initial value.
+
+        Without arguments, every parameter of the model anew.
+        """
+        if module is None:
+            module, prefix = self, "" if self.head else self.config.base_model_prefix
         for name, parameter in module.named_parameters(prefix):
             _initialise(name, parameter, self.config)
 
@@ -153,10 +158,6 @@ class PreTrainedModel(ModelNames, nn.Module):
         if message := fit.warning():
             warn(message)
         return (model.eval(), fit.loading_info()) if with_info else model.eval()
-
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers its parameters hold; those that are trained if `only_trainable`."""
-        return sum(each.numel() for each in self.parameters() if each.requires_grad or not only_trainable)
 
     def save_pretrained(
         self,

@@ -101,6 +101,22 @@ class TFPreTrainedModel(ModelNames, FittedModel):
             raise InputError(f"The inputs {', '.join(sorted(inputs))} lack pixel_values.")
         return [inputs["pixel_values"], *(inputs.get(name, value) for name, value in known.items())]
 
+    framework = "tf"
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers its weights hold.
+
+        Args:
+            only_trainable: those that are trained.
+            exclude_embeddings: changes nothing, as for any model of images: there is no vocabulary.
+        """
+        return sum(int(np.prod(each.shape)) for each in (self.trainable_weights if only_trainable else self.weights))
+
+    @property
+    def dummy_inputs(self) -> dict[str, tf.Tensor]:
+        """What the model can be called with: one black image."""
+        return {"pixel_values": tf.zeros((1, self.config.num_channels, *to_pair(self.config.image_size)))}
+
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each encoder layer in the backward pass of training, instead of keeping its activations."""
         self._stack().gradient_checkpointing = True
