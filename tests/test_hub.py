@@ -97,6 +97,8 @@ class Handler(BaseHTTPRequestHandler):
             name = "/".join(filter(None, [made.get("organization") or "me", made["name"]]))
             self.server.models.setdefault(name, {}).setdefault("main", {})
             answer: Any = {"url": f"{self.server.url}/{name}", "id": name}
+        elif path == "/api/validate-yaml":
+            answer = {"errors": [], "warnings": []}
         elif "/preupload/" in path:
             files = json.loads(body)["files"]
             answer = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
@@ -106,10 +108,14 @@ class Handler(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])
                     self.server.models[name].setdefault(revision, {})[line["value"]["path"]] = content
+                elif line["key"] == "deletedFile":
+                    del self.server.models[name][revision][line["value"]["path"]]
                 else:
                     self.server.said.append(line["value"]["summary"])
             oid = commit(name, revision)
-            answer = {"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/{name}/commit/{oid}"}
+            address = f"{self.server.url}/{name}"
+            answer = {"success": True, "commitOid": oid, "commitUrl": f"{address}/commit/{oid}"}
+            answer["pullRequestUrl"] = f"{address}/discussions/1"
         data = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -732,6 +738,45 @@ def test_an_image_processor_is_uploaded_in_one_commit_and_read_again(name, hub, 
     assert hub.models["they/theirs"]["side"]["preprocessor_config.json"] == Path(*saved).read_bytes()
     assert again == json.loads(hub.models["me/mine"]["main"]["preprocessor_config.json"])["size"]
     assert hub.said == ["first", "Upload preprocessor_config.json"]
+
+
+@pytest.mark.parametrize("prefix", ["", "TF", "Flax"])
+def test_a_model_is_uploaded_in_one_commit_with_a_card_and_loads_by_its_name(prefix, hub, ask, reference, tmp_path):
+    model = f"vit.{prefix}ViTForImageClassification.from_pretrained('{reference / 'hf_torch'}')"
+    options = "commit_message='first', private=True, create_pr=True, tags=['x']"
+    address, again, saved, kept = ask(
+        f"{model}.push_to_hub('mine', token='{TOKEN}', {options})",
+        f"vit.{prefix}ViTForImageClassification.from_pretrained('me/mine').name_or_path",
+        f"{model}.save_pretrained('{tmp_path / 'mine'}', push_to_hub=True, token='{TOKEN}', max_shard_size='100KB')",
+        f"vit.ViTConfig(num_labels=7).push_to_hub('me/mine', token='{TOKEN}')",
+        said="(?s).*",  # TensorFlow's and JAX's own
+    )
+    files = hub.models["me/mine"]["main"]
+    assert address == f"{hub.url}/me/mine/commit/{commit('me/mine', 'main')}"
+    assert "POST /api/models/me/mine/commit/main?create_pr=1" in hub.requests
+    assert (again, saved) == ("me/mine", None)
+    assert kept == address
+    assert {"config.json", "model.safetensors.index.json", "README.md"} < files.keys()
+    assert "model.safetensors" not in files  # the one of before, which would be taken for the weights
+    assert json.loads(files["config.json"])["id2label"]["6"] == "LABEL_6"
+    card = files["README.md"].decode()
+    assert "pipeline_tag: image-classification" in card
+    assert "- x\n" in card
+    assert 'FlaxViTForImageClassification\n\nmodel = ViTForImageClassification.from_pretrained("mine")' in card
+    assert [message.partition(",")[0] for message in hub.said] == ["first", "Upload config.json", "Upload config.json"]
+
+
+def test_a_folder_is_uploaded_without_what_a_training_left_in_it_and_its_own_card_stays(hub, ask, reference, tmp_path):
+    folder = shutil.copytree(reference / "hf_torch", tmp_path / "run")
+    for name in ("optimizer.pt", "training_args.bin", "trainer_state.json", ".hidden"):
+        (folder / name).write_bytes(b"x")
+    push = "__import__('vit.publishing').publishing.push_folder"
+    hub.add("me/run", folder)
+    hub.models["me/run"]["main"] = {"README.md": b"mine"}
+    ask(f"{push}('{folder}', 'me/run', token='{TOKEN}')")
+    assert hub.models["me/run"]["main"].keys() == {"README.md", "config.json", "model.safetensors"}
+    assert hub.models["me/run"]["main"]["README.md"] == b"mine"
+    assert ask(f"{push}('{tmp_path}', 'me/run', token='{TOKEN}')").missing
 
 
 @pytest.mark.parametrize("trouble", [None, 403, 500])

@@ -9,7 +9,7 @@ import pytest
 
 import vit
 from vit import ConfigError, InputError
-from vit.keywords import REFUSED, WITHOUT_EFFECT
+from vit.keywords import REFUSED, SAVING_REFUSED, SAVING_WITHOUT_EFFECT, WITHOUT_EFFECT
 
 PREFIXES = ("", "TF", "Flax")
 
@@ -107,3 +107,62 @@ def test_accelerates_documented_call_saves_the_state_it_gives_in_the_main_proces
         model.save_pretrained(tmp_path / "saved", state_dict={**state, "more": state["classifier.bias"]})
     with pytest.raises(InputError, match="nothing is pickled"):
         model.save_pretrained(tmp_path / "saved", safe_serialization=False)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_saving_takes_what_changes_nothing_and_refuses_the_rest_with_what_to_do(prefix: str, load: Any, tmp_path: Any):
+    model, folder = load(prefix), tmp_path / "saved"
+    taken = dict.fromkeys(SAVING_WITHOUT_EFFECT, True) | {"safe_serialization": True, "token": "x", "variant": None}
+    model.save_pretrained(save_directory=folder, is_main_process=False, **taken)
+    assert not folder.exists()
+    own = {"": "state_dict", "Flax": "params"}.get(prefix)
+    for name in SAVING_REFUSED:
+        if name != own:
+            with pytest.raises(InputError, match=f"^{name} cannot be honoured; "):
+                model.save_pretrained(folder, **{name: {"a": 1}})
+    for keyword, said in (({"safe_serialization": False}, "nothing is pickled"),
+                          ({"is_main": True}, "'is_main_process'"),
+                          ({"repo_id": "a/b"}, "push_to_hub=True, which is not set")):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            model.save_pretrained(folder, **keyword)
+    assert not folder.exists()
+    model.save_pretrained(folder, "5GB", is_main_process=True, **taken)
+    assert type(model).from_pretrained(folder).config == model.config
+
+
+def test_flax_saves_the_parameters_it_is_given(load: Any, tmp_path: Any):
+    import jax
+    from flax import nnx
+
+    model = load("Flax")
+    params = jax.tree.map(lambda value: value + 1, nnx.state(model, nnx.Param))
+    model.save_pretrained(tmp_path / "saved", params=params)
+    with pytest.raises(InputError, match="params has what the model has not: more"):
+        model.save_pretrained(tmp_path / "saved", params={"more": nnx.Param(1)})
+    saved = load("Flax").from_pretrained(tmp_path / "saved")
+    for value, before in zip(*(jax.tree.leaves(nnx.state(each, nnx.Param)) for each in (saved, model)), strict=True):
+        np.testing.assert_allclose(value, before + 1, rtol=1e-6)
+
+
+def test_half_precision_is_computed_over_full_parameters(load: Any):
+    import jax.numpy as jnp
+    import keras
+
+    x = np.ones((1, 3, 16, 16), np.float32)
+    flax = load("Flax", dtype=jnp.bfloat16, param_dtype="float32")
+    assert (flax(x).logits.dtype, flax.classifier.kernel.dtype, flax.config.dtype) == (
+        jnp.bfloat16,
+        "float32",
+        "float32",
+    )
+    alone = load("Flax", param_dtype="float16")
+    assert (alone(x).logits.dtype, alone.classifier.kernel.dtype) == (jnp.float16, jnp.float16)
+    tf = load("TF", dtype="bfloat16", param_dtype="float32")
+    assert tf.dtype_policy == keras.DTypePolicy("mixed_bfloat16")
+    assert load("TF", param_dtype="float16").dtype_policy.name == "float16"
+    with pytest.raises(ConfigError, match="no policy that computes in float32 with parameters in float16"):
+        load("TF", dtype="float32", param_dtype="float16")
+    with pytest.raises(ConfigError, match="compute under torch"):
+        load("", dtype="bfloat16", param_dtype="float32")
+    with pytest.raises(ConfigError, match="compute under torch"):
+        load("", param_dtype="float32")

@@ -446,6 +446,20 @@ class PreTrainedConfig(metaclass=_ConfigType):
         with replace_files(folder) as staging:
             write_text(staging / CONFIG, self.to_json())
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload config.json to a model on the hub, which is made if needed; gives the address of the commit.
+
+        Args:
+            repo_id: the name of the model, "user/model".
+            **options: `commit_message`, `commit_description`, `private`, `token`, `revision` and `create_pr`.
+
+        Raises:
+            CheckpointError: it cannot be uploaded; the reason is named.
+        """
+        from . import hub
+
+        return hub.push({"config.json": self.to_json().encode()}, repo_id, **options)
+
     def to_json(self) -> str:
         """The text of config.json."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"

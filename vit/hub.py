@@ -9,7 +9,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "f
            "resume_download", "use_auth_token", "proxies")  # fmt: skip
 """Keyword arguments of every from_pretrained that go to the hub."""
 
+CARD = "README.md"
 _CONFIGS = ["config.json", "preprocessor_config.json"]
 _WEIGHTS = {
     "pt": (
@@ -297,6 +298,12 @@ def _bounded(read: Callable[..., Iterator[bytes]], most: int) -> Callable[..., I
 # === Uploading ===
 
 
+def is_published(name: str) -> bool:
+    """Whether a file of that name belongs to a checkpoint, and not to the training that left it."""
+    weights = [pattern for kinds in _WEIGHTS.values() for kind in kinds for pattern in kind]
+    return any(fnmatch.fnmatchcase(name, each) for each in (*_CONFIGS, CARD, *weights))
+
+
 def push(
     files: Mapping[str, bytes | os.PathLike[str]],
     repo_id: str,
@@ -305,8 +312,11 @@ def push(
     commit_description: str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
+    use_auth_token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    card: str | None = None,
+    stale: str | None = None,
 ) -> str:
     """Upload files to a model on the hub, which is made if needed, in one commit.
 
@@ -317,8 +327,11 @@ def push(
         commit_description: what it says below.
         private: whether a new model is private.
         token: the hub's access token; the stored one when None.
+        use_auth_token: the old name of `token`.
         revision: the branch to commit to.
         create_pr: make a pull request of it.
+        card: the README.md of a model that has none.
+        stale: a pattern of names; files on the hub that match it and are not among `files` go in the same commit.
 
     Returns:
         The address of the commit.
@@ -326,16 +339,25 @@ def push(
     Raises:
         CheckpointError: it cannot be uploaded; the reason is named.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import RevisionNotFoundError
 
-    api = HfApi(token=token)
+    api = HfApi(token=use_auth_token if token is None else token)
     message = commit_message or f"Upload {', '.join(files)}"[:80]
     try:
         made = api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
-        operations = [
+        there: list[str] = []
+        if card or stale:
+            with suppress(RevisionNotFoundError):
+                there = api.list_repo_files(made.repo_id, revision=revision)
+        if card and CARD not in (*files, *there):
+            files = {**files, CARD: card.encode()}
+        operations: list[Any] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=data if isinstance(data, bytes) else os.fspath(data))
             for name, data in files.items()
         ]
+        gone = [name for name in there if stale and re.fullmatch(stale, name) and name not in files]
+        operations += [CommitOperationDelete(path_in_repo=name) for name in gone]
         done = api.create_commit(
             made.repo_id, operations, commit_message=message, commit_description=commit_description, revision=revision,
             create_pr=create_pr,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
-from .errors import ConfigError, InputError, quoted
+from .errors import ConfigError, InputError, quoted, shown
 
 WITHOUT_EFFECT = ("low_cpu_mem_usage", "use_safetensors", "weights_only",
                   "offload_state_dict", "mirror", "_fast_init", "_from_auto", "_from_pipeline", "_commit_hash",
@@ -63,3 +64,42 @@ def loading_keywords(
         device_map if device is None else device,
         bool(keywords.pop("output_loading_info", False)),
     )
+
+
+SAVING_WITHOUT_EFFECT = ("save_function", "save_peft_format", "signatures", "use_temp_dir", "_internal_call")
+"""Keywords of save_pretrained: files are written whole or not at all, by nobody else."""
+
+SAVING_REFUSED = {
+    "variant": "save it, and give the file another name",
+    "saved_model": "use model.export(folder), which writes a SavedModel",
+    "quantization_config": "save the model before it is quantised",
+    "save_original_format": "the names are the published ones",
+    "state_dict": "save the model whose state it is",
+    "params": "put them into the model first: nnx.update(model, params)",
+}
+HUB = ("repo_id", "commit_message", "commit_description", "private", "token", "use_auth_token", "revision", "create_pr",
+       "tags")  # fmt: skip
+"""Keywords of push_to_hub."""
+
+
+def saving_keywords(keywords: dict[str, Any], push_to_hub: bool) -> dict[str, Any]:
+    """The options of the hub among the `keywords` of save_pretrained that are no arguments of it.
+
+    Raises:
+        InputError: a keyword that cannot be honoured, with what to do instead; or one that nobody knows.
+    """
+    if not keywords.pop("safe_serialization", True):
+        raise InputError("safe_serialization is False, but nothing is pickled here; leave it out.")
+    for name, remedy in SAVING_REFUSED.items():
+        if keywords.pop(name, None) not in (None, False):
+            raise InputError(f"{name} cannot be honoured; {remedy}.")
+    options = {name: value for name, value in keywords.items() if name not in SAVING_WITHOUT_EFFECT}
+    known = (*HUB, *SAVING_WITHOUT_EFFECT, *SAVING_REFUSED, "is_main_process", "max_shard_size", "push_to_hub")
+    for name in options:
+        if name not in HUB:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise InputError(f"save_pretrained has no argument {shown(name)!r}{hint}")
+        if not push_to_hub and name not in ("token", "use_auth_token"):
+            raise InputError(f"{name} is an option of push_to_hub=True, which is not set.")
+    return options

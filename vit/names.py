@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from .publishing import push_folder
 
 
 class ModelNames:
@@ -12,6 +17,7 @@ class ModelNames:
     supports_gradient_checkpointing = True
     config: Any
     _base: Any
+    save_pretrained: Any
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -59,3 +65,27 @@ class ModelNames:
     def set_attn_implementation(self, attn_implementation: str) -> None:
         """Assign `config.attn_implementation`, "sdpa" or "eager"."""
         self.config.attn_implementation = attn_implementation
+
+    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "5GB", **options: Any) -> str:
+        """Upload what save_pretrained writes to a model on the hub, which is made if needed, in one commit.
+
+        A model that has no card gets one, README.md.
+
+        Args:
+            repo_id: "user/model", or the model's name alone for the user of the token.
+            max_shard_size: as that of save_pretrained.
+            **options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and `tags`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            CheckpointError: it cannot be saved or uploaded; the reason is named.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            return push_folder(folder, repo_id, **options)
+
+    def _push(self, folder: str | os.PathLike[str], options: dict[str, Any]) -> None:
+        """Upload a folder just saved, under its own name if `options` has no `repo_id`."""
+        push_folder(folder, **{"repo_id": Path(folder).resolve().name, **options})

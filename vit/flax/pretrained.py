@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from .. import checkpoint, weights
 from ..config import PreTrainedConfig
 from ..errors import InputError, warn
-from ..keywords import loading_keywords
+from ..keywords import loading_keywords, saving_keywords
 from ..loading import plan
 from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
@@ -127,6 +127,7 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
         attn_implementation: str | None = None,
         device: jax.Device | jax.sharding.Sharding | str | None = None,
         ignore_mismatched_sizes: bool = False,
@@ -137,6 +138,7 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
         Args:
             pretrained_model_name_or_path: a checkpoint folder, or the name of a model on the hub.
             dtype: of the parameters and the computation; None for the checkpoint's.
+            param_dtype: of the parameters, where `dtype` is to be that of the computation alone.
             attn_implementation: "sdpa" or "eager"; None for the configuration's.
             device: a device, a sharding, or a name such as "cpu" or "gpu:1"; None for JAX's default device.
             ignore_mismatched_sizes: let mis-shaped parameters start fresh, with a warning.
@@ -155,7 +157,7 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
         fit = plan(
             pretrained_model_name_or_path,
             cls.head,
-            dtype,
+            dtype if param_dtype is None else param_dtype,
             attn_implementation,
             ignore_mismatched_sizes,
             cls.config_class,
@@ -169,7 +171,8 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
         device = _device(device)
         arrays = fit.start_reading("flax")
         build: Any = cls
-        options = {**fit.model_options, "param_dtype": fit.dtype, "rngs": _NoKeys()}
+        computed = None if param_dtype is None or dtype is None else checkpoint.dtype_of(dtype)
+        options = {**fit.model_options, "dtype": computed, "param_dtype": fit.dtype, "rngs": _NoKeys()}
         with checkpoint.garbage_uncollected():
             # No array is made, and, what would take longer, no random one traced.
             model = nnx.eval_shape(lambda: build(fit.config, **options))
@@ -186,23 +189,55 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
         model.eval()
         return (model, fit.loading_info()) if with_info else model
 
-    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
-        """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into `folder`.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        max_shard_size: int | str = "5GB",
+        *,
+        is_main_process: bool = True,
+        params: nnx.State | None = None,
+        push_to_hub: bool = False,
+        **keywords: Any,
+    ) -> None:
+        """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into a folder.
 
         The old files stay whole until the new ones are complete. transformers and the other frameworks read the result.
+
+        Args:
+            save_directory: the folder, made if needed.
+            max_shard_size: bytes, or a number with KB, MB or GB.
+            is_main_process: False in the processes that are to write nothing.
+            params: another state of the model to save, such as `nnx.state(model, nnx.Param)`; None for its own.
+            push_to_hub: whether to upload it as well, as `push_to_hub` does, to `repo_id` or the folder's name.
+            **keywords: those of `push_to_hub`; and transformers' others, which change nothing or are refused.
+
+        Raises:
+            InputError: a keyword that cannot be honoured.
         """
+        options = saving_keywords(keywords, push_to_hub)
+        if not is_main_process:
+            return
+        if params is not None:
+            graphdef, own = nnx.split(self)
+            held, given = dict(nnx.to_flat_state(own)), dict(nnx.to_flat_state(nnx.State(params)))
+            if odd := [".".join(map(str, path)) for path in given if path not in held]:
+                raise InputError(f"params has what the model has not: {', '.join(odd[:8])}; expected nnx.state(model).")
+            other = nnx.merge(graphdef, nnx.from_flat_state({**held, **given}))
+            return other.save_pretrained(save_directory, max_shard_size, push_to_hub=push_to_hub, **options)
         shapes = self.config.parameter_shapes(head=self.head, **self._base().parts())
         found = parameters(self)
         dtype = np.dtype(self._base().embeddings.cls_token.dtype)
         stored = {self.config.model_name(name, self.head): name for name in shapes}
         checkpoint.write(
-            folder,
+            save_directory,
             self.config.replace(architectures=(type(self).__name__.removeprefix("Flax"),), dtype=dtype.name),
             {name: (shapes[full], dtype) for name, full in stored.items()},
             lambda name: weights.from_local(
                 name, np.asarray(found[name]), shapes[stored[name]], "flax"),
             max_shard_size,
         )  # fmt: skip
+        if push_to_hub:
+            self._push(save_directory, options)
 
     def _parameter(self, name: str) -> nnx.Variable:
         """The variable of a canonical parameter."""

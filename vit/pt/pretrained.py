@@ -14,9 +14,9 @@ from torch.utils import _pytree
 
 from .. import checkpoint
 from ..config import PreTrainedConfig
-from ..errors import InputError, warn
+from ..errors import ConfigError, InputError, warn
 from ..inputs import check_torch_device
-from ..keywords import loading_keywords
+from ..keywords import loading_keywords, saving_keywords
 from ..loading import plan
 from ..outputs import ModelOutput, flatten, unflatten
 from .names import TorchNames
@@ -136,6 +136,8 @@ class PreTrainedModel(TorchNames):
         """
         accelerator = "cuda" if torch.cuda.is_available() else None
         dtype, device, with_info = loading_keywords(config_overrides, dtype, device, accelerator)
+        if config_overrides.pop("param_dtype", dtype) != dtype:
+            raise ConfigError("param_dtype cannot be honoured; load in it, and compute under torch.autocast.")
         check_torch_device(torch, device)
         fit = plan(
             pretrained_model_name_or_path,
@@ -161,31 +163,30 @@ class PreTrainedModel(TorchNames):
 
     def save_pretrained(
         self,
-        folder: str | os.PathLike[str],
+        save_directory: str | os.PathLike[str],
         max_shard_size: int | str = "5GB",
         *,
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
-        save_function: Any = None,
-        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        **keywords: Any,
     ) -> None:
-        """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into `folder`.
+        """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into a folder.
 
         The old files stay whole until the new ones are complete. transformers reads the result.
 
         Args:
-            folder: made if needed.
+            save_directory: the folder, made if needed.
             max_shard_size: bytes, or a number with KB, MB or GB.
             is_main_process: False in the processes that are to write nothing.
             state_dict: the model's, gathered elsewhere (Accelerate's `get_state_dict`); None for its own.
-            save_function: without effect: files are written whole or not at all.
-            safe_serialization: True; nothing is pickled.
+            push_to_hub: whether to upload it as well, as `push_to_hub` does, to `repo_id` or the folder's name.
+            **keywords: those of `push_to_hub`; and transformers' others, which change nothing or are refused.
 
         Raises:
-            InputError: a `state_dict` of other names than the model's, or no `safe_serialization`.
+            InputError: a `state_dict` of other names than the model's, or a keyword that cannot be honoured.
         """
-        if not safe_serialization:
-            raise InputError("safe_serialization is False, but nothing is pickled here; leave it out.")
+        options = saving_keywords(keywords, push_to_hub)
         if state_dict is not None and state_dict.keys() != self.state_dict().keys():
             odd = sorted(state_dict.keys() ^ self.state_dict().keys())
             raise InputError(f"state_dict has other names than the model: {', '.join(odd[:8])}.")
@@ -196,12 +197,14 @@ class PreTrainedModel(TorchNames):
             return
         dtype = checkpoint.dtype_of(self.dtype).name
         checkpoint.write(
-            folder,
+            save_directory,
             self.config.replace(architectures=(type(self).__name__,), dtype=dtype),
             {name: (tuple(value.shape), checkpoint.dtype_of(value.dtype)) for name, value in state.items()},
             lambda name: _to_numpy(state[name]),
             max_shard_size,
         )
+        if push_to_hub:
+            self._push(save_directory, options)
 
 
 @cache

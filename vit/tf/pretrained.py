@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from .. import checkpoint, weights
 from ..config import PreTrainedConfig, to_pair
-from ..errors import InputError, warn
+from ..errors import ConfigError, InputError, warn
 from ..inputs import check_arrays
-from ..keywords import loading_keywords
+from ..keywords import loading_keywords, saving_keywords
 from ..loading import plan
 from ..names import ModelNames
 from ..outputs import ModelOutput, flatten, unflatten
@@ -184,7 +184,7 @@ class TFPreTrainedModel(ModelNames, FittedModel):
             InputError: a device that is not there.
         """
         dtype, device, with_info = loading_keywords(config_overrides, dtype, device)
-        policy = _policy(dtype)
+        policy = _policy(dtype, config_overrides.pop("param_dtype", None))
         fit = plan(
             pretrained_model_name_or_path,
             cls.head,
@@ -215,23 +215,46 @@ class TFPreTrainedModel(ModelNames, FittedModel):
             warn(message)
         return (model, fit.loading_info()) if with_info else model
 
-    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
-        """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into `folder`.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        max_shard_size: int | str = "5GB",
+        *,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **keywords: Any,
+    ) -> None:
+        """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into a folder.
 
         The old files stay whole until the new ones are complete. transformers and the other frameworks read the result.
+
+        Args:
+            save_directory: the folder, made if needed.
+            max_shard_size: bytes, or a number with KB, MB or GB.
+            is_main_process: False in the processes that are to write nothing.
+            push_to_hub: whether to upload it as well, as `push_to_hub` does, to `repo_id` or the folder's name.
+            **keywords: those of `push_to_hub`; and transformers' others, which change nothing or are refused.
+
+        Raises:
+            InputError: a keyword that cannot be honoured.
         """
+        options = saving_keywords(keywords, push_to_hub)
+        if not is_main_process:
+            return
         shapes = self.config.parameter_shapes(head=self.head, **self._base().parts())
         found = parameters(self)
         dtype = checkpoint.dtype_of(self.variable_dtype)
         stored = {self.config.model_name(name, self.head): name for name in shapes}
         checkpoint.write(
-            folder,
+            save_directory,
             self.config.replace(architectures=(type(self).__name__.removeprefix("TF"),), dtype=dtype.name),
             {name: (shapes[full], dtype) for name, full in stored.items()},
             lambda name: weights.from_local(
                 name, np.asarray(found[name].numpy()), shapes[stored[name]], "tf"),
             max_shard_size,
         )  # fmt: skip
+        if push_to_hub:
+            self._push(save_directory, options)
 
     def _parameter(self, name: str) -> keras.Variable:
         """The variable of a canonical parameter."""
@@ -259,7 +282,16 @@ class _Stored(keras.initializers.Initializer):
         return tf.experimental.dlpack.from_dlpack(array.__dlpack__())  # takes the memory over, without a copy
 
 
-def _policy(dtype: Any) -> Any:
+def _policy(dtype: Any, param_dtype: Any = None) -> Any:
+    if param_dtype is not None and dtype is not None:
+        names = tuple(checkpoint.dtype_of(each).name for each in (dtype, param_dtype))
+        if names[0] != names[1] and names not in (("bfloat16", "float32"), ("float16", "float32")):
+            raise ConfigError(
+                f"Keras has no policy that computes in {names[0]} with parameters in {names[1]}; there are "
+                "'mixed_bfloat16' and 'mixed_float16'."
+            )
+        dtype = names[0] if names[0] == names[1] else f"mixed_{names[0]}"
+    dtype = param_dtype if dtype is None else dtype
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return None
     if isinstance(dtype, keras.DTypePolicy) or (isinstance(dtype, str) and dtype.startswith("mixed_")):
