@@ -12,7 +12,7 @@ TRANSFORMERS_5 := transformers==5.23.0 huggingface_hub==1.33.0 tokenizers==0.23.
 .PHONY: demo test lint docs clean bench-gpu
 
 demo: $(VENV)/.demo-installed
-	$(BIN)/vit demo
+	$(BIN)/vit demo --force
 
 test: $(VENV)/.test-installed lint
 	$(BIN)/python -m pytest -n 2

@@ -27,7 +27,7 @@ import numpy as np
 from vit import budgets
 from vit.archives import Member, mapped, members
 from vit.checkpoint import in_order, read_header, read_json, write_safetensors
-from vit.errors import CheckpointError, MissingFrameworkError, quoted, shown
+from vit.errors import CheckpointError, MissingFrameworkError, install_line, quoted, shown
 from vit.files import other_kind
 from vit.folders import Find
 from vit.torchfile import Special, TorchFile
@@ -309,7 +309,8 @@ def write_torch(path: Path, tensors: Specs, read: Read) -> None:
         import torch
     except ModuleNotFoundError:
         raise MissingFrameworkError(
-            f"Writing {path.name} needs PyTorch: pip install 'trivit[pt]'. Or name the target .safetensors."
+            f"Writing {shown(path.name)} needs PyTorch. Name the target .safetensors, or install it with: "
+            f"{install_line('pt')}"
         ) from None
     beside = path.with_name(path.name + ".data")
     write_safetensors(beside, tensors, read)
@@ -329,7 +330,7 @@ def _h5py() -> Any:
         import h5py
     except ModuleNotFoundError:
         raise MissingFrameworkError(
-            "HDF5 files (.h5, .keras) are read and written by h5py. Install it: pip install 'trivit[convert]'"
+            f"HDF5 files (.h5, .keras) are read and written by h5py. Install it with: {install_line('convert')}"
         ) from None
     return h5py
 

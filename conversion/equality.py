@@ -17,7 +17,15 @@ import numpy as np
 import vit
 from vit import checkpoint, folders, hub
 from vit.config import PreTrainedConfig, to_pair
-from vit.errors import FRAMEWORKS, CheckpointError, InputError, MissingFrameworkError, installed_frameworks
+from vit.errors import (
+    FRAMEWORKS,
+    CheckpointError,
+    InputError,
+    MissingFrameworkError,
+    install_line,
+    installed_frameworks,
+)
+from vit.inference import device_name
 
 from .engine import convert, open_source
 from .rules import Source
@@ -110,6 +118,7 @@ def verify(
     dtype: str = "float32",
     source_format: str = "auto",
     progress: Callable[[str], None] | None = None,
+    device: str | None = None,
     **options: Any,
 ) -> Verification:
     """Load a checkpoint in every framework, run the same images, and compare every layer.
@@ -123,7 +132,8 @@ def verify(
         dtype: "float32" or "float64", of parameters and computation.
         source_format: of a foreign file.
         progress: told what happens next.
-        **options: of `convert`, for a foreign file.
+        device: such as "cpu" or "gpu:1"; the framework's own when None.
+        **options: of `convert`, for a foreign file; revision, token, cache_dir and so on, for a model on the hub.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -137,13 +147,14 @@ def verify(
     if len(chosen) < 2 or set(chosen) - set(installed):
         raise MissingFrameworkError(
             f"verify compares frameworks; asked for {', '.join(chosen) or 'none'}, installed: "
-            f"{', '.join(installed) or 'none'}. Install the others: pip install 'trivit[all]'"
+            f"{', '.join(installed) or 'none'}. Install the others with: {install_line('all')}"
         )
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
     tell = progress or (lambda step: None)
+    hub_options, options = hub.split_options(options)
     with tempfile.TemporaryDirectory(prefix="vit-verify-") as temporary:
-        folder = _canonical(Path(name_or_path), name_or_path, source_format, options, Path(temporary), tell)
+        folder = _canonical(Path(name_or_path), hub_options, source_format, options, Path(temporary), tell)
         source = open_source(folder, "hf" if folders.find(folder, checkpoint.WEIGHTS) else "auto")
         pixel_values, names = _pixels(images, source.config, folder)
         result = Verification(os.fspath(name_or_path), source.architecture, source.config, names, dtype, tolerance)
@@ -151,7 +162,7 @@ def verify(
         for framework in chosen:
             tell(f"Running {FRAMEWORKS[framework][1]}")
             begin = time.perf_counter()
-            computed[framework] = _run(framework, folder, source, pixel_values, dtype)
+            computed[framework] = _run(framework, folder, source, pixel_values, dtype, device)
             result.seconds[framework] = time.perf_counter() - begin
             result.versions[framework] = __import__(FRAMEWORKS[framework][0]).__version__
     result.stages = [_stage(name, {f: values[name] for f, values in computed.items()}) for name in computed[chosen[0]]]
@@ -165,11 +176,12 @@ def verify(
 
 
 def _canonical(
-    path: Path, name: Any, source_format: str, options: dict[str, Any], temporary: Path, tell: Callable[[str], None]
-) -> Path:
+    path: Path, hub_options: dict[str, Any], source_format: str, options: dict[str, Any], temporary: Path,
+    tell: Callable[[str], None],
+) -> Path:  # fmt: skip
     """A folder that every framework loads: the checkpoint's own, or a converted one."""
     if not path.exists():
-        return hub.resolve(name)
+        return hub.resolve(path.as_posix(), **hub_options)
     if path.is_dir() and source_format == "auto" and not options and folders.at_one_moment(path, _is_canonical):
         return path
     tell("Converting")
@@ -208,11 +220,13 @@ def _pixels(images: Any, config: PreTrainedConfig, folder: Path) -> tuple[np.nda
     return np.asarray(pixel_values, np.float32), [file.name for file in files]
 
 
-def _run(framework: str, folder: Path, source: Source, pixel_values: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+def _run(
+    framework: str, folder: Path, source: Source, pixel_values: np.ndarray, dtype: str, device: str | None
+) -> dict[str, np.ndarray]:
     """Every stage of the computation in one framework: by itself, and the outputs with fused attention."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"device": None if device is None else device_name(device, framework)}
     if source.head is None:
-        options = {**source.config.seeing_all, **checkpoint.parts_of(checkpoint.Checkpoint(folder))}
+        options |= {**source.config.seeing_all, **checkpoint.parts_of(checkpoint.Checkpoint(folder))}
     context: Any = nullcontext()
     if framework == "flax":
         import jax
@@ -243,13 +257,18 @@ def _call(framework: str, model: Any, pixel_values: np.ndarray, **options: Any) 
         import torch
 
         with torch.no_grad():
-            outputs = model.eval()(**{name: torch.from_numpy(array) for name, array in inputs.items()}, **options)
+            tensors = {name: torch.from_numpy(array).to(model.device) for name, array in inputs.items()}
+            outputs = model.eval()(**tensors, **options)
     else:
         outputs = model(**inputs, **options)
     return {
-        name: [np.asarray(v, np.float64) for v in value] if isinstance(value, tuple) else np.asarray(value, np.float64)
+        name: [_array(each) for each in value] if isinstance(value, tuple) else _array(value)
         for name, value in outputs.items()
     }
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value.cpu() if hasattr(value, "cpu") else value, np.float64)
 
 
 def _stage(name: str, values: dict[str, np.ndarray]) -> Stage:

@@ -17,7 +17,7 @@ import numpy as np
 
 from vit import budgets, checkpoint
 from vit.config import PreTrainedConfig
-from vit.errors import CheckpointError, MissingFrameworkError, shown
+from vit.errors import CheckpointError, MissingFrameworkError, install_line, shown
 from vit.weights import LAYOUTS
 
 from .containers import BFLOAT16, Read, Specs, Store, Stored, _damaged, summary
@@ -57,7 +57,9 @@ def _tensorstore() -> Any:
     try:
         import tensorstore
     except ModuleNotFoundError:
-        raise MissingFrameworkError("orbax checkpoints are read by tensorstore: pip install 'trivit[flax]'") from None
+        raise MissingFrameworkError(
+            f"orbax checkpoints are read by tensorstore. Install it with: {install_line('flax')}"
+        ) from None
     return tensorstore
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from vit import CheckpointError, InputError, MissingFrameworkError, ViTConfig
 from vit.cli import bench, main
+from vit.errors import install_line
 from vit.flops import forward_flops
 
 ALL = ["pt", "tf", "flax"]
@@ -103,10 +104,20 @@ def test_a_framework_that_cannot_be_imported_is_named_and_the_others_are_measure
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # not installed
     out, _ = run(capsys, "-b", "1")
     assert "PyTorch is installed but cannot be imported: half of it is gone" in out
-    assert "TensorFlow is not installed. Install it with: pip install 'trivit[tf]'" in out
+    assert f"TensorFlow is not installed. Install it with: {install_line('tf')}" in out
     assert any(line.split()[:4] == ["Flax", "float32", "sdpa", "1"] for line in out.splitlines())
     _, err = run(capsys, "-b", "1", "-f", "pt", status=2)
     assert err == "vit: half of it is gone\n"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_a_busy_machine_is_said_beside_the_figures(
+    share: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit.measure.busy", lambda: share)
+    out, _ = run(capsys, "-b", "1", "-f", "pt", "--seconds", "0.01")
+    assert ("Other programs keep 90% of the processors busy" in out) == bool(share)
+    assert json.loads(run(capsys, "-b", "1", "-f", "pt", "--seconds", "0.01", "--json")[0])["busy"] == share
 
 
 # === What is refused ===
@@ -146,7 +157,7 @@ def test_a_picture_that_exists_is_kept_unless_forced_and_without_matplotlib_ther
         assert image.width == 1920
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     _, err = run(capsys, "-o", str(tmp_path / "new.png"), status=2)
-    assert "pip install 'trivit[plot]'" in err
+    assert install_line("plot") in err
 
 
 def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

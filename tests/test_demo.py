@@ -17,11 +17,11 @@ from rich.console import Console
 
 from vit import InputError, MissingFrameworkError, ViTForImageClassification, ViTImageProcessor
 from vit.cli import demo, frameworks, main, picture
-from vit.errors import CheckpointError
+from vit.errors import CheckpointError, install_line
 
 ROOT = Path(__file__).parents[1]
 ALL = ["pt", "tf", "flax"]
-INSTALL = {extra: f"pip install 'trivit[{extra}]'" for extra in (*ALL, "all", "plot")}
+INSTALL = {extra: install_line(extra) for extra in (*ALL, "all", "plot")}
 
 
 def run_demo(*arguments: str, cwd: Path, blocked: tuple[str, ...] = (), **variables: str) -> Any:
@@ -145,8 +145,41 @@ def test_a_broken_framework_is_reported_and_the_others_run_unless_it_was_asked_f
 
 def test_frameworks_run_once_each_in_one_order_however_they_are_named() -> None:
     assert frameworks.choose(["flax", "pt", "flax"], "vit demo") == ["pt", "flax"]
-    with pytest.raises(InputError, match="framework is 'torch'; expected one of pt, tf, flax"):
-        frameworks.choose(["pt", "torch"], "vit demo")
+    with pytest.raises(InputError, match="framework is 'theano'; expected one of pt, tf, flax"):
+        frameworks.choose(["pt", "theano"], "vit demo")
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("torch", "pt"), ("PyTorch", "pt"), ("tensorflow", "tf"), ("keras", "tf"), ("jax", "flax"), ("Flax", "flax")],
+)
+def test_a_framework_is_known_by_every_name_that_people_give_it(name: str, extra: str) -> None:
+    assert frameworks.choose([name], "vit demo") == [extra]
+
+
+def test_a_command_of_one_framework_takes_the_first_installed_or_the_one_that_is_named() -> None:
+    assert frameworks.choose_one(None, "vit classify") == "pt"
+    assert frameworks.choose_one(["tensorflow", "tf"], "vit classify") == "tf"
+    with pytest.raises(InputError, match="vit classify runs in one framework; got --framework pt and --framework tf"):
+        frameworks.choose_one(["tf", "torch"], "vit classify")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_times_are_left_out_where_other_programs_keep_the_machine_busy(
+    share: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vit.measure.busy", lambda: share)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["demo", "-f", "pt"])
+    out = capsys.readouterr().out
+    assert ("Images/s" in out, "Other programs keep 90% of the processors busy" in out) == (not share, bool(share))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["demo", "-f", "pt"])
+    assert "vit-demo.png', which exists" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["demo", "-f", "pt", "--force", "--json"])
+    assert json.loads(capsys.readouterr().out)["busy"] == share
 
 
 # === Output ===

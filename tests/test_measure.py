@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -166,3 +167,21 @@ def test_the_rate_is_the_operations_of_a_product_over_its_best_time(
     monkeypatch.setattr(measure, "CPU_SIZE", 64)
     monkeypatch.setattr(measure, "repeat", repeat)
     assert measure.matrix_rate(framework, dtype, "cpu") == 2 * 64**3 / 0.25
+
+
+def test_what_other_programs_use_of_the_processors_is_seen():
+    spin = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
+    try:
+        assert measure.busy(0.5) > 0.5
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def test_without_the_systems_count_the_last_minutes_average_stands_for_it(monkeypatch):
+    monkeypatch.setattr(measure.Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
+    monkeypatch.setattr(measure.os, "getloadavg", lambda: (3.0, 0.0, 0.0))
+    monkeypatch.setattr(measure.os, "cpu_count", lambda: 4)
+    assert measure.busy(0) == 0.75

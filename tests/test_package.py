@@ -7,14 +7,18 @@ import graphlib
 import importlib
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import vit
+from vit.errors import install_line
 
 ROOT = Path(vit.__file__).parent
 FRAMEWORKS = {"pt": ("torch",), "tf": ("tensorflow", "keras"), "flax": ("jax", "flax")}
@@ -41,15 +45,15 @@ sys.meta_path.insert(0, Blocker())
 # === Importing ===
 
 
-def test_importing_vit_takes_less_than_0_3_seconds_and_loads_no_framework():
+def test_importing_vit_takes_less_than_0_15_seconds_and_loads_no_framework():
     code = """
 import time
-begin = time.perf_counter()
+begin = time.process_time()
 import vit
-print(time.perf_counter() - begin, *sys.modules)
+print(time.process_time() - begin, *sys.modules)
 """
     runs = [fresh(code).split() for _ in range(5)]
-    assert min(float(seconds) for seconds, *_ in runs) < 0.3
+    assert min(float(seconds) for seconds, *_ in runs) < 0.15
     heavy = {*MODULES, "numpy", "PIL", "huggingface_hub", "safetensors", "transformers"}
     assert heavy.isdisjoint(runs[0][1:])
 
@@ -71,8 +75,40 @@ def test_a_model_loads_its_own_framework_alone(framework):
 
 @pytest.mark.parametrize("name", sorted(set(dir(vit)) - {"__version__"}))
 def test_every_public_name_is_found(name):
-    assert getattr(vit, name).__name__ == name
+    assert getattr(vit, name).__name__.removeprefix("vit.") == name
     assert getattr(vit, name) is getattr(vit, name)
+
+
+@pytest.mark.parametrize("name", ["pt.quantize", "tf.TFViTModel", "flax.FlaxViTModel"])
+def test_a_frameworks_room_is_found_after_importing_vit_alone(name):
+    assert fresh(f"import vit; print(vit.{name}.__module__)").startswith(f"vit.{name[:2]}")
+
+
+def test_what_conversion_does_is_found_in_vit_and_imported_when_used():
+    code = "import sys, vit; print('conversion' in sys.modules, vit.convert.__module__, vit.verify, vit.inspect)"
+    assert fresh(code).startswith("False conversion.engine ")
+
+
+@pytest.mark.parametrize("extra", ["pt", "tf", "flax", "plot", "convert", "table", "all"])
+def test_the_line_that_installs_an_extra_names_what_an_index_has(extra):
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = [each for name in (["pt", "tf", "flax", "plot", "convert", "table"] if extra == "all" else [extra])
+             for each in project[name]]  # fmt: skip
+    command, verb, *given = shlex.split(install_line(extra))
+    assert ([command, verb], sorted(given)) == (["pip", "install"], sorted(named))
+
+
+def test_the_line_that_installs_an_extra_in_a_checkout_that_is_not_installed(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", missing)
+    assert install_line.__wrapped__("pt") == "pip install '.[pt]'"
+
+
+def test_no_message_names_a_package_that_no_index_has():
+    pattern = re.compile(r"trivit\[")
+    assert not [name for name, path in FILES.items() if pattern.search(path.read_text())]
 
 
 def test_importing_everything_imports_no_framework():
@@ -218,7 +254,7 @@ except vit.MissingFrameworkError as error:
     print(error.__suppress_context__)
 """
     title = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax"}[framework]
-    line = f"vit.{framework} needs {title}. Install it with: pip install 'trivit[{framework}]'"
+    line = f"vit.{framework} needs {title}. Install it with: {install_line(framework)}"
     assert fresh(code, without=(missing,)).splitlines() == [f"ImportError {line}", "True"]
 
 

@@ -18,6 +18,7 @@ from sklearn.decomposition import PCA
 
 from vit import ViTConfig, checkpoint
 from vit.cli import main, picture, posemb
+from vit.errors import install_line
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax")
@@ -272,4 +273,4 @@ def test_without_matplotlib_the_line_that_installs_it_is_given(
 ) -> None:
     monkeypatch.setattr(picture, "available", lambda: False)
     assert run("--output", tmp_path / "a.png") == 2
-    assert capsys.readouterr().err == "vit: vit posemb needs matplotlib. Install it with: pip install 'trivit[plot]'\n"
+    assert capsys.readouterr().err == f"vit: vit posemb needs matplotlib. Install it with: {install_line('plot')}\n"

@@ -53,6 +53,7 @@ _MODULES = {
     ),
     "vit.attention": ("attention_mask", "attention_rollout", "cls_attention"),
     "vit.pipeline": ("Prediction", "predict"),
+    "conversion": ("convert", "inspect", "verify"),
     "vit.pt": (
         "ViTModel",
         "ViTForImageClassification",
@@ -110,10 +111,16 @@ _MODULES = {
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
-_FRAMEWORKS = ("vit.pt", "vit.tf", "vit.flax")
-__all__ = [*(name for name, home in _HOMES.items() if home not in _FRAMEWORKS), "__version__"]  # of `import *`
+_ROOMS = ("pt", "tf", "flax")
+__all__ = [  # of `import *`
+    *(name for name, home in _HOMES.items() if home.removeprefix("vit.") not in _ROOMS),
+    "__version__",
+]
 
 if TYPE_CHECKING:
+    from conversion import convert, inspect, verify
+
+    from . import flax, pt, tf
     from .attention import attention_mask, attention_rollout, cls_attention
     from .auto import (
         AutoConfig,
@@ -211,6 +218,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"vit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'vit' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -219,4 +228,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOMES, "__version__"])
+    return sorted([*_HOMES, *_ROOMS, "__version__"])

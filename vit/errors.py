@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import reprlib
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable
+from functools import lru_cache
 from types import FrameType
 from typing import Any
 
@@ -47,9 +50,17 @@ def installed_frameworks() -> list[str]:
     return [extra for extra, (module, _) in FRAMEWORKS.items() if importlib.util.find_spec(module)]
 
 
+@lru_cache
 def install_line(extra: str) -> str:
-    """The command that installs an extra."""
-    return f"pip install 'trivit[{extra}]'"
+    """The command that installs what an extra stands for, with the names and releases of the package's metadata."""
+    from importlib import metadata  # slow to import
+
+    try:
+        marked = [requirement.partition(";") for requirement in metadata.requires("trivit") or ()]
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return f"pip install '.[{extra}]'"
+    found = [name.strip() for name, _, marker in marked if re.search(rf"extra\s*==\s*['\"]{extra}['\"]", marker)]
+    return f"pip install {' '.join(map(shlex.quote, found))}"
 
 
 def missing_framework(what: str, extra: str) -> MissingFrameworkError:

@@ -18,8 +18,13 @@ from .errors import (
     install_line,
     installed_frameworks,
     missing_framework,
+    quoted,
 )
 from .outputs import ModelOutput
+
+FRAMEWORK_NAMES = {"pytorch": "pt", "torch": "pt", "tensorflow": "tf", "keras": "tf", "jax": "flax",
+                   **{each: each for each in FRAMEWORKS}}  # fmt: skip
+"""What people call a framework, in small letters -> its name here."""
 
 PROGRAMS = 32
 """The most compiled programs that a `Forward` keeps, those used last; one takes 3 to 8 MB."""
@@ -129,9 +134,10 @@ def choose_frameworks(requested: Iterable[str] | None, what: str) -> list[str]:
         InputError: an unknown one.
         MissingFrameworkError: one that is not installed, or none is.
     """
-    requested, installed = set(requested or ()), installed_frameworks()
-    if unknown := sorted(requested - FRAMEWORKS.keys()):
-        raise InputError(f"framework is {unknown[0]!r}; expected one of {', '.join(FRAMEWORKS)}.")
+    requested = {FRAMEWORK_NAMES.get(str(name).lower(), name) for name in requested or ()}
+    installed = installed_frameworks()
+    if unknown := sorted(requested - FRAMEWORKS.keys(), key=str):
+        raise InputError(f"framework is {quoted(unknown[0])}; expected one of {', '.join(FRAMEWORKS)}.")
     for extra in FRAMEWORKS:
         if extra in requested - set(installed):
             raise missing_framework(what, extra)
@@ -139,6 +145,11 @@ def choose_frameworks(requested: Iterable[str] | None, what: str) -> list[str]:
         names = ", ".join(f"{name}: {install_line(extra)}" for extra, (_, name) in FRAMEWORKS.items())
         raise MissingFrameworkError(f"{what} needs a framework. Install one ({names}) or all: {install_line('all')}")
     return [extra for extra in installed if not requested or extra in requested]
+
+
+def device_name(device: str, framework: str) -> str:
+    """What a framework calls a device: "gpu" and "cuda" mean the same in every one."""
+    return device.lower().replace(*(("gpu", "cuda") if framework == "pt" else ("cuda", "gpu")))
 
 
 def _framework_of(model: Any) -> str:

@@ -209,6 +209,22 @@ def machine() -> dict[str, Any]:
     }
 
 
+def busy(seconds: float = 0.1) -> float:
+    """The share of the processors' time that other programs take, 0 to 1, seen while this one waits."""
+
+    def times() -> tuple[int, int]:
+        user, nice, system, idle, wait, *rest = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+        return user + nice + system + sum(rest), idle + wait
+
+    try:
+        used, unused = times()
+        time.sleep(seconds)
+        used, unused = (after - before for after, before in zip(times(), (used, unused), strict=True))
+        return used / max(used + unused, 1)
+    except OSError:  # not Linux: the last minute's average
+        return min(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0) if hasattr(os, "getloadavg") else 0.0
+
+
 def matrix_rate(framework: str, dtype: str, device: str | None = None, enough: float = 1.0) -> float:
     """Operations per second of a large square matrix product: what the model's operations are held against.
 

@@ -9,15 +9,27 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .. import __version__
 from ..errors import shown
 
 COMMANDS = ("demo", "classify", "embed", "convert", "verify", "inspect", "attention", "posemb", "bench")
 """The modules that hold the commands, in the order of the help."""
+
+
+class _Command(TyperCommand):
+    """A command whose help names its arguments without Python's types behind them."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":
+                parameter.display_type = lambda ctx: ""  # type: ignore[attr-defined]
+
 
 app = typer.Typer(
     name="vit",
@@ -27,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: importing what typer decorates it with takes longer than all the rest
 )
 for _name in COMMANDS:
-    app.command(_name)(importlib.import_module(f".{_name}", __name__).command)
+    app.command(_name, cls=_Command)(importlib.import_module(f".{_name}", __name__).command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -77,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def describe(error: Exception) -> str:
     """An error in one line; one that is no user's mistake (a bug, most likely) with its type and how to see more."""
     if hasattr(error, "format_message"):  # typer's own: a missing argument, an unknown option
-        return f"{_one_line(error.format_message())} Try 'vit --help'."
+        context = getattr(error, "ctx", None)
+        return f"{_one_line(error.format_message())} Try '{context.command_path if context else 'vit'} --help'."
     message = _one_line(str(error))
     if message and isinstance(error, ValueError | ImportError | OSError):
         return message

@@ -13,8 +13,8 @@ import typer
 
 from . import picture
 from .convert import _size
-from .frameworks import DIGITS, choose, open_model
-from .options import Device, DType, Force, Framework, Json, Model, Quiet
+from .frameworks import DIGITS, check_default, choose_one, open_model
+from .options import CacheDir, Device, DType, Force, Framework, Json, Model, Quiet, Revision, Token
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,9 @@ def command(
         typer.Option(metavar="N|HxW", help="Run at another size, for a finer map. [default: the checkpoint's]"),
     ] = None,
     model: Model = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
     framework: Framework = None,
     device: Device = None,
     dtype: DType = None,
@@ -63,13 +66,15 @@ def command(
     picture.require("vit attention")
     if threshold is not None:
         check_threshold(threshold)
+    if model is None:
+        check_default(image)
     size = _size(image_size)
-    (extra,) = choose([framework] if framework else None, "vit attention")[:1]
+    extra = choose_one(framework, "vit attention")
 
     from rich.console import Console
 
     with open(os.dup(2), "w") as stderr, Console(file=stderr, quiet=quiet).status("Starting") as status:
-        checkpoint = Checkpoint(resolve(model or DIGITS))
+        checkpoint = Checkpoint(resolve(model or DIGITS, revision=revision, token=token, cache_dir=cache_dir))
         check_layer(layer, checkpoint.config.num_hidden_layers)
         processor = ViTImageProcessor.from_pretrained(checkpoint.folder)
         pixels = preprocess(image, processor, checkpoint.config, size)

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ import typer
 
 from ..errors import FRAMEWORKS, InputError, shown
 from . import images, tables
-from .frameworks import DIGITS, choose, open_model
+from .frameworks import DIGITS, FOR_PHOTOGRAPHS, check_default, choose_one, open_model
 from .journal import locked
 
 if TYPE_CHECKING:
@@ -35,11 +35,6 @@ TABLE_ROWS = 100  # images of one table on the terminal
 PATIENCE = 3.0  # seconds that a signal gives the images that are being computed
 
 CHANNELS = "channel(s); expected 1"  # in the error of an image in colour, for the bundled model
-FOR_PHOTOGRAPHS = (
-    "The bundled model reads grey digits of 8 x 8 pixels; for photographs give a --model, such as "
-    "google/vit-base-patch16-224 or a checkpoint folder."
-)
-"""What helps who gives the default model an image in colour."""
 
 
 def run(
@@ -48,7 +43,8 @@ def run(
     setting: dict[str, Any],
     *,
     model: str | None,
-    framework: str | None,
+    hub: Mapping[str, Any],
+    framework: Sequence[str] | None,
     device: str | None,
     dtype: str | None,
     batch_size: int | None,
@@ -69,6 +65,7 @@ def run(
         sources: files, folders, patterns, or "-".
         task: "classify" or "embed".
         setting: top_k, or pool.
+        hub: options of `vit.hub.resolve`.
         suffixes: that `output` may have.
         spreadsheet: keep a spreadsheet from taking cells of a .csv file for formulas.
         show: prints rows for a person, where there is no `output`.
@@ -79,7 +76,7 @@ def run(
     Raises:
         InputError, CheckpointError, MissingFrameworkError: what was asked for cannot be done.
     """
-    extra = choose([framework] if framework else None, f"vit {task}")[0]
+    extra = choose_one(framework, f"vit {task}")
     if resume and (force or output is None):
         raise InputError(f"--resume continues an --output{' and --force begins it again; give one' if force else ''}.")
     if output is not None:
@@ -88,15 +85,20 @@ def run(
     paths = images.find(sources)
     if total is None:
         paths = _not_empty(paths)
+    if model is None:
+        first = next(paths)
+        check_default(first)
+        paths = chain([first], paths)
 
-    from .. import hub, pipeline
+    from .. import pipeline
+    from ..hub import resolve
     from ..image_processing import ViTImageProcessor
 
     with locked([] if output is None else tables.files(output)), _progress(quiet) as progress:
         if output is not None:
             tables.check(output, suffixes, resume, force)  # again: another process may have been there
         bar = progress.add_task(f"Loading {FRAMEWORKS[extra][1]}", total=total)
-        folder = hub.resolve(model or DIGITS)
+        folder = resolve(model or DIGITS, **hub)
         pool = setting.get("pool", "cls")
         parts = pipeline.parts_for(folder, task, pool)
         processor = ViTImageProcessor.from_pretrained(folder)
@@ -130,10 +132,6 @@ def run(
             if not caught:
                 progress.update(bar, description="Finishing")
                 sink.finish()
-        except InputError as error:
-            if model is None and CHANNELS in str(error):
-                raise InputError(f"{error} {FOR_PHOTOGRAPHS}") from None
-            raise
         finally:
             sink.close()
     rate = (done - before) / seconds if done > before else None

@@ -7,7 +7,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import product
@@ -18,9 +18,9 @@ import typer
 
 from ..errors import FRAMEWORKS, InputError, install_line
 from . import picture
-from .frameworks import DIGITS, choose, open_model, version
+from .frameworks import BUSY, DIGITS, busy_line, choose, open_model, version
 from .frameworks import quiet as keep_quiet
-from .options import Device, Force, Frameworks, Json, Model, Quiet
+from .options import CacheDir, Device, DTypes, Force, Frameworks, Json, Model, Quiet, Revision, Token
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 def command(
     model: Model = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
     framework: Frameworks = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="float32, bfloat16, float16 or float64; repeatable. [default: checkpoint's]"),
-    ] = None,
+    dtype: DTypes = None,
     attn_implementation: Annotated[
         list[str] | None, typer.Option(metavar="sdpa|eager", help="The attention; repeatable. [default: checkpoint's]")
     ] = None,
@@ -68,6 +68,7 @@ def command(
         results = measure(
             model, frameworks, dtype or [None], attn_implementation or [None], batch_size or [1, 8, 32], device,
             seconds, report=status.update, skip_broken=not framework,
+            hub={"revision": revision, "token": token, "cache_dir": cache_dir},
         )  # fmt: skip
         if output is not None:
             status.update("Drawing")
@@ -128,6 +129,7 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)  # of frameworks
     rates: dict[tuple[str, str], float] = field(default_factory=dict)  # (device, dtype) -> operations/s, the best
     rows: list[Row] = field(default_factory=list)
+    busy: float = 0.0  # the largest share of the processors that other programs had before a line was measured
     broken: dict[str, str] = field(default_factory=dict)  # framework -> why it could not be imported
     missing: dict[str, str] = field(default_factory=dict)  # framework -> the command that installs it
 
@@ -169,6 +171,7 @@ class Results:
             "machine": self.machine,
             "versions": self.versions,
             "matrix_rates": rates,
+            "busy": self.busy,
             "rows": rows,
             "missing": self.missing,
             "broken": self.broken,
@@ -185,6 +188,7 @@ def measure(
     seconds: float,
     report: Callable[[str], object] = lambda text: None,
     skip_broken: bool = False,
+    hub: Mapping[str, Any] | None = None,
 ) -> Results:
     """Measure every combination.
 
@@ -198,6 +202,7 @@ def measure(
         seconds: how long each is repeated, five times at least.
         report: called with what is about to be done.
         skip_broken: go on without a framework that cannot be imported, if another can.
+        hub: options of `vit.hub.resolve`.
 
     Raises:
         CheckpointError, ConfigError, InputError: a model, dtype, attention or device that there is not.
@@ -207,13 +212,14 @@ def measure(
     from ..config import ATTENTION_IMPLEMENTATIONS, DTYPES
     from ..flops import forward_flops
     from ..hub import resolve
-    from ..measure import Worker, WorkerError, machine
+    from ..measure import Worker, WorkerError, busy, machine
 
     choices = {"dtype": (dtypes, DTYPES), "attn-implementation": (attn_implementations, ATTENTION_IMPLEMENTATIONS)}
     for option, (given, allowed) in choices.items():
         if unknown := [value for value in given if value not in (None, *allowed)]:
             raise InputError(f"--{option} is {unknown[0]!r}; expected {', '.join(allowed)}.")
-    opened = Checkpoint(resolve(model or DIGITS))
+    folder = resolve(model or DIGITS, **(hub or {}))
+    opened = Checkpoint(folder)
     head = head_of(opened)
     config = opened.config if head else opened.config.replace(**opened.config.seeing_all)
     flops = forward_flops(config, head, **({} if head else parts_of(opened)))
@@ -229,13 +235,14 @@ def measure(
                 report(f"{FRAMEWORKS[framework][1]} {dtype or ''} {attention or ''} batch {batch_size}")
                 try:
                     found = worker.prepare(
-                        "vit.cli.bench:prepare", model=model, framework=framework, dtype=dtype, batch_size=batch_size,
-                        attn_implementation=attention, device=device,
+                        "vit.cli.bench:prepare", model=str(folder), framework=framework, dtype=dtype,
+                        batch_size=batch_size, attn_implementation=attention, device=device,
                     )  # fmt: skip
                     results.versions[framework] = found.pop("version")
                     for name, value in found.items():
                         setattr(row, name, value)
                     worker.run(seconds / 4, least=2)  # to get warm
+                    results.busy = max(results.busy, busy())
                     row.seconds = worker.run(seconds, least=5)
                     rate = worker.prepare("vit.cli.bench:rate", framework=framework, dtype=row.dtype, device=device)
                     key = (row.device, row.dtype or "")
@@ -379,6 +386,7 @@ def headlines(results: Results) -> list[str]:
         f"{results.model}: {results.flops / 1e9:.3g} GFLOP an image",
         f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}" + (versions and f", {versions}"),
         f"large matrix products: {', '.join(products)}" if products else "nothing could be measured",
+        *([f"{busy_line(results.busy)}: these figures say little"] if results.busy > BUSY else []),
     ]
 
 

@@ -9,7 +9,23 @@ import typer
 
 from ..errors import shown
 from . import batch
-from .options import BatchSize, Device, DType, Force, Framework, Images, Json, Model, Quiet, Resume, Strict, Workers
+from .options import (
+    BatchSize,
+    CacheDir,
+    Device,
+    DType,
+    Force,
+    Framework,
+    Images,
+    Json,
+    Model,
+    Quiet,
+    Resume,
+    Revision,
+    Strict,
+    Token,
+    Workers,
+)
 
 if TYPE_CHECKING:
     from .tables import Row
@@ -28,6 +44,9 @@ def command(
         bool, typer.Option("--spreadsheet", help="In .csv, put ' before cells that begin as a formula does.")
     ] = False,
     model: Model = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
     framework: Framework = None,
     device: Device = None,
     dtype: DType = None,
@@ -44,8 +63,9 @@ def command(
     Prints a table, or writes a row an image to --output while the run goes on. An image that cannot be read is a row
     with its error, and the exit status is then 1; Ctrl-C ends the run in order, and --resume continues it.
     """
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
     return batch.run(
-        images, "classify", {"top_k": top_k}, model=model, framework=framework, device=device, dtype=dtype,
+        images, "classify", {"top_k": top_k}, model=model, hub=hub, framework=framework, device=device, dtype=dtype,
         batch_size=batch_size, workers=workers, output=output, suffixes=SUFFIXES, resume=resume, force=force,
         strict=strict, as_json=as_json, quiet=quiet, spreadsheet=spreadsheet, show=show,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import shown
-from .options import DecoderHeads, Heads, Json
+from .options import DecoderHeads, Force, Heads, Json, Quiet, dtype_name
 
 if TYPE_CHECKING:
     from conversion import Report
@@ -41,7 +41,10 @@ def command(
         ),
     ] = "hf",
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16, bfloat16 or float64. [default: as it is]")
+        str | None,
+        typer.Option(
+            metavar="NAME", callback=dtype_name, help="float32, float16, bfloat16 or float64. [default: as it is]"
+        ),
     ] = None,
     verify: Annotated[bool, typer.Option(help="Read the result back and compare every tensor with the source.")] = True,
     labels: Annotated[
@@ -61,8 +64,9 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="The linear head of a facebookresearch/dinov2 backbone.")
     ] = None,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of the hf folder's weight files.")] = "5GB",
-    force: Annotated[bool, typer.Option("--force", help="Replace a target that exists.")] = False,
+    force: Force = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Convert a checkpoint between formats.
 
@@ -76,7 +80,7 @@ def command(
                                "decoder_num_attention_heads": decoder_num_attention_heads, "hidden_act": hidden_act,
                                "layer_norm_eps": layer_norm_eps, "image_size": _size(image_size),
                                "patch_size": _size(patch_size), "num_channels": num_channels}  # fmt: skip
-    with _terminated(), _Bar() as progress:
+    with _terminated(), _Bar(quiet) as progress:
         report = conversion.convert(
             source, target, source_format, target_format, dtype=dtype, labels=labels, published_config=published_config,
             linear_head=linear_head, verify=verify, force=force, max_shard_size=max_shard_size, progress=progress,
@@ -84,7 +88,7 @@ def command(
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
+    elif not quiet:
         show(report)
 
 
@@ -138,8 +142,11 @@ def show(report: Report) -> None:
 class _Bar:
     """A progress bar on stderr, where that is a terminal."""
 
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+
     def __enter__(self) -> Any:
-        if not sys.stderr.isatty():
+        if self._quiet or not sys.stderr.isatty():
             self.bar = None
             return None
         from rich.console import Console

@@ -10,13 +10,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FRAMEWORKS
+from ..errors import FRAMEWORKS, InputError, shown
 
 if TYPE_CHECKING:
     from ..inference import Forward
 
 DIGITS = Path(__file__).parents[1] / "demo"
 """The bundled checkpoint, its model card, and held-out scans called digit-<true label>-<index>.png."""
+
+
+FOR_PHOTOGRAPHS = (
+    "The bundled model reads grey digits of 8 x 8 pixels; for photographs give a --model, such as "
+    "google/vit-base-patch16-224 or a checkpoint folder."
+)
+"""What helps who gives the default model an image in colour."""
+
+
+def check_default(path: str | os.PathLike[str]) -> None:
+    """Refuse a photograph for the default model, before anything is loaded; what cannot be read is for later.
+
+    Raises:
+        InputError: it is in colour.
+    """
+    from ..image_processing.sources import open_image
+
+    try:
+        colours = len(open_image(path).getbands())
+    except InputError:
+        return
+    if colours >= 3:
+        raise InputError(f"{shown(path)} is in colour. {FOR_PHOTOGRAPHS}")
 
 
 def choose(requested: Iterable[str] | None, command: str) -> list[str]:
@@ -40,6 +63,19 @@ def choose(requested: Iterable[str] | None, command: str) -> list[str]:
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     return chosen
+
+
+def choose_one(requested: Iterable[str] | None, command: str) -> str:
+    """The framework that a command uses which runs in one: as `choose`, the first installed when none is named.
+
+    Raises:
+        InputError: several are named, or an unknown one.
+        MissingFrameworkError: it is not installed, or none is.
+    """
+    chosen = choose(requested, command)
+    if requested and len(chosen) > 1:
+        raise InputError(f"{command} runs in one framework; got --framework {' and --framework '.join(chosen)}.")
+    return chosen[0]
 
 
 @contextmanager
@@ -82,10 +118,10 @@ def open_model(
         dtype: None for the checkpoint's.
         **options: of `Forward`.
     """
-    from ..inference import Forward
+    from ..inference import Forward, device_name
 
     if device is not None:
-        device = device.lower().replace(*{"pt": ("gpu", "cuda"), "tf": ("cuda", "gpu"), "flax": ("cuda", "gpu")}[extra])
+        device = device_name(device, extra)
     if dtype == "float64" and extra == "flax":
         os.environ["JAX_ENABLE_X64"] = "1"
     with quiet():
@@ -95,6 +131,16 @@ def open_model(
 def version(extra: str) -> str:
     """The version of a framework that has been imported."""
     return sys.modules[FRAMEWORKS[extra][0]].__version__
+
+
+BUSY = 0.15
+"""The share of the processors that other programs may have before times mislead: threads that wait for each other take
+many times as long."""
+
+
+def busy_line(share: float) -> str:
+    """What is said of a busy machine."""
+    return f"Other programs keep {share:.0%} of the processors busy"
 
 
 def best_seconds(call: Callable[[], Any], repeats: int = 10, enough: float = 1.0) -> float:

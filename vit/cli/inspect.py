@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import shown
-from .options import DecoderHeads, Heads, Json
+from .options import DecoderHeads, Heads, Json, Quiet
 
 if TYPE_CHECKING:
     from conversion import Inspection
@@ -23,6 +23,7 @@ def command(
     num_attention_heads: Heads = None,
     decoder_num_attention_heads: DecoderHeads = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
     """Say what a checkpoint is.
 
@@ -35,7 +36,7 @@ def command(
     found = conversion.inspect(path, source_format, **heads)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
-    else:
+    elif not quiet:
         for name, value in rows(found).items():
             typer.echo(f"{name:<13} {shown(value, 2000)}")
     return 0 if found.whole else 1

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+DTYPES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+"""What people also call a dtype -> its name."""
+
+
+def dtype_name(given: str | list[str] | None) -> str | list[str] | None:
+    """The name of a dtype, or of each, for what people call it."""
+    if isinstance(given, str):
+        return DTYPES.get(given.lower(), given)
+    return given and [DTYPES.get(each.lower(), each) for each in given]
+
 
 Frameworks = Annotated[
     list[str] | None,
@@ -13,7 +25,7 @@ Frameworks = Annotated[
     ),
 ]
 Framework = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option("--framework", "-f", metavar="pt|tf|flax", help="Use this framework. [default: the first installed]"),
 ]
 Model = Annotated[
@@ -30,7 +42,28 @@ Device = Annotated[
 ]
 DType = Annotated[
     str | None,
-    typer.Option("--dtype", metavar="NAME", help="float32, bfloat16, float16 or float64. [default: the checkpoint's]"),
+    typer.Option(
+        "--dtype", metavar="NAME", callback=dtype_name,
+        help="float32, bfloat16, float16 or float64. [default: the checkpoint's]",
+    ),
+]  # fmt: skip
+DTypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dtype", metavar="NAME", callback=dtype_name,
+        help="float32, bfloat16, float16 or float64; repeatable. [default: the checkpoint's]",
+    ),
+]  # fmt: skip
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit on the hub. [default: main]")
+]
+Token = Annotated[
+    str | None,
+    typer.Option("--token", metavar="TOKEN", help="Of the hub. [default: HF_TOKEN, or that of 'hf auth login']"),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", metavar="FOLDER", help="Where downloads are kept. [default: the hub's own cache]"),
 ]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Images a step. [default: chosen]")
@@ -47,9 +80,7 @@ Workers = Annotated[
 ]
 Images = Annotated[
     list[str],
-    typer.Argument(
-        metavar="PATH...", help="Image files, folders (searched to the bottom), patterns; - lists on stdin."
-    ),
+    typer.Argument(metavar="PATH", help="Image files, folders (searched to the bottom), patterns; - lists on stdin."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors, and what --json asks for.")]

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InputError, shown
 from . import picture
 from .frameworks import DIGITS
-from .options import Force, Json, Quiet
+from .options import CacheDir, Force, Json, Model, Quiet, Revision, Token
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 def command(
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL]", help="A checkpoint folder, or a model on the hub. [default: the digits]"),
-    ] = None,
+    given: Annotated[str | None, typer.Argument(metavar="MODEL", help="The same as --model.")] = None,
+    model: Model = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where the picture goes: a .png, .svg or .pdf file.")
     ] = Path("vit-posemb.png"),
@@ -35,9 +37,12 @@ def command(
     Figure 7 of the Vision Transformer's paper for any checkpoint: how similar the position embedding of each patch is
     to all others, and the principal components of the filters that embed the patches. No framework is needed.
     """
+    if given and model:
+        raise InputError(f"There are two models, {shown(given)} and --model {shown(model)}; give one.")
+    model = model or given
     picture.check_output(output, force)
     picture.require("vit posemb")
-    view = examine(model or DIGITS)
+    view = examine(model or DIGITS, revision=revision, token=token, cache_dir=cache_dir)
     view.model = picture.name_of(model)
     draw(output, view)
     if as_json:
@@ -82,8 +87,12 @@ class View:
         }
 
 
-def examine(name_or_folder: str | Path) -> View:
+def examine(name_or_folder: str | Path, **hub: Any) -> View:
     """Read what the picture shows from a checkpoint, without a framework.
+
+    Args:
+        name_or_folder: a checkpoint folder, or a model on the hub.
+        **hub: options of `vit.hub.resolve`.
 
     Raises:
         CheckpointError: no checkpoint there, not that of a Vision Transformer, or one without positions.
@@ -94,7 +103,7 @@ def examine(name_or_folder: str | Path) -> View:
     from ..errors import CheckpointError
     from ..hub import resolve
 
-    checkpoint = Checkpoint(resolve(name_or_folder))
+    checkpoint = Checkpoint(resolve(name_or_folder, **hub))
     config = checkpoint.config
     stored, _, _ = fit(checkpoint, config)  # names them, and checks every shape
     embeddings = f"{config.base_model_prefix}.embeddings."

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import shown
-from .frameworks import choose, quiet
-from .options import DecoderHeads, Frameworks, Heads, Json
+from .frameworks import choose
+from .frameworks import quiet as keep_quiet
+from .options import CacheDir, DecoderHeads, Device, Frameworks, Heads, Json, Quiet, Revision, Token, dtype_name
 
 if TYPE_CHECKING:
     from conversion import Verification
@@ -23,14 +24,22 @@ def command(
         list[Path] | None, typer.Option("--images", "-i", metavar="FILE", help="An image to run; repeatable.")
     ] = None,
     framework: Frameworks = None,
+    device: Device = None,
     tolerance: Annotated[
-        float, typer.Option(help="Largest difference, as a share of the largest value (or of 1, if that is more).")
+        float,
+        typer.Option(
+            metavar="X", help="Largest difference, as a share of the largest value (or of 1, if that is more)."
+        ),
     ] = 1e-5,
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    dtype: Annotated[str, typer.Option(metavar="NAME", callback=dtype_name, help="float32 or float64.")] = "float32",
     source_format: Annotated[str, typer.Option("--from", metavar="FORMAT", help="Of a foreign file.")] = "auto",
     num_attention_heads: Heads = None,
     decoder_num_attention_heads: DecoderHeads = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
     """Compare a checkpoint in every framework.
 
@@ -39,22 +48,23 @@ def command(
     """
     import conversion
 
-    heads = {"num_attention_heads": num_attention_heads, "decoder_num_attention_heads": decoder_num_attention_heads}
-    options = {key: value for key, value in heads.items() if value is not None}
+    given = {"num_attention_heads": num_attention_heads, "decoder_num_attention_heads": decoder_num_attention_heads,
+             "revision": revision, "token": token, "cache_dir": cache_dir}  # fmt: skip
+    options = {name: value for name, value in given.items() if value is not None}
     from rich.console import Console
 
     chosen = choose(framework, "vit verify")
     if "tf" in chosen:
-        with quiet():
+        with keep_quiet():
             import tensorflow  # noqa: F401
-    with Console(stderr=True).status("Starting") if sys.stderr.isatty() else _Silent() as status:
+    with Console(stderr=True).status("Starting") if sys.stderr.isatty() and not quiet else _Silent() as status:
         found = conversion.verify(
             checkpoint, images, frameworks=chosen, tolerance=tolerance, dtype=dtype, source_format=source_format,
-            progress=status.update, **options,
+            progress=status.update, device=device, **options,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
-    else:
+    elif not quiet:
         show(found)
     return 0 if found.passed else 1
 
