@@ -26,6 +26,8 @@ from .containers import Store, read_file, read_shards, summary, write_json, writ
 from .deit import DEIT, DISTILLED
 from .dino import DINO
 from .dinov2 import DINOV2, TIMM, with_linear_head
+from .dinov3 import DINOV3
+from .dinov3 import IN_TIMM as DINOV3_IN_TIMM
 from .google import GOOGLE
 from .labels import label_names
 from .mae import MAE
@@ -35,11 +37,11 @@ from .timm import read_hub_config
 from .torchvision import TORCHVISION
 from .transformers import HF, TRANSFORMERS_FLAX, TRANSFORMERS_PT, TRANSFORMERS_TF, write_tf_h5
 
-TIMM = replace(TIMM, families=(*TIMM.families, DISTILLED, IN_TIMM, MEAN_POOLED))
+TIMM = replace(TIMM, families=(*TIMM.families, DISTILLED, DINOV3_IN_TIMM, IN_TIMM, MEAN_POOLED))
 FORMATS = {
     format.name: format
-    for format in (HF, TRANSFORMERS_PT, TRANSFORMERS_TF, TRANSFORMERS_FLAX, GOOGLE, MAE, DINOV2, BEIT, TIMM,
-                   TORCHVISION, DINO, DEIT, keras.KERAS, orbax.ORBAX)
+    for format in (HF, TRANSFORMERS_PT, TRANSFORMERS_TF, TRANSFORMERS_FLAX, GOOGLE, MAE, DINOV3, DINOV2, BEIT,
+                   TIMM, TORCHVISION, DINO, DEIT, keras.KERAS, orbax.ORBAX)
 }  # fmt: skip
 ALIASES = {"nnx": "orbax"}
 

@@ -93,6 +93,7 @@ def inspect(path: str | os.PathLike[str], source_format: str = "auto", **options
 def variant(config: PreTrainedConfig) -> str:
     """The published size of a configuration with its patch and image size, such as "B/16 at 224"."""
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
-    name = next((name for name, known in config.variants.items() if known == sizes), "custom")
+    known = (name for name, each in config.variants.items() if each == sizes)
+    name = next((name for name in known if config.variant(f"{name}/1").gated_mlp == config.gated_mlp), "custom")
     patch, image = ("x".join(map(str, dict.fromkeys(to_pair(s)))) for s in (config.patch_size, config.image_size))
     return f"{name}/{patch} at {image}"

@@ -36,6 +36,7 @@ _CLASSES = {
     "beit": {"pooler": "BeitPooler"},
     "dinov2": {"layer": "Dinov2Layer"},
     "dinov2_with_registers": {"layer": "Dinov2Layer"},
+    "dinov3_vit": {"layer": "DINOv3ViTLayer"},
 }
 """Family -> the classes by which Keras names its layers, where they are its own."""
 
@@ -87,7 +88,7 @@ class _Names:
     def _tokens(self, shapes: Sequence[Shape]) -> list[str]:
         """The standard names of the embeddings' own weights, which have these shapes."""
         names = list(self.tokens)
-        if shapes and (len(shapes[-1]) != 3 or shapes[-1][1] == 1):
+        if shapes and (len(shapes[-1]) != 3 or shapes[-1][1] == 1) and "position_embeddings" in names:
             names.remove("position_embeddings")
         for optional in ("register_tokens", "mask_token"):
             if optional in names and len(names) > len(shapes):
@@ -131,6 +132,8 @@ def _family(shapes: Mapping[str, Shape]) -> str:
         if any(name.startswith(f"{_NAMES(family).root}/") for name in shapes):
             return family
     tokens = sorted(name for name in shapes if re.fullmatch(r"embeddings/vars/\d", name))
+    if any("/attention/q_proj/" in name for name in shapes):
+        return "dinov3_vit"
     if any("/dinov2_layer/" in name for name in shapes):
         return "dinov2_with_registers" if len(tokens) == 4 else "dinov2"
     query, key = (any(f"/attention/attention/{part}/vars/1" in name for name in shapes) for part in ("query", "key"))

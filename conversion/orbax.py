@@ -136,7 +136,8 @@ def write_orbax(folder: Path, config: PreTrainedConfig, tensors: Specs, read: Re
     for name, (shape, dtype) in tensors.items():
         spec = {
             **_spec(folder, name), "create": True,
-            "metadata": {"shape": list(shape), "chunks": list(shape), "zarr_format": 2, "dimension_separator": ".",
+            "metadata": {"shape": list(shape), "chunks": [max(1, size) for size in shape],
+                         "zarr_format": 2, "dimension_separator": ".",
                          "dtype": "bfloat16" if dtype == BFLOAT16 else np.dtype(dtype).str,
                          "compressor": {"id": "zstd", "level": 1}},
         }  # fmt: skip

@@ -63,6 +63,7 @@ _OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
     "vit_mae": ({"decoder_num_hidden_layers": 1},),
     "dinov2": ({}, {"use_swiglu_ffn": True}),
     "dinov2_with_registers": ({}, {"use_swiglu_ffn": True}),
+    "dinov3_vit": ({"key_bias": True}, {"use_gated_mlp": True}),
 }  # fmt: skip
 """Family -> keys of configurations that together have all the parameters that its checkpoints may have."""
 
@@ -125,6 +126,8 @@ class Format:
         norm: what the first LayerNorm of a layer is called canonically; by it the format is known.
         marks: other names of that LayerNorm's weight in the first layer.
         infer: the shape of a canonical parameter, or None, and what is known -> more keys of the configuration.
+        measure: a stored tensor of a name in the model, or None -> more keys of the configuration, which values tell.
+        flat: how the names of tokens end that are stored as (1, hidden_size).
         zeros: canonical parameters that the format has no place for, and that are zero in what it holds.
         cls_position: how many position embeddings CLS has: 0 where that of CLS is part of its token.
         only: the heads of the family that it is the form of, if not of all; none where nothing is written in it.
@@ -159,6 +162,8 @@ class Format:
     norm: str = "layernorm_before"
     marks: tuple[str, ...] = ()
     infer: Callable[[Callable[[str], Shape | None], Mapping[str, Any]], dict[str, Any]] = lambda shape, known: {}
+    measure: Callable[[Callable[[str], np.ndarray | None]], dict[str, Any]] = lambda read: {}
+    flat: tuple[str, ...] = ()
     zeros: tuple[str, ...] = ()
     cls_position: int = 1
     only: tuple[str | None, ...] | None = None
@@ -177,7 +182,8 @@ class Format:
     @property
     def mark(self) -> str:
         """What the format calls the parameter by which it is known: every Vision Transformer has it."""
-        return self.foreign_name(f"{self.config_class.base_model_prefix}.encoder.layer.0.{self.norm}.weight") or ""
+        layers = f"{self.config_class.base_model_prefix}.{self.config_class.layers}"
+        return self.foreign_name(f"{layers}.0.{self.norm}.weight") or ""
 
     def of(self, config: PreTrainedConfig, *heads: str | None) -> Format:
         """The form of a configuration's family, with a place for `heads`.
@@ -217,6 +223,7 @@ class Format:
         path, index = re.sub(INDEX, "{i}", name), re.search(INDEX, name)
         module, _, leaf = path.rpartition(".")
         fused = re.sub("(query|key|value)$", "{query,key,value}", module)
+        fused = re.sub("[qkv]_proj$", "{q_proj,k_proj,v_proj}", fused)
         for key in (path, f"{fused}.{leaf}", f"{module}.{{leaf}}", f"{fused}.{{leaf}}"):
             if key in self.table:
                 foreign = self.table[key].replace("{leaf}", self.leaf(module, leaf))
@@ -252,6 +259,8 @@ class Format:
         """The shape in which the format stores a canonical parameter (its part of a fused one)."""
         if not self.cls_position and name.endswith(".position_embeddings"):
             return (1, shape[1] - 1, shape[2])
+        if self.flat and name.endswith(self.flat):
+            return (1, shape[-1])
         if len(shape) == 4:
             size_out, size_in, height, width = shape
             return {
@@ -346,6 +355,9 @@ def _roots(format: Format, names: list[str]) -> set[str]:
     whole = {name.removesuffix(format.mark) for name in names if name.endswith(format.mark)}
     short = format.mark.removeprefix(base)
     bare = {name.removesuffix(short) for name in names if name.endswith(short)}
+    for longer in format.marks:
+        inner = {name.removesuffix(longer) for name in names if name.endswith(longer)}
+        bare = bare - {root + longer.removesuffix(short) for root in inner} | inner
     return whole | (bare - {root + base for root in whole})
 
 
@@ -454,6 +466,11 @@ class Source:
         """The shape of the stored tensor that holds a canonical parameter, if there is one."""
         return self.store.tensors[self.places[name].stored].shape if name in self.places else None
 
+    def _value(self, name: str) -> np.ndarray | None:
+        """The tensor of a name in the model, if there is one."""
+        names = unwrap(self.format, self.store.tensors)
+        return next((self.store.read(stored) for stored, inner in names.items() if inner == name), None)
+
     def _need(self, name: str, axes: int = 1) -> Shape:
         """The shape of a stored tensor that there must be, with at least so many axes."""
         shape = self._shape(name)
@@ -491,22 +508,27 @@ class Source:
         """The configuration that the shapes tell, completed by the format's conventions, all of which are said."""
         config: dict[str, Any] = dict(given)
         width = config["hidden_size"] = self._need(self.base + "embeddings.cls_token")[-1]
-        layers = {int(match[1]) for name in self.places if (match := re.search(r"encoder\.layer\.(\d+)\.", name))}
+        layer = self.base + self.format.config_class.layers + "."
+        layers = {int(match[0]) for name in self.places if (match := re.search(f"(?<=^{re.escape(layer)})\\d+", name))}
         depth = config["num_hidden_layers"] = max(layers, default=-1) + 1
         if depth > len(self.places):
             raise CheckpointError(f"{self.where} numbers a layer {depth - 1}, and has {len(self.places)} tensors.")
         if depth:
-            first = f"{self.base}encoder.layer.0."
+            first = f"{layer}0."
             gated = self._shape(first + "mlp.weights_in.bias")
-            narrow = "mlp.fc1.bias" if first + "mlp.fc1.bias" in self.places else "intermediate.dense.bias"
-            mlp_width = gated[0] // 2 if gated else math.prod(self._need(first + narrow))
+            wide = [part for part in ("mlp.fc1.bias", "mlp.up_proj.weight") if first + part in self.places]
+            part = wide[0] if wide else "intermediate.dense.bias"
+            mlp_width = gated[0] // 2 if gated else self._need(first + part)[-1 if self.format.in_out else 0]
             config["intermediate_size"] = mlp_width
             config["qkv_bias"] = first + "attention.attention.query.bias" in self.places
             config["num_attention_heads"] = self._heads(given, width, depth, mlp_width)
         config["num_channels"], config["patch_size"] = self._patch(given)
         config["encoder_stride"] = config["patch_size"]
-        patches = self._patches()
-        if "image_size" not in given:
+        if not self.format.config_class.grid_parameters:  # nothing that is stored depends on it
+            config.setdefault("image_size", 224)
+            self.said += [] if "image_size" in given else ["image_size 224: that of the published ones; it takes any"]
+        patches = 0 if "image_size" in config else self._patches()
+        if "image_size" not in config:
             side = math.isqrt(patches)
             if side * side != patches or side == 0:
                 raise CheckpointError(
@@ -524,14 +546,15 @@ class Source:
                 raise CheckpointError(
                     f"{self.where} has a head for {labels:,} labels; expected at most {budgets.LABELS:,}."
                 )
+        inferred = {**self.format.infer(self._shape, config), **self.format.measure(self._value)}
         for key, value in self.format.config.items():
-            if key not in given:
+            if key not in given and key not in inferred:
                 if published and key in ("hidden_act", "layer_norm_eps"):
                     value = getattr(self.format.config_class(), key)
                 config[key] = value
                 origin = "the published configurations" if published else f"the code of {self.format.name}"
                 self.said.append(f"{key} {value}: that of {origin}")
-        config = {**self.format.infer(self._shape, config), **config}
+        config = {**inferred, **config}
         known = keys_of(self.format.config_class)
         return self.format.config_class(**{key: value for key, value in config.items() if key in known})
 
@@ -551,7 +574,7 @@ class Source:
             return given["num_attention_heads"]
         if self.format.heads:
             return self._need(f"{self.base}encoder.layer.0.attention.attention.query.weight", 2)[1]
-        for name, (*sizes, heads, mlp) in VARIANTS.items():
+        for name, (*sizes, heads, mlp) in (self.format.config_class.variants or VARIANTS).items():
             if (*sizes, mlp) == (width, depth, mlp_width):
                 self.said.append(f"num_attention_heads {heads}: that of ViT-{name}, whose other sizes these are")
                 return heads
@@ -564,7 +587,7 @@ class Source:
         return width // 64
 
     def _patch(self, given: Mapping[str, Any]) -> tuple[int, int | tuple[int, int]]:
-        shape = self._need(self.base + "embeddings.patch_embeddings.projection.weight")
+        shape = self._need(f"{self.base}{self.format.config_class.patch_projection}.weight")
         channels = given.get("num_channels", 3)
         if self.format.conv != "matrix":
             if len(shape) != 4:
@@ -621,7 +644,7 @@ class Source:
         expected = config.parameter_shapes(
             head=self.head, **{part: there for part, there in parts.items() if part in known}
         )
-        absent = [name for name in expected if name not in self.places]
+        absent = [name for name in expected if name not in self.places and 0 not in expected[name]]
         missing = [str(self.format.foreign_name(name)) for name in absent if name not in self.format.zeros]
         extra = [self.places[name].stored for name in self.places if name not in expected]
         wrong = []

@@ -97,7 +97,8 @@ def read_hub_config(values: Mapping[str, Any], names: Iterable[str]) -> tuple[di
     pretrained = _get(values, "pretrained_cfg", dict, {}) or dict(values)
     pool = arguments.get("global_pool", values.get("global_pool", "token"))
     has_norm = any(re.search(r"(^|[./])fc_norm\.", each) for each in names)
-    if pool != (expected := "avg" if has_norm else "token"):
+    has_head = values.get("num_classes", pretrained.get("num_classes")) != 0  # without one nothing is pooled
+    if has_head and pool != (expected := "avg" if has_norm else "token"):
         raise CheckpointError(
             f"{shown(name)} pools with global_pool={quoted(pool)}; expected {expected!r}, as it has "
             f"{'a' if has_norm else 'no'} LayerNorm behind it (fc_norm)."

@@ -19,7 +19,7 @@ from vit.checkpoint import in_order
 from vit.families.vit import ViTConfig
 from vit.weights import LAYOUTS
 
-from . import beit, dinov2, mae
+from . import beit, dinov2, dinov3, mae
 from .containers import Read, Specs, write_h5_dataset, writing_h5
 from .rules import TOKENS, VIT, Format, family_names, patterns
 
@@ -30,6 +30,7 @@ _IGNORED = ((r"embeddings.position_ids$", "the numbers 0, 1, 2 ..., which older 
 
 
 SIGNS = {
+    "dinov3_vit": (r"(^|/)layer/\d+/attention/k_proj/",),
     "deit": (r"embeddings/distillation_token$",),
     "beit": (r"(^|/)beit/|/lambda_1$|relative_position_bias_table$",),
     "vit_mae": (r"(^|/)decoder/decoder_pos_embed$",),
@@ -38,8 +39,12 @@ SIGNS = {
 }
 """Family -> what only its names have, where a configuration does not say so; patterns with / between parts."""
 
-INFER = {"beit": beit.infer, "vit_mae": mae.infer, **dict.fromkeys(("dinov2", "dinov2_with_registers"), dinov2.infer)}
+INFER = {"beit": beit.infer, "vit_mae": mae.infer, "dinov3_vit": dinov3.infer,
+         **dict.fromkeys(("dinov2", "dinov2_with_registers"), dinov2.infer)}  # fmt: skip
 """Family -> what its shapes tell, where a configuration does not say it."""
+
+_MARKS = {"dinov3_vit": ("model.layer.0.norm1.weight",)}
+"""Family -> names of the first LayerNorm's weight in models of transformers 5, where its files have others."""
 
 _PREFIXES = r"module\.|_orig_mod\.|model\.|net\.|backbone\."
 _WRAPPERS = {
@@ -71,8 +76,10 @@ def of_families(format: Format, separator: str, *names: str) -> Format:
             family=family,
             table=patterns(separator, family_names(family)),
             signs=tuple(sign.replace("/", re.escape(separator)) for sign in SIGNS[family]),
-            norm="norm1" if family.startswith("dinov2") else "layernorm_before",
+            norm="norm1" if family.startswith("dinov") else "layernorm_before",
+            marks=_MARKS.get(family, ()),
             rename=canonical(separator, family),
+            config={**format.config, "layer_norm_eps": families.config_class(family)().layer_norm_eps},
             infer=INFER.get(family, format.infer),
             stored_name=lambda name, head: name if head else name.removeprefix(base + separator),
         )

@@ -28,6 +28,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "dinov2": {"mlp_ratio": 2},
     "dinov2_with_registers": {"mlp_ratio": 2, "num_register_tokens": 3},
+    "dinov3_vit": {"num_register_tokens": 3, "pos_embed_rescale": None},
 }
 """model_type -> what a small configuration has of its own."""
 
@@ -97,6 +98,9 @@ SHARED = {**BEIT, "use_relative_position_bias": False, "use_shared_relative_posi
 FLAGS = {**BEIT, "use_shared_relative_position_bias": True, "use_absolute_position_embeddings": True,
          "use_mask_token": True, "use_mean_pooling": False, "layer_scale_init_value": 0.0}  # fmt: skip
 
+DINOV3 = {"model_type": "dinov3_vit"}
+GATED = {**DINOV3, "use_gated_mlp": True, "hidden_act": "silu", "rope_theta": 30.0}
+
 CASES = {
     "base": Case(call=EVERYTHING),
     "base without pooler": Case(parts={"add_pooling_layer": False}),
@@ -162,6 +166,13 @@ CASES = {
     "registers": Case(config={"model_type": "dinov2_with_registers"}, call=EVERYTHING),
     "registers, larger": Case(config={"model_type": "dinov2_with_registers"}, image_size=(20, 24)),
     "registers, classification": Case("classifier", {"model_type": "dinov2_with_registers"}, labels=np.array([1, 4])),
+    "dinov3": Case(config=DINOV3, masked=True, call=EVERYTHING),
+    "dinov3, gated, larger": Case(config=GATED, image_size=(20, 24), call=EVERYTHING),
+    "dinov3, keys with biases": Case(config={**DINOV3, "key_bias": True, "proj_bias": False, "mlp_bias": False}),
+    "dinov3 without biases and registers": Case(
+        config={**GATED, "query_bias": False, "value_bias": False, "num_register_tokens": 0}
+    ),
+    "dinov3, non-square": Case(config={**DINOV3, "image_size": (16, 24), "patch_size": (4, 8)}),
     **{f"activation {name}": Case(config={"hidden_act": name, "pooler_act": name}) for name in ACTIVATIONS},
 }
 

@@ -15,7 +15,7 @@ SIZES: dict[str, Any] = {
     "image_size": (16, 12), "patch_size": 4, "encoder_stride": 4, "num_channels": 3, "num_labels": 5,
     "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
     "decoder_intermediate_size": 32, "vocab_size": 7, "use_mask_token": True, "use_relative_position_bias": True,
-    "num_register_tokens": 3,
+    "num_register_tokens": 3, "pos_embed_rescale": None,
 }  # fmt: skip
 """Of each family those keys that it has."""
 

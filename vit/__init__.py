@@ -18,6 +18,7 @@ _MODULES = {
     "vit.families.beit": ("BeitConfig",),
     "vit.families.mae": ("ViTMAEConfig",),
     "vit.families.dinov2": ("Dinov2Config", "Dinov2WithRegistersConfig"),
+    "vit.families.dinov3": ("DINOv3ViTConfig",),
     "vit.auto": (
         "AutoConfig",
         "AutoModel",
@@ -71,6 +72,7 @@ _MODULES = {
         "Dinov2ForImageClassification",
         "Dinov2WithRegistersModel",
         "Dinov2WithRegistersForImageClassification",
+        "DINOv3ViTModel",
     ),
     "vit.tf": (
         "TFViTModel",
@@ -89,6 +91,7 @@ _MODULES = {
         "TFDinov2ForImageClassification",
         "TFDinov2WithRegistersModel",
         "TFDinov2WithRegistersForImageClassification",
+        "TFDINOv3ViTModel",
     ),
     "vit.flax": (
         "FlaxViTModel",
@@ -107,6 +110,7 @@ _MODULES = {
         "FlaxDinov2ForImageClassification",
         "FlaxDinov2WithRegistersModel",
         "FlaxDinov2WithRegistersForImageClassification",
+        "FlaxDINOv3ViTModel",
     ),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -141,6 +145,7 @@ if TYPE_CHECKING:
     from .families.beit import BeitConfig
     from .families.deit import DeiTConfig
     from .families.dinov2 import Dinov2Config, Dinov2WithRegistersConfig
+    from .families.dinov3 import DINOv3ViTConfig
     from .families.mae import ViTMAEConfig
     from .families.vit import ViTConfig
     from .flax import (
@@ -155,6 +160,7 @@ if TYPE_CHECKING:
         FlaxDinov2Model,
         FlaxDinov2WithRegistersForImageClassification,
         FlaxDinov2WithRegistersModel,
+        FlaxDINOv3ViTModel,
         FlaxViTForImageClassification,
         FlaxViTForMaskedImageModeling,
         FlaxViTMAEForPreTraining,
@@ -191,6 +197,7 @@ if TYPE_CHECKING:
         Dinov2Model,
         Dinov2WithRegistersForImageClassification,
         Dinov2WithRegistersModel,
+        DINOv3ViTModel,
         ViTForImageClassification,
         ViTForMaskedImageModeling,
         ViTMAEForPreTraining,
@@ -209,6 +216,7 @@ if TYPE_CHECKING:
         TFDinov2Model,
         TFDinov2WithRegistersForImageClassification,
         TFDinov2WithRegistersModel,
+        TFDINOv3ViTModel,
         TFViTForImageClassification,
         TFViTForMaskedImageModeling,
         TFViTMAEForPreTraining,

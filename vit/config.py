@@ -120,6 +120,10 @@ class PreTrainedConfig(metaclass=_ConfigType):
     """How the names of parameters end that `resample` fits to another grid of patches."""
     buffers: ClassVar[tuple[str, ...]] = ()
     """How the names of integers end that files hold beside the parameters; `check_buffer` sees them, no model does."""
+    layers: ClassVar[str] = "encoder.layer"
+    """What the names of the layers' parameters have between the prefix and the number."""
+    patch_projection: ClassVar[str] = "embeddings.patch_embeddings.projection"
+    """What the names of the patch embedding's parameters have behind the prefix."""
     prefix_tokens: ClassVar[int] = 1
     """Tokens before the patches; CLS is the first."""
     prefix_name: ClassVar[str] = ""

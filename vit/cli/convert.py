@@ -29,7 +29,7 @@ def command(
             "--from",
             metavar="FORMAT",
             help="auto, or: hf, transformers-pt, transformers-tf, "
-            "transformers-flax, google, timm, torchvision, dino, deit, beit, mae, dinov2, keras, orbax.",
+            "transformers-flax, google, timm, torchvision, dino, deit, beit, mae, dinov2, dinov3, keras, orbax.",
         ),
     ] = "auto",
     target_format: Annotated[

@@ -107,13 +107,15 @@ def examine(name_or_folder: str | Path, **hub: Any) -> View:
     config = checkpoint.config
     stored, _, _ = fit(checkpoint, config)  # names them, and checks every shape
     embeddings = f"{config.base_model_prefix}.embeddings."
-    kernel = checkpoint.read(stored[f"{embeddings}patch_embeddings.projection.weight"])
+    tables = [name for name in stored if name.endswith(config.grid_parameters)]
+    if not tables:
+        why = "; queries and keys are rotated by theirs, which are computed" if hasattr(config, "rope_theta") else ""
+        raise CheckpointError(f"{checkpoint.folder} has neither position embeddings nor relative position biases{why}.")
+    kernel = checkpoint.read(stored[f"{config.base_model_prefix}.{config.patch_projection}.weight"])
     filters, shares = principal_filters(kernel)
     if f"{embeddings}position_embeddings" in stored:
         positions = checkpoint.read(stored[f"{embeddings}position_embeddings"])
         return View(position_similarity(positions, config.grid_size), filters, shares, config.hidden_size)
-    if not (tables := [name for name in stored if name.endswith(config.grid_parameters)]):
-        raise CheckpointError(f"{checkpoint.folder} has neither position embeddings nor relative position biases.")
     biases = np.stack([checkpoint.read(stored[name]) for name in tables])  # (tables, distances, heads)
     table = biases.mean(axis=(0, 2), dtype=np.float64)
     return View(position_bias(table, config.grid_size), filters, shares, config.hidden_size, measure=BIAS)

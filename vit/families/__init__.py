@@ -18,6 +18,7 @@ CONFIGS = {
     "vit_mae": "mae.ViTMAEConfig",
     "dinov2": "dinov2.Dinov2Config",
     "dinov2_with_registers": "dinov2.Dinov2WithRegistersConfig",
+    "dinov3_vit": "dinov3.DINOv3ViTConfig",
 }
 """model_type -> the family's file in each room, and its configuration."""
 

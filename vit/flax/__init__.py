@@ -23,6 +23,7 @@ from .dinov2 import (
     FlaxDinov2WithRegistersForImageClassification,
     FlaxDinov2WithRegistersModel,
 )
+from .dinov3 import FlaxDINOv3ViTModel
 from .mae import FlaxViTMAEForPreTraining, FlaxViTMAEModel
 from .vit import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel
 
@@ -30,6 +31,7 @@ __all__ = [
     "FlaxBeitForImageClassification",
     "FlaxBeitForMaskedImageModeling",
     "FlaxBeitModel",
+    "FlaxDINOv3ViTModel",
     "FlaxDeiTForImageClassification",
     "FlaxDeiTForImageClassificationWithTeacher",
     "FlaxDeiTForMaskedImageModeling",

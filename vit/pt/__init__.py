@@ -22,6 +22,7 @@ from .dinov2 import (
     Dinov2WithRegistersForImageClassification,
     Dinov2WithRegistersModel,
 )
+from .dinov3 import DINOv3ViTModel
 from .mae import ViTMAEForPreTraining, ViTMAEModel
 from .quantization import prepack, quantize
 from .vit import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
@@ -30,6 +31,7 @@ __all__ = [
     "BeitForImageClassification",
     "BeitForMaskedImageModeling",
     "BeitModel",
+    "DINOv3ViTModel",
     "DeiTForImageClassification",
     "DeiTForImageClassificationWithTeacher",
     "DeiTForMaskedImageModeling",

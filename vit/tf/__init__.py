@@ -29,6 +29,7 @@ from .dinov2 import (
     TFDinov2WithRegistersForImageClassification,
     TFDinov2WithRegistersModel,
 )
+from .dinov3 import TFDINOv3ViTModel
 from .mae import TFViTMAEForPreTraining, TFViTMAEModel
 from .vit import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
 
@@ -36,6 +37,7 @@ __all__ = [
     "TFBeitForImageClassification",
     "TFBeitForMaskedImageModeling",
     "TFBeitModel",
+    "TFDINOv3ViTModel",
     "TFDeiTForImageClassification",
     "TFDeiTForImageClassificationWithTeacher",
     "TFDeiTForMaskedImageModeling",
