@@ -78,10 +78,10 @@ def warn(message: str) -> None:
 
 
 def summary(names: Iterable[str], most: int = 8) -> str:
-    """The first `most` names, and how many more there are."""
+    """The first `most` names, as a terminal may get them, and how many more there are."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(map(shown, names[:most])) + rest
 
 
 # === What a message quotes ===

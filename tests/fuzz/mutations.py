@@ -144,12 +144,20 @@ def mutate_zip_json(data: bytes, rng: random.Random) -> bytes:
     ])  # fmt: skip
 
 
+def mutate_header(data: bytes, rng: random.Random) -> bytes:
+    """The values of the JSON before the tensors of a safetensors file."""
+    length = int.from_bytes(data[:8], "little")
+    header = mutate_json(data[8 : 8 + length], rng)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+
+
 MUTATIONS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "bytes": mutate_bytes,
     "zip members": mutate_zip_members,
     "zip structure": mutate_zip_structure,
     "json": mutate_json,
     "zip json": mutate_zip_json,
+    "header": mutate_header,
 }
 
 

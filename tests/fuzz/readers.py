@@ -10,11 +10,16 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shutil
+import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +155,7 @@ def read_orbax_again(path: Path) -> Arrays:
 def _made(folder: Path) -> dict[str, Path]:
     """Seeds that no fixture is: in a folder, once."""
     import conversion
+    import vit
 
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -174,6 +180,20 @@ def _made(folder: Path) -> dict[str, Path]:
         _older_torch(folder / "older.pth")
         (folder / "labels").mkdir()
         (folder / "labels" / "labels.json").write_text(json.dumps({"id2label": dict(enumerate("abcdefg"))}))
+        _made_images(folder / "images")
+        _made_journal(folder / "journal")
+        for name in ("ViTImageProcessor", "BeitImageProcessorFast", "BitImageProcessor", "DeiTImageProcessor"):
+            getattr(vit, name)().save_pretrained(folder / "processors" / name)
+        siblings = [{"rfilename": name} for name in ("config.json", "model.safetensors", "README.md")]
+        (folder / "hub.json").write_text(json.dumps({
+            "_id": "0", "id": "me/model", "modelId": "me/model", "author": "me", "sha": _HUB_SHA, "private": False,
+            "gated": False, "disabled": False, "downloads": 3, "likes": 1, "tags": ["vision"], "pipeline_tag": "x",
+            "lastModified": "2024-01-01T00:00:00.000Z", "createdAt": "2024-01-01T00:00:00.000Z",
+            "library_name": "trivit", "siblings": siblings, "config": {"model_type": "vit"},
+            "cardData": {"license": "mit", "tags": ["vision"]}, "spaces": ["a/b"],
+            "safetensors": {"parameters": {"F32": 3}, "total": 3},
+            "transformersInfo": {"auto_model": "AutoModel"}, "usedStorage": 3,
+        }))  # fmt: skip
         (folder / "done").touch()
     return {path.name: path for path in folder.iterdir()}
 
@@ -193,8 +213,168 @@ def read_labels(folder: Path) -> Arrays:
     return {}
 
 
+# === Images ===
+
+_IMAGES: dict[str, dict[str, Any]] = {"TIFF": {"compression": "tiff_lzw"}, "MPO": {"save_all": True}}
+_MORE: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("JPEG", "L", {"progressive": True}), ("JPEG", "CMYK", {}), ("PNG", "I;16", {}), ("PNG", "P", {"transparency": 0}),
+    ("PNG", "RGBA", {}), ("TIFF", "F", {}), ("TIFF", "RGB", {"compression": "jpeg"}), ("TIFF", "1", {
+     "compression": "group4"}), ("GIF", "P", {"save_all": True, "duration": 9}), ("WEBP", "RGBA", {"lossless": True}),
+    ("TGA", "P", {"compression": "tga_rle"}), ("BMP", "1", {}), ("PPM", "I", {}), ("PCX", "P", {}),
+)  # fmt: skip
+"""More of what a format can be: (format, mode, how it is saved)."""
+
+
+def _made_images(folder: Path) -> None:
+    from PIL import Image
+
+    from vit.image_processing import FORMATS
+
+    Image.init()
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    photo = Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)  # smooth, as photographs are
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its orientation
+    folder.mkdir()
+    rows = [(name, "RGBA" if name == "ICNS" else "RGB", _IMAGES.get(name, {})) for name in FORMATS]
+    for i, (name, mode, options) in enumerate([*rows, *_MORE]):
+        if name not in Image.SAVE:  # which formats, the build of Pillow decides
+            continue
+        image = Image.fromarray(np.asarray(photo.convert("L"), np.uint16) * 257) if mode == "I;16" else (
+            photo.convert(mode))  # fmt: skip
+        more = {"exif": exif} if name in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF") and mode == "RGB" else {}
+        frames = {"append_images": [image.rotate(90)]} if options.get("save_all") else {}
+        image.save(folder / f"{name}-{i}", format=name, **options, **more, **frames)
+
+
+def read_image(path: Path) -> Arrays:
+    """An image, as both processors take it."""
+    from vit import ViTImageProcessor, ViTImageProcessorFast
+
+    slow = ViTImageProcessor(size=32)(path, return_tensors="np").pixel_values
+    ViTImageProcessorFast(size=32)(path, return_tensors="pt")
+    assert slow.shape == (1, 3, 32, 32)
+    assert np.isfinite(slow).all()
+    return {}
+
+
+def read_processor(folder: Path) -> Arrays:
+    """An image processor, and what it makes of an image."""
+    from vit import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(folder)
+    json.loads(processor.to_json_string())
+    processor(np.zeros((40, 30, 3), np.uint8), return_tensors="np")
+    return {}
+
+
+# === Folders, journals, hubs ===
+
+
+def read_folder(folder: Path) -> Arrays:
+    """Every tensor of a checkpoint folder, and whether they fit the model that it describes."""
+    from vit import checkpoint
+
+    opened = checkpoint.Checkpoint(folder)
+    arrays = {name: np.asarray(opened.read(name)) for name in opened.tensors}
+    head = checkpoint.head_of(opened)
+    checkpoint.fit(opened, opened.config, head, **({} if head else checkpoint.parts_of(opened)))
+    opened.config.to_json()
+    return arrays
+
+
+def folder_load(folder: Path) -> Arrays:
+    """The same by the library of safetensors."""
+    found: Arrays = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= safetensors_load(path)
+    return found
+
+
+_ROWS: tuple[dict[str, Any], ...] = tuple(
+    {"path": f"{i}.png", "labels": ("a", "b"), "probabilities": (0.75, 0.25), "error": None} for i in range(3)
+)
+
+
+def _made_journal(folder: Path) -> None:
+    from vit.cli import tables
+
+    folder.mkdir()
+    output = tables.Output(folder / "rows.jsonl")
+    output.begin(tables.make(output.path, labels=2), {"task": "classify"})
+    for row in _ROWS:
+        output.append(row)
+    output.close()
+
+
+def read_journal(folder: Path) -> Arrays:
+    """An interrupted run of `vit classify` goes on, in a copy, to its end."""
+    from vit.cli import tables
+
+    with tempfile.TemporaryDirectory(prefix="vit-fuzz-") as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        output = tables.Output(Path(copy) / "rows.jsonl")
+        try:
+            found = output.settings()
+            list(output.go_on(tables.make(output.path, labels=2), found, {"task": "classify"}))
+            output.append(_ROWS[0])
+            output.finish()
+        finally:
+            output.close()
+        for line in output.path.read_text().splitlines():
+            json.loads(line)
+    return {}
+
+
+def read_hub(path: Path) -> Arrays:
+    """A model by name, from a hub on this machine that says of it what the file says."""
+    from vit import hub
+
+    _HUB_SAYS.clear()
+    _HUB_SAYS.append(path.read_bytes())
+    with tempfile.TemporaryDirectory(prefix="vit-fuzz-") as cache:
+        _start_hub()
+        hub.resolve("me/model", cache_dir=cache)
+    return {}
+
+
+_HUB_SAYS: list[bytes] = []
+_HUB_SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+@cache
+def _start_hub() -> None:
+    whole = TESTS / "reference" / "hf_torch"
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+        def do_GET(self) -> None:
+            file = whole / self.path.rpartition("/")[2]
+            body = _HUB_SAYS[0] if "/api/" in self.path else file.read_bytes() if file.is_file() else None
+            self.send_response(200 if body is not None else 404)
+            for name, value in {"Content-Length": len(body or b""), "X-Repo-Commit": _HUB_SHA,
+                                "ETag": f'"{len(body or b"")}"'}.items():  # fmt: skip
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(body or b"" if self.command == "GET" else b"")
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert "huggingface_hub" not in sys.modules, "it has read its environment already"
+    os.environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "NO_PROXY": "127.0.0.1",
+                   "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
+
+
+OTHERS = ("json", "image", "checkpoint", "journal", "hub")
+"""Kinds of readers beside those of `conversion`: of JSON, images, checkpoint folders, unfinished outputs, a hub."""
+
+
 def readers(folder: Path) -> dict[str, Reader]:
-    """The table. Names before a colon are kinds of `conversion.containers.KINDS`, and "json" those that are JSON.
+    """The table. Names before a colon are kinds of `conversion.containers.KINDS`, or one of `OTHERS`.
 
     Args:
         folder: for seeds that have to be made.
@@ -221,7 +401,27 @@ def readers(folder: Path) -> dict[str, Reader]:
         "json: timm's hub": Reader((made["timm_folder"],), check, ("json",), "config.json"),
         "json: keras": Reader((made["model.keras"],), check, ("zip json",), oracle=keras_load),
         "json: labels": Reader((made["labels"],), read_labels, ("json",), "labels.json"),
+        "json: processor": Reader(tuple(sorted(made["processors"].iterdir())), read_processor, ("json",),
+                                  "preprocessor_config.json"),
+        "checkpoint: config": Reader((TESTS / "reference" / "hf_torch",), read_folder, ("json",), "config.json",
+                                     folder_load),
+        "checkpoint: index": Reader((made["sharded"],), read_folder, ("json",), "model.safetensors.index.json",
+                                    folder_load),
+        "checkpoint: header": Reader((TESTS / "reference" / "hf_torch",), read_folder, ("header", "bytes"),
+                                     "model.safetensors", folder_load),
+        "checkpoint: torch": Reader((TESTS / "reference" / "hf_torch_bin",), read_folder, zipped, "pytorch_model.bin"),
+        "journal": Reader((made["journal"],), read_journal, mutated="*"),
+        "hub": Reader((made["hub.json"],), read_hub, ("json",)),
+        **_image_readers(made["images"]),
     }  # fmt: skip
+
+
+def _image_readers(folder: Path) -> dict[str, Reader]:
+    """A row for each format that is read."""
+    seeds: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        seeds.setdefault(path.name.partition("-")[0], []).append(path)
+    return {f"image: {name}": Reader(tuple(paths), read_image) for name, paths in seeds.items()}
 
 
 def differences(found: Arrays, expected: Arrays) -> str:

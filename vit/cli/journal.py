@@ -251,7 +251,8 @@ class Journal:
     @property
     def phase(self) -> str:
         """Where the run is: "rows" that come, or what `enter` was given: "publishing", "done"."""
-        ((phase,),) = self._sql("SELECT phase FROM run")
+        with self._reading():
+            ((phase,),) = self._sql("SELECT phase FROM run")
         return phase
 
     def enter(self, phase: str, durable: bool) -> None:
@@ -266,8 +267,23 @@ class Journal:
 
     def names(self) -> Iterator[tuple[str, str | None]]:
         """The path and the error of each row."""
-        for path, error in self._sql("SELECT path, error FROM rows ORDER BY number"):
-            yield _decoded(path, error)
+        for path, error, _ in self._stored():
+            yield path, error
+
+    def _stored(self) -> Iterator[tuple[str, str | None, list[int]]]:
+        """The path and the error of each row, and what it takes in each file: lengths and checksums in turn."""
+        with self._reading():
+            rows = self._sql("SELECT path, error, pieces FROM rows ORDER BY number")
+        while True:
+            with self._reading():
+                if (row := next(rows, None)) is None:
+                    return
+                path, error, pieces = row
+                found = os.fsdecode(path), None if error is None else error.decode("utf-8", "surrogatepass")
+                numbers = list(map(int, pieces.split()))
+                if min(numbers, default=-1) < 0:
+                    raise ValueError
+            yield *found, numbers
 
     def go_on(
         self, paths: Sequence[Path], headers: Callable[[int], Sequence[bytes]]
@@ -278,7 +294,7 @@ class Journal:
             InputError: a file is gone, or has been changed.
         """
         self._done = self.phase == "done"
-        rows = self._sql("SELECT path, error, pieces FROM rows ORDER BY number")
+        rows = self._stored()
         first = next(rows, None)
         for path in paths:
             if first is not None and not os.path.lexists(path):
@@ -296,10 +312,13 @@ class Journal:
                 whole &= len(begin) == len(header)
                 if header == later and not header.startswith(begin):
                     raise InputError(f"{shown(path)} does not begin as it was written; --force begins again.")
-            for name, error, pieces in chain([] if first is None else [first], rows):
-                numbers = list(map(int, pieces.split()))
+            sizes = [os.fstat(file).st_size for _, file in self._files]
+            for name, error, numbers in chain([] if first is None else [first], rows):
                 lengths, sums = numbers[::2], numbers[1::2]
-                found = [stream.read(length) for stream, length in zip(streams, lengths, strict=True)]
+                if len(lengths) != len(streams) or len(sums) != len(streams):
+                    raise self._damaged()
+                # No more than there is: what is asked for is allocated.
+                found = [stream.read(min(pair)) for stream, *pair in zip(streams, lengths, sizes, strict=True)]
                 if not whole or [len(each) for each in found] != lengths:
                     whole = False  # cut since: a disk that was full, a power failure, or by hand
                     break
@@ -309,7 +328,7 @@ class Journal:
                             f"{shown(path)}: row {count + 1} has been changed since it was written. --force begins "
                             f"again; to keep the rows before it, cut the file to {end} bytes."
                         )
-                yield _decoded(name, error)
+                yield name, error
                 count += 1
                 ends = [end + length for end, length in zip(ends, lengths, strict=True)]
         for (path, file), end in zip(self._files, ends, strict=True):
@@ -449,13 +468,20 @@ class Journal:
         except sqlite3.Error as error:
             raise InputError(cannot(self.path, error)) from None
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What a damaged journal raises, as one error."""
+        try:
+            yield
+        except (sqlite3.Error, ValueError, TypeError, AttributeError):
+            raise self._damaged() from None
+
+    def _damaged(self) -> InputError:
+        return InputError(f"{shown(self.path)} is damaged, so nothing can go on from it; --force begins again.")
+
     def _write_headers(self, count: int) -> None:
         for i, header in enumerate(self._headers(count)):
             if header != self._begins[i]:
                 path, file = self._files[i]
                 _write(file, path, header, 0)
                 self._begins[i] = header
-
-
-def _decoded(path: bytes, error: bytes | None) -> tuple[str, str | None]:
-    return os.fsdecode(path), None if error is None else error.decode("utf-8", "surrogatepass")
