@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit.cli import attention, demo, picture, posemb
+from vit.cli import attention, bench, demo, picture, posemb
 
 REFERENCE = Path(__file__).parent / "fixtures" / "pictures.json"
 
@@ -65,6 +65,18 @@ def learned(grid: tuple[int, int], filters: tuple[int, ...], **options: Any) -> 
     return posemb.View(similarity, random.uniform(-1, 1, filters), shares, 64, "a-model", **options)
 
 
+def measured() -> bench.Results:
+    rows = [
+        bench.Row("pt", "float32", "sdpa", 1, "cpu", 0.5, 0.25, [0.010, 0.008, 0.030]),
+        bench.Row("tf", "float32", "sdpa", 1, "cpu", 0.5, 0.25, [0.020] * 2),
+        bench.Row("flax", None, None, 1, error="RuntimeError: no room"),
+        bench.Row("pt", "float32", "sdpa", 8, "cpu", 0.0, 0.25, [0.020] * 2),
+        bench.Row("flax", "bfloat16", "eager", 8, "a card", 0.0, 0.25, [0.016] * 2),
+    ]
+    machine = {"cpu": "a processor", "cores": 2, "python": "3.11.4"}
+    return bench.Results("my model", 10**6, machine, {"pt": "2.0"}, {("cpu", "float32"): 1e9}, rows)
+
+
 SLIDES: dict[str, Callable[[Path], None]] = {
     "demo of 7": lambda path: demo.draw(path, demo_of(7)),
     "demo of 30": lambda path: demo.draw(path, demo_of(30)),
@@ -77,6 +89,7 @@ SLIDES: dict[str, Callable[[Path], None]] = {
     "registers": lambda path: attention.draw(path, looking((32, 32), (4, 4), 1, others=4)),
     "grey filters": lambda path: posemb.draw(path, learned((4, 4), (16, 1, 4, 4))),
     "filters in colour": lambda path: posemb.draw(path, learned((3, 5), (28, 3, 4, 8))),
+    "throughputs": lambda path: bench.draw(path, measured()),
     "filters of five channels": lambda path: posemb.draw(path, learned((20, 18), (9, 5, 4, 4), measure=posemb.BIAS)),
 }  # fmt: skip
 
@@ -97,9 +110,20 @@ def described(slide: picture.Slide) -> dict[str, Any]:
         {
             "place": [panel.get_position().x0 * width, (1 - panel.get_position().y1) * height],
             "size": [panel.get_position().width * width, panel.get_position().height * height],
-            "values": list(panel.images[0].get_array().shape),
-            "axes": [panel.get_aspect(), panel.axison, panel.images[0].get_interpolation()],
-            "pixels": thumbnail(panel.images[0]),
+            "ground": [
+                panel.axison,
+                list(panel.get_facecolor()),
+                *map(bool, (panel.get_xticks().size, panel.get_yticks().size)),
+            ],
+            "edges": [spine.get_visible() for spine in panel.spines.values()],
+            "images": [
+                {
+                    "values": list(image.get_array().shape),
+                    "drawn": [panel.get_aspect(), image.get_interpolation()],
+                    "pixels": thumbnail(image),
+                }
+                for image in panel.images
+            ],
         }
         for panel in slide.figure.axes
     ]
