@@ -271,3 +271,26 @@ def test_flax_models_that_no_checkpoint_reproduces_are_refused_by_name(change, m
     with pytest.raises(CheckpointError, match=message):
         model.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# === Classes of one's own ===
+
+
+class Mine(vit.ViTForImageClassification):
+    """Computes as its base."""
+
+
+class MineInKeras(vit.TFViTForImageClassification):
+    """Computes as its base."""
+
+
+class MineInFlax(vit.FlaxViTForImageClassification):
+    """Computes as its base."""
+
+
+@pytest.mark.parametrize("class_", [Mine, MineInKeras, MineInFlax])
+def test_a_class_of_ones_own_is_saved_as_its_base_is(class_, folder, tmp_path):
+    class_.from_pretrained(folder).save_pretrained(tmp_path / "out")
+    before, after = (vit.checkpoint.Checkpoint(path) for path in (folder, tmp_path / "out"))
+    assert before.tensors.keys() == after.tensors.keys()
+    assert all(np.array_equal(before.read(name), after.read(name)) for name in before.tensors)
