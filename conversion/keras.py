@@ -36,7 +36,7 @@ _CLASSES = {
     "beit": {"pooler": "BeitPooler"},
     "dinov2": {"layer": "Dinov2Layer"},
     "dinov2_with_registers": {"layer": "Dinov2Layer"},
-    "dinov3_vit": {"layer": "DINOv3ViTLayer"},
+    "dinov3_vit": {"layer": "DINOv3ViTLayer", "norm": "LayerNorm"},
 }
 """Family -> the classes by which Keras names its layers, where they are its own."""
 
@@ -57,7 +57,8 @@ class _Names:
         # Keras goes by the names of attributes in their order, and "layers" is one: "vit" is met there first.
         model = f"layers/{_snake_case('TF' + config.heads[None].name)}"
         self.root = self.base if self.base < "layers" else model
-        self.inner = {"pooler": f"layers/{_snake_case(classes['pooler'])}"}
+        late = [name for name in ("norm", "pooler") if name in classes]
+        self.inner = {name: f"layers/{_snake_case(classes[name])}" for name in late}
         self.outer = {"lm_head": "layers/dense", "decoder/0": "decoder/dense"}
         tokens = (re.fullmatch(rf"{self.base}\.embeddings\.(\w+)", name) for name in family_names(family))
         self.tokens = [match[1] for match in tokens if match]
