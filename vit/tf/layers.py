@@ -29,6 +29,10 @@ from .posemb import interpolate
 class ViTKerasLayer(keras.layers.Layer):
     """A layer with a configuration, and `options` that hand its dtype policy to its sublayers."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        keras.saving.register_keras_serializable("trivit")(cls)  # for functional models that are loaded
+
     def __init__(self, config: PreTrainedConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = config
@@ -250,14 +254,8 @@ class ViTLayer(ViTKerasLayer):
     def build(self, input_shape: Any) -> None:
         for name in ("lambda_1", "lambda_2"):
             self._add(name, (self.config.hidden_size,) if self.config.layer_scale else None)
-        for layer in (
-            self.layernorm_before,
-            self.attention,
-            self.layernorm_after,
-            self.intermediate,
-            self.dense_output,
-        ):
-            layer.build((None, None, self.config.hidden_size))
+        for name in ("layernorm_before", "attention", "layernorm_after", "intermediate", "dense_output"):
+            getattr(self, name).build((None, None, self.config.hidden_size))
 
     def call(
         self, hidden_states: tf.Tensor, output_attentions: bool = False, bias: tf.Tensor | None = None

@@ -62,13 +62,20 @@ class TFPreTrainedModel(ModelNames, FittedModel):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(self._call_signature.parameters, args, strict=False)), **dict(self.flags), **kwargs}
-        inputs = given.get("pixel_values")
+        inputs, flags = given.get("pixel_values"), dict(self.flags)
         if isinstance(inputs, dict):
-            inputs, flags = split_flags(inputs)
+            inputs, own = split_flags(inputs)
+            flags |= own
             args, kwargs = (inputs,), {**flags, **{name: v for name, v in given.items() if name != "pixel_values"}}
             given = {**kwargs, **inputs} if "pixel_values" in inputs else {}  # `unpack` says what it lacks
         elif self.flags:
             args, kwargs = (inputs,), {name: v for name, v in given.items() if name != "pixel_values"}
+        known = self._call_signature.parameters
+        if unknown := flags.keys() - known:
+            names = ", ".join(sorted(unknown))
+            raise InputError(
+                f"Unknown inputs: {names}; expected {', '.join(each for each in known if each != 'self')}."
+            )
         check_arrays(**{name: given[name] for name in TENSORS if name in given})
         return super().__call__(*args, **kwargs)
 
