@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .harness import Options
 
-SUITES = ("inference", "training", "cold-start", "load", "compile", "preprocess", "pipeline", "convert")
+SUITES = ("inference", "families", "training", "cold-start", "load", "compile", "preprocess", "pipeline", "convert")
 """In the order of the results. Each is a module here, with a function `run` of `Options` that gives its section."""
 
 PROGRAMS = {

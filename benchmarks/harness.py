@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit import ViTConfig, checkpoint
+from vit.config import PreTrainedConfig
 from vit.families.vit import VARIANTS
 from vit.measure import Worker, WorkerError, machine
 
@@ -118,16 +119,19 @@ class Options:
                     self.rates[dtype] = max(self.rates.get(dtype, (0.0, "")), (rate, framework))
 
 
-def random_checkpoint(folder: str | os.PathLike[str], config: ViTConfig, seed: int = 0) -> None:
-    """Write a classification checkpoint of random weights."""
+def random_checkpoint(
+    folder: str | os.PathLike[str], config: PreTrainedConfig, seed: int = 0, head: str | None = "classifier"
+) -> None:
+    """Write a checkpoint of random weights, of the class that a head has."""
     rng = np.random.default_rng(seed)
-    shapes = config.parameter_shapes(head="classifier")
-    tensors = {name: (shape, np.dtype(np.float32)) for name, shape in shapes.items()}
+    shapes = config.parameter_shapes(head=head, **config.heads[head].parts)
+    stored = {config.model_name(name, head): shape for name, shape in shapes.items()}
+    tensors = {name: (shape, np.dtype(np.float32)) for name, shape in stored.items()}
 
     def values(name: str) -> np.ndarray:
-        return 0.02 * rng.standard_normal(shapes[name], np.float32) + np.float32("layernorm" in name)
+        return 0.02 * rng.standard_normal(stored[name], np.float32) + np.float32("norm" in name)
 
-    checkpoint.write(folder, config.replace(architectures=("ViTForImageClassification",)), tensors, values)
+    checkpoint.write(folder, config.replace(architectures=(config.heads[head].name,)), tensors, values)
 
 
 # === Measuring ===
