@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -97,3 +98,30 @@ def test_orbax_manages_the_checkpoints_of_a_run(folder: Path, tmp_path: Path):
         state = manager.restore(2, args=ocp.args.StandardRestore(nnx.state(model)))
     nnx.update(model, state)
     np.testing.assert_array_equal(model(pixels()).logits, load(folder)(pixels()).logits)
+
+
+def test_jax_exports_a_whole_call_and_a_function_of_the_parameters(folder: Path):
+    model = load(folder)
+    graphdef, state = nnx.split(model)
+    leaves, tree = jax.tree.flatten(state)  # JAX writes no dict whose keys are ints, and layers have numbers
+
+    @jax.jit
+    def whole(pixel_values: Any) -> Any:
+        return model(pixel_values)
+
+    @jax.jit
+    def pure(leaves: Any, pixel_values: Any) -> Any:
+        return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))(pixel_values)
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    shape = jax.ShapeDtypeStruct((batch, 3, 16, 16), jnp.float32)
+    shapes = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in leaves]
+    for exported, arguments in (
+        (jax.export.export(whole)(shape), ()),
+        (jax.export.export(pure)(shapes, shape), (leaves,)),
+    ):
+        again = jax.export.deserialize(exported.serialize())
+        for count in (1, 4):
+            outputs = again.call(*arguments, pixels(count))
+            assert isinstance(outputs, vit.ModelOutput)
+            np.testing.assert_allclose(outputs.logits, model(pixels(count)).logits, atol=1e-5)

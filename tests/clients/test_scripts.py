@@ -20,7 +20,7 @@ import vit
 from .common import SIZE, needs, run, small_checkpoint
 
 SCRIPTS = Path(__file__).parent / "scripts"
-ATOL = 2e-4  # of losses: float32 sums in another order, over several steps
+ATOL = 2e-3  # of losses and weights after several steps, in which Adam makes much of rounding
 
 
 def with_vit(source: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import cache
 from typing import Any, ClassVar
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -27,6 +29,12 @@ jax.tree_util.register_pytree_with_keys(
     lambda output: (tuple((jax.tree_util.DictKey(name), output[name]) for name in output), tuple(output)),
     unflatten,
     flatten,
+)
+jax.export.register_pytree_node_serialization(
+    ModelOutput,
+    serialized_name="vit.ModelOutput",
+    serialize_auxdata=lambda names: json.dumps(names).encode(),
+    deserialize_auxdata=lambda names: tuple(json.loads(names)),
 )
 
 
