@@ -176,15 +176,16 @@ def publish(staged: Path, target: Path, target_format: str) -> None:
     if staged.is_file() or not target.exists():
         os.replace(staged, target)
     else:
+        own = re.compile(_OWN[target_format], re.DOTALL)
         try:
             with settled(target):
-                _keep_others(target, staged, re.compile(_OWN[target_format], re.DOTALL))
+                _keep_others(target, staged, own)
                 shutil.copymode(target, staged)
                 _exchange(staged, target)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EBUSY):  # a mounted folder stays where it is
                 raise
-            _into(staged, target)
+            _into(staged, target, own)
     _sync_folder(target.absolute().parent)
 
 
@@ -232,11 +233,12 @@ def _exchange(staged: Path, target: Path) -> None:
         raise
 
 
-def _into(staged: Path, target: Path) -> None:
+def _into(staged: Path, target: Path, own: re.Pattern[str]) -> None:
     """Replace the files of a mounted folder one by one, what names the others last."""
-    with checkpoint.replace_files(target) as beside:
-        for path in staged.iterdir():
-            shutil.move(path, beside / path.name)
+    names = [path.relative_to(staged).as_posix() for path in staged.rglob("*") if not path.is_dir()]
+    with checkpoint.replace_files(target, own.pattern) as beside:
+        for name in {name.partition("/")[0] for name in names if own.fullmatch(name)}:  # the others are there
+            shutil.move(staged / name, beside / name)
 
 
 def _sync_folder(folder: Path) -> None:

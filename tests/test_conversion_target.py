@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import os
 import subprocess
 import sys
@@ -297,3 +298,43 @@ def test_a_pickled_model_is_refused_with_what_to_save_instead(tmp_path):
         conversion.convert(tmp_path / "model.pth", tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"no tensors, but model \(.*Linear"):
         conversion.convert(tmp_path / "inside.pth", tmp_path / "out")
+
+
+# === Where folders cannot change places ===
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EBUSY])
+def test_a_mounted_folder_stays_and_its_files_are_replaced(code, tmp_path, monkeypatch):
+    def exchange(staged, target):
+        raise OSError(code, os.strerror(code))
+
+    target = tmp_path / "out"
+    conversion.convert(SOURCE, target, labels=list("abcdefg"), max_shard_size="100KB")
+    mine = {"notes": b"mine", "sub/notes": b"too"}
+    for name, data in mine.items():
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_bytes(data)
+    inode = target.stat().st_ino
+    monkeypatch.setattr(targets, "_exchange", exchange)
+    conversion.convert(SOURCE, target, labels=list("hijklmn"), force=True)
+    assert target.stat().st_ino == inode
+    found = tree(target)
+    assert found.keys() == {"config.json", "model.safetensors", "preprocessor_config.json", *mine}
+    assert {name: found[name] for name in mine} == mine
+    assert checkpoint.Checkpoint(target).config.id2label[0] == "h"
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one_there(tmp_path, monkeypatch):
+    def rename(old, new):
+        if Path(old).name == "out" and ".converting-" in str(old):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        original(old, new)
+
+    target, original = tmp_path / "out", os.rename
+    conversion.convert(SOURCE, target, labels=list("abcdefg"))
+    before = tree(target)
+    monkeypatch.setattr(targets.ctypes, "CDLL", lambda *args, **kwargs: None)
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(CheckpointError, match=r"out cannot be written: Input/output error. It is as it was\."):
+        conversion.convert(SOURCE, target, labels=list("hijklmn"), force=True)
+    assert tree(target) == before

@@ -353,3 +353,44 @@ def test_a_drawing_that_fails_leaves_the_old_picture(tmp_path: Path, monkeypatch
     with pytest.raises(InputError, match="which cannot be written: disk full"):
         demo.draw(tmp_path / "demo.png", results)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+# === What is printed ===
+
+
+def test_what_is_printed_and_given_as_json_is_what_was_computed(capsys: pytest.CaptureFixture[str]) -> None:
+    logits = np.float32([[4, -4], [1, 3]])
+    results = results_of({"pt": logits, "flax": logits + np.float32([[0, 0], [0, -6]])}, ["0", "1"], np.ones((2, 2, 2)))
+    results.missing = {"tf": "pip install something"}
+    assert results.largest_logit == 4
+    assert results.difference == 6
+    found = results.to_dict()
+    found.pop("busy")
+    sure, one, other = 1 / (1 + np.exp(-8)), 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(-4))
+    answers = [each["answers"] for each in found.pop("images")]
+    assert answers[0]["flax"] == {"label": "0", "probability": pytest.approx(sure)}
+    assert answers[1]["pt"] == {"label": "1", "probability": pytest.approx(one)}
+    assert answers[1]["flax"] == {"label": "0", "probability": pytest.approx(other)}
+    shared = {"version": "1.0", "seconds": 0.01, "images_per_second": pytest.approx(200)}
+    assert found == {
+        "frameworks": {
+            "pt": {"name": "PyTorch", "correct": 2, "accuracy": 1.0, **shared},
+            "flax": {"name": "Flax", "correct": 1, "accuracy": 0.5, **shared},
+        },
+        "largest_logit_difference": 6.0,
+        "largest_logit": 4.0,
+        "missing": {"tf": "pip install something"},
+        "broken": {},
+        "picture": None,
+    }
+    demo.show(results, Console(width=120))
+    printed = capsys.readouterr().out
+    assert "Largest difference of any logit between frameworks: 6.0e+00, of 4.0\n" in printed
+    assert "TensorFlow is not installed. Install it with: pip install something\n" in printed
+    rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in printed.splitlines() if "│" in line]
+    assert rows == [
+        ["digit-0-0000.png", "0", "0   99.97%", "0   99.97%"],
+        ["digit-1-0001.png", "1", "1   88.08%", "0   98.20%"],
+        ["PyTorch", "1.0", "2/2", "100.0%", "10.0", "200"],
+        ["Flax", "1.0", "1/2", "50.0%", "10.0", "200"],
+    ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vit.posemb import bicubic_matrix, interpolate
+from vit.posemb import bicubic_matrix, interpolate, interpolate_table, linear_matrix, sincos
 
 PAIRS = [(14, 24), (24, 14), (14, 15), (14, 13), (7, 28), (28, 7), (5, 11), (11, 5), (3, 100), (100, 3), (2, 3), (1, 4),
          (4, 1), (1, 1)]  # fmt: skip
@@ -66,3 +66,43 @@ def test_interpolate_rounds_once_to_the_dtype_it_was_given(dtype):
     assert result.dtype == np.dtype(dtype)
     exact = interpolate(tokens.astype(np.float64), (4, 4), (5, 6))
     np.testing.assert_array_equal(result, exact.astype(dtype))
+
+
+@pytest.mark.parametrize(("old", "new"), PAIRS)
+def test_the_antialiased_and_the_linear_matrix_equal_torch(old, new):
+    identity = torch.eye(old, dtype=torch.float64)[None, None]
+    for found, mode, antialias in ((bicubic_matrix(old, new, antialias=True), "bicubic", True),
+                                   (linear_matrix(old, new), "bilinear", False)):  # fmt: skip
+        expected = F.interpolate(identity, (new, old), mode=mode, align_corners=False, antialias=antialias)
+        np.testing.assert_allclose(found, expected[0, 0], rtol=0, atol=1e-13)
+        assert not found.flags.writeable
+
+
+@pytest.mark.parametrize(("old", "new"), PAIRS)
+def test_an_offset_changes_the_distances_as_a_scale_factor_does_in_torch(old, new):
+    identity = torch.eye(old, dtype=torch.float64)[None, None]
+    scale = ((new + 0.1) / old, 1.0)
+    expected = F.interpolate(identity, scale_factor=scale, mode="bicubic", align_corners=False)
+    assert expected.shape[2] == new
+    np.testing.assert_allclose(bicubic_matrix(old, new, 0.1), expected[0, 0], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("old_grid", "new_grid"), GRIDS)
+def test_tables_of_biases_are_resampled_by_distance_and_those_of_cls_stay(old_grid, new_grid):
+    old, new = ([2 * length - 1 for length in grid] for grid in (old_grid, new_grid))
+    table = np.random.default_rng(3).standard_normal((old[0] * old[1] + 3, 4)).astype(np.float32)
+    found = interpolate_table(table, old_grid, new_grid)
+    patches = torch.from_numpy(table[:-3].astype(float).reshape(1, *old, 4)).permute(0, 3, 1, 2)
+    expected = F.interpolate(patches, new, mode="bilinear", align_corners=False)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[:-3], expected.permute(0, 2, 3, 1).reshape(-1, 4), rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(found[-3:], table[-3:])
+
+
+def test_fixed_embeddings_are_sines_and_cosines_of_the_column_and_of_the_row():
+    found = sincos((2, 3), 8)
+    assert found.shape == (1, 6, 8)
+    for row, column in np.ndindex(2, 3):
+        angles = [[place / 10000**power for power in (0, 0.5)] for place in (column, row)]
+        expected = [f(angle) for pair in angles for f in (np.sin, np.cos) for angle in pair]
+        np.testing.assert_allclose(found[0, 3 * row + column], expected, rtol=0, atol=1e-15)

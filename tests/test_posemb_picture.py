@@ -20,6 +20,8 @@ from vit import ViTConfig, checkpoint
 from vit.cli import main, picture, posemb
 from vit.errors import install_line
 
+from . import equivalence
+
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax")
 
@@ -35,6 +37,31 @@ def test_similarity_is_the_cosine_of_every_two_patches_without_cls() -> None:
         one, other = (embeddings[0, 1 + 3 * i + j].astype(float) for i, j in ((row, column), (other_row, other_column)))
         cosine = (one * other).sum() / ((one**2).sum() * (other**2).sum()) ** 0.5
         assert similarity[row, column, other_row, other_column] == pytest.approx(cosine, abs=1e-15)
+
+
+def test_biases_are_by_distance_and_of_the_largest_value() -> None:
+    rows, columns = 2, 3
+    table = np.random.default_rng(0).standard_normal((2 * rows - 1) * (2 * columns - 1) + 3)
+    table[-3:] = 100  # CLS is no place
+    bias = posemb.position_bias(table, (rows, columns))
+    by_distance = table[:-3].reshape(2 * rows - 1, 2 * columns - 1)  # from the farthest above and to the left
+    for row, column, other_row, other_column in np.ndindex(rows, columns, rows, columns):
+        expected = by_distance[row - other_row + rows - 1, column - other_column + columns - 1]
+        assert bias[row, column, other_row, other_column] == expected / np.abs(table[:-3]).max()
+
+
+def test_a_checkpoint_with_biases_and_no_positions_shows_their_mean_over_layers_and_heads(
+    tmp_path: Path, random_checkpoint: Callable[..., Path]
+) -> None:
+    config = equivalence.tiny_config("beit")
+    folder = random_checkpoint(tmp_path / "beit", config)
+    opened = checkpoint.Checkpoint(folder)
+    tables = [opened.read(name) for name in opened.tensors if name.endswith("relative_position_bias_table")]
+    assert len(tables) == config.num_hidden_layers
+    view = posemb.examine(folder)
+    assert np.allclose(view.similarity, posemb.position_bias(np.mean(tables, axis=(0, 2)), config.grid_size), atol=1e-6)
+    assert view.measure == posemb.BIAS
+    assert abs(view.similarity).max() == 1
 
 
 def test_similarity_to_an_embedding_of_zeros_is_zero() -> None:
@@ -274,3 +301,18 @@ def test_without_matplotlib_the_line_that_installs_it_is_given(
     monkeypatch.setattr(picture, "available", lambda: False)
     assert run("--output", tmp_path / "a.png") == 2
     assert capsys.readouterr().err == f"vit: vit posemb needs matplotlib. Install it with: {install_line('plot')}\n"
+
+
+def test_the_line_that_says_where_the_picture_is_and_the_gaps_of_the_mosaic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--output", tmp_path / "a.png") == 0
+    assert capsys.readouterr().out == f"Picture: {tmp_path / 'a.png'}\n"
+    tiles = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
+    drawn = posemb.mosaic(tiles, pixels=150)  # 10 pixels a cell, and 4 between
+    assert drawn.shape == (2 * 40 + 4, 3 * 50 + 2 * 4)
+    assert np.array_equal(drawn[5::44][:, 5::54], tiles[:, :, 0, 0])
+    assert np.array_equal(drawn[44 + 5 :: 10][:4, 5:55:10], tiles[1, 0])
+    assert np.isnan(drawn[40:44]).all()
+    assert np.isnan(drawn[:, 50:54]).all()
+    assert np.isfinite(drawn[:40, :50]).all()
