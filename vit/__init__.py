@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import forks  # before a fork, or it knows nothing
+from . import (
+    forks,  # before a fork, or it knows nothing
+    placeholders,
+)
 
 __version__ = "0.1.0"
 
@@ -114,6 +117,7 @@ _MODULES = {
     ),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
+placeholders.register(_MODULES["vit.tf"])
 
 _ROOMS = ("pt", "tf", "flax")
 __all__ = [  # of `import *`

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -11,9 +14,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vit import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
+import vit
+from vit import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel, families
 
 from ..common import LABELS, Load, images, inputs_of, masks
+from ..tiny import HEADS, tiny_family
 from .common import MODELS, assert_close, values_of
 
 
@@ -98,3 +103,53 @@ def test_exports_with_another_signature(load: Load, tmp_path: Path) -> None:
     outputs = served.serve(inputs)
     expected = model(**inputs)
     assert_close((outputs["loss"], outputs["reconstruction"]), (expected.loss, expected.reconstruction))
+
+
+LOADER = """
+import sys
+from pathlib import Path
+{}
+import numpy as np
+assert "vit.tf" not in sys.modules
+for path in sorted(Path(sys.argv[1]).glob(sys.argv[2])):
+    model = keras.models.load_model(path)
+    assert model.__class__.__name__ == path.stem, path
+    pixel_values = np.load("pixel_values.npy")
+    outputs = model(pixel_values, **model.config.fixed_inputs(pixel_values.shape))
+    np.save(path.with_suffix(".npy"), np.asarray(outputs[model.config.heads[model.head].output]))
+"""
+
+
+@pytest.fixture(scope="module")
+def every_class(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of every class as a .keras file and as an .h5 file, and its output for one image."""
+    folder = tmp_path_factory.mktemp("models")
+    pixel_values = np.random.default_rng(0).standard_normal((2, 3, 16, 12), dtype=np.float32)
+    np.save(folder / "pixel_values.npy", pixel_values)
+    for model_type, head in HEADS:
+        config = tiny_family(model_type)
+        model = families.model_class("tf", model_type, head)(config)
+        for weight in model.weights:
+            if weight.dtype == "float32":
+                weight.assign_add(np.random.default_rng(1).standard_normal(weight.shape) * 0.1)
+        for ending in ("keras", "h5"):
+            model.save(folder / f"{type(model).__name__}.{ending}")
+        outputs = model(pixel_values, **config.fixed_inputs(pixel_values.shape))
+        np.save(folder / f"{type(model).__name__}.out.npy", outputs[config.heads[head].output])
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("ending", "line"), [("keras", "import keras; import vit"), ("h5", "import vit; import keras")]
+)
+def test_a_saved_model_of_every_class_is_loaded_by_keras_where_vit_is_imported_alone(every_class, ending, line):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(vit.__file__).parents[1]), *sys.path])}
+    command = [sys.executable, "-c", LOADER.format(line), str(every_class), f"*.{ending}"]
+    run = subprocess.run(command, cwd=every_class, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    names = [families.config_class(model_type).heads[head].name for model_type, head in HEADS]
+    for name in names:
+        found, expected = (np.load(every_class / f"TF{name}{end}.npy") for end in ("", ".out"))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5, err_msg=name)
+        (every_class / f"TF{name}.npy").unlink()

@@ -30,12 +30,13 @@ class BeitEncoder(ViTEncoder):
 
     def __init__(self, config: BeitConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        options = {"name": "relative_position_bias", **self.options}
+        name, options = "relative_position_bias", self.options
         shared = config.use_shared_relative_position_bias
-        self.relative_position_bias = RelativePositionBias(config, **options) if shared else None
+        self.relative_position_bias = RelativePositionBias(config, name=name, **options) if shared else None
         if config.use_relative_position_bias:
-            for layer in self.layer:
-                layer.attention.attention.relative_position_bias = RelativePositionBias(config, **options)
+            for i, layer in enumerate(self.layer):
+                own = RelativePositionBias(config, name=f"{name}_{i}", **options)  # .h5 files tell them by their names
+                layer.attention.attention.relative_position_bias = own
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
