@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from vit import ViTConfig, ViTImageProcessor, predict
+from vit import InputError, ViTConfig, ViTImageProcessor, predict
 from vit.cli import batch, frameworks, images, journal, main, tables
 from vit.errors import install_line
 
@@ -279,6 +279,46 @@ def test_folders_files_patterns_and_lists_name_each_image_once(photos, monkeypat
     assert list(images.find(["**/0[0-2].png", "notes.txt"])) == ["01.png", "02.png", "more/00.png", "notes.txt"]
     assert list(images.find(["*"])) == [*NAMES[:-4], *NAMES[-4:], "notes.txt"]
     assert list(images.find(["01.png", "-"])) == ["01.png", "02.png", "more/00.png", "gone.png", "notes.txt"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
+@pytest.mark.parametrize("piece", [1, 7, 10**6])
+def test_a_list_is_of_lines_or_as_find_print0_writes_it(end, piece, monkeypatch):
+    class Pieces(io.BytesIO):
+        def read1(self, most):
+            return self.read(piece)
+
+    names = ["a b.png", "ü.png", *(["two\nlines.png"] if end == "\0" else []), "x" * 4000]
+    for text in (end.join(names), end.join(names) + end, end + end.join(names)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Pieces(text.encode())))
+        assert list(images._stdin()) == names
+
+
+@pytest.mark.parametrize("byte", [b"\n", b"\0", b"a"])
+def test_a_list_without_paths_that_never_ends_is_refused(byte, monkeypatch):
+    class Endless(io.BytesIO):
+        def read1(self, most):
+            return byte * most
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Endless()))
+    with pytest.raises(InputError, match="65,536 bytes without the end of a path"):
+        list(images._stdin())
+
+
+@pytest.mark.parametrize("more", [(), ("--quiet",), ("--json",)])
+def test_files_that_are_no_images_by_their_names_are_counted_by_ending(more, photos, capsys):
+    for name in ("a.heic", "more/b.HEIC", "more/raw", "more/.hidden"):
+        (photos / name).write_bytes(b"")
+    _, _, err = run(capsys, "classify", photos, *more)
+    said = "vit: passed over 3 files that are no images by their names: .heic (2), no ending (1).\n"
+    assert err == ("" if "--quiet" in more else said)
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path, capsys):
+    (tmp_path / "a.cr2").write_bytes(b"")
+    assert f"no images in {tmp_path} (passed over 1 files that are no images by their names: .cr2 (1)); expected" in (
+        refused(capsys, tmp_path)
+    )
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path):
@@ -849,7 +889,7 @@ def test_a_device_is_no_image_and_no_list_of_images(photos, tmp_path, capsys, mo
     assert (status, errors["pipe.png"], errors["zero"]) == (1, "is a pipe, no file.", "is a device, no file.")
     with open("/dev/zero") as zeros:
         monkeypatch.setattr(sys, "stdin", zeros)
-        assert "A line of the list on stdin has 65,536 bytes or more" in refused(capsys, "-")
+        assert "The list on stdin has 65,536 bytes without the end of a path" in refused(capsys, "-")
 
 
 def test_control_characters_of_names_and_labels_do_not_reach_the_terminal(photos, tmp_path, capfd):

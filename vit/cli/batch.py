@@ -81,7 +81,7 @@ def run(
         raise InputError(f"--resume continues an --output{' and --force begins it again; give one' if force else ''}.")
     if output is not None:
         tables.check(output, suffixes, resume, force)
-    total = images.count(sources)
+    total, passed_over = images.count(sources)
     paths = images.find(sources)
     if total is None:
         paths = _not_empty(paths)
@@ -144,6 +144,8 @@ def run(
         typer.echo(f"vit: stopped: {count} images are {where}{remedy}.", err=True)
     if model is None and in_colour:
         typer.echo(f"vit: {FOR_PHOTOGRAPHS}", err=True)
+    if passed_over and not quiet:
+        typer.echo(f"vit: {passed_over}.", err=True)
     if as_json:
         sink.report(report)
     elif output is not None and not quiet and not caught:
