@@ -40,7 +40,7 @@ class Row(NamedTuple):
     """
 
     model_type: str
-    head: str
+    head: str | None
     patch: int = 16
     size: int = 224
     image: int = 224
@@ -58,6 +58,7 @@ ROWS = (
     Row("vit_mae", "decoder", encoder=True, beside=112),
     Row("dinov2", "classifier", patch=14, size=518),
     Row("dinov2_with_registers", "classifier", patch=14, size=518),
+    Row("dinov3_vit", None),
 )
 """One for each family at least; the second of BEiT has one table for all layers."""
 
@@ -75,9 +76,14 @@ def run(options: Options) -> str:
         for framework in frameworks:
             cells = [cell for size in batch_sizes for cell in measure(options, row, framework, size, seconds)]
             if any(cells):
-                lines.append([f"{row.model_type}, {row.head}", names(framework), *cells])
+                lines.append([title(row), names(framework), *cells])
     header = ["", "in", *(name for size in batch_sizes for name in (f"batch {size}", "beside"))]
     return "\n\n".join(["## Families", EXPLANATION, table(header, lines)])
+
+
+def title(row: Row) -> str:
+    """What tables call it."""
+    return f"{row.model_type}, {row.head or 'base'}"
 
 
 def names(framework: str) -> str:
@@ -96,7 +102,7 @@ def measure(options: Options, row: Row, framework: str, batch_size: int, seconds
         if peer.found() is None:
             options.absent[peer.missing] = None
             return "", ""
-    say(f"{row.model_type}, {row.head}, {framework}, batch {batch_size}")
+    say(f"{title(row)}, {framework}, batch {batch_size}")
     head = None if row.encoder and framework != "pt" else row.head
     own = folder(options, row, row.model_type, head)
     beside = own if framework == "pt" else folder(options, row, "vit", "classifier")
@@ -115,7 +121,7 @@ def measure(options: Options, row: Row, framework: str, batch_size: int, seconds
             options.absent[f"{row.model_type} in {framework}: {error}"] = None
             return "", ""
         if framework == "pt" and not np.abs(np.subtract(first, second)).max() <= TOLERANCE * np.abs(first).max():
-            options.absent[f"{row.model_type}, {row.head}: transformers computes something else"] = None
+            options.absent[f"{title(row)}: transformers computes something else"] = None
             return "", ""
         times = take_turns({name: partial(turn, worker) for name, worker in workers.items()}, seconds, least=5)
     quotient = ratio(times["other"], times["own"]) if framework == "pt" else ratio(times["own"], times["other"])

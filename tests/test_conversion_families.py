@@ -162,8 +162,11 @@ NO_PLACE = {  # (family, target) -> what it has no place for
 }
 HEAD_FILES = {"dinov2_linear_head.pth", "dinov2_linear4_head.pth"}
 ALIKE = {"beit": "timm", "timm": "beit", "dinov2": "timm"}  # where timm has the names of the original
-SOURCES = sorted(path.name for path in FOLDER.iterdir() if path.suffix not in (".npz", ".md")
-                 and path.name not in HEAD_FILES)  # fmt: skip
+SOURCES = sorted(
+    path.name
+    for path in FOLDER.iterdir()
+    if path.suffix not in (".npz", ".md") and path.name not in HEAD_FILES and not path.name.startswith("processor_")
+)
 
 
 def options_of(source: str) -> dict[str, Any]:
