@@ -11,14 +11,17 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 import vit
-from vit import CheckpointError, ConfigError, InputError
+from vit import CheckpointError, ConfigError, InputError, budgets
 from vit.budgets import image_bytes
 from vit.image_processing import FORMATS, AutoImageProcessor, ViTImageProcessor, ViTImageProcessorFast
 from vit.image_processing.families import CLASSES
@@ -152,6 +155,39 @@ def test_a_jpeg_of_too_many_scans_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("vit.image_processing.sources.IMAGE_SCANS", image_bytes() ** -1 * 96 * 120 * 1000)
     with pytest.raises(InputError, match=r"has \d+ scans of 96 x 120"):
         ViTImageProcessor()(repeated[: 2**22])
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_large_images_of_small_files_share_what_one_may_take_and_photographs_do_not_wait(tmp_path, monkeypatch, make):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)  # 16 MB; of these two images fit at a time
+    flat(tmp_path / "flat.png", (1400, 1400))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1400, 1400, 3), dtype=np.uint8)).save(
+        tmp_path / "photo.png", compress_level=1
+    )
+    now, most, lock, load = [0], [0], threading.Lock(), ImageFile.ImageFile.load
+
+    def counted(self):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        try:
+            return load(self)
+        finally:
+            with lock:
+                now[0] -= 1
+
+    pool = ThreadPoolExecutor(8)  # as many as asked for, whatever the machine has
+    monkeypatch.setattr("vit.image_processing.processor._pool", lambda: pool)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
+    for name, expected in (("flat.png", {2}), ("photo.png", {3, 4, 5, 6, 7, 8})):
+        most[0] = 0
+        together = make(size=8)([tmp_path / name] * 8, return_tensors="np", threads=8).pixel_values
+        assert most[0] in expected, name
+        alone = make(size=8)(tmp_path / name, return_tensors="np").pixel_values
+        np.testing.assert_array_equal(together, np.repeat(alone, 8, axis=0))
+    pool.shutdown()
+    assert not budgets._taken
 
 
 # === Formats ===

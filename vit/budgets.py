@@ -10,7 +10,8 @@ import math
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -67,6 +68,42 @@ def image_bytes() -> float:
     from PIL import Image
 
     return math.inf if Image.MAX_IMAGE_PIXELS is None else 8 * Image.MAX_IMAGE_PIXELS
+
+
+_room = threading.Condition()
+_taken: dict[int, float] = {}  # thread -> what its image takes of the room that all share
+
+
+@contextmanager
+def one_image() -> Iterator[None]:
+    """While a thread reads an image and makes it small: `take_room` counts until then."""
+    me = threading.get_ident()
+    with _room:
+        _taken[me] = 0
+    try:
+        yield
+    finally:
+        with _room:
+            del _taken[me]
+            _room.notify_all()
+
+
+def take_room(needed: float, size: int) -> None:
+    """Wait until the images of all threads together take no more than one may, `image_bytes`.
+
+    A photograph does not wait: what its file's own bytes account for, `IMAGE_EXPANSION` of them, is not counted.
+
+    Args:
+        needed: bytes that an image takes.
+        size: of its file.
+    """
+    me, more = threading.get_ident(), needed - IMAGE_EXPANSION * size
+    if me not in _taken or more <= _taken[me]:  # read by one who shares with nobody; or counted already
+        return
+    with _room:
+        if not _taken[me]:  # who has room already waits for no more, as others may wait for that
+            _room.wait_for(lambda: not any(_taken.values()) or sum(_taken.values()) + more <= image_bytes())
+        _taken[me] = more
 
 
 def output_pixels(channels: int = 3) -> float:

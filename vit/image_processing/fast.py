@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ..budgets import one_image
 from ..errors import missing_framework
 from ..inputs import check_torch_device
 from .batch import BatchFeature
@@ -113,11 +114,12 @@ class ViTImageProcessorFast(ViTImageProcessor):
         )
 
         def process(i: int) -> Frame:
-            frame = reader.read(*sources[i])
-            pixels, channels, _ = _resize_and_crop(frame, options, device, first)
-            shape = (channels, *pixels.shape[1:])
-            _write(pixels, batch.place(i, shape, _dtype(pixels.dtype, later), pixels.device), later, mean, std)
-            return frame._replace(pixels=None)  # its memory is not needed any more
+            with one_image():
+                frame = reader.read(*sources[i])
+                pixels, channels, _ = _resize_and_crop(frame, options, device, first)
+                shape = (channels, *pixels.shape[1:])
+                _write(pixels, batch.place(i, shape, _dtype(pixels.dtype, later), pixels.device), later, mean, std)
+                return frame._replace(pixels=None)  # its memory is not needed any more
 
         frames = spread(process, range(len(sources)), threads)
         return batch.finish(frames, options, return_tensors, data_format)

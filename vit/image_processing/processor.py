@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from .. import hub
-from ..budgets import give_up, image_bytes, output_pixels
+from ..budgets import give_up, image_bytes, one_image, output_pixels
 from ..config import PreTrainedConfig, read_config
 from ..errors import ConfigError, InputError, quoted
 from ..families import CONFIGS
@@ -122,11 +122,12 @@ class ViTImageProcessor:
         batch = Batch(len(sources), partial(_empty, data_format))
 
         def process(i: int) -> Frame:
-            frame = reader.read(*sources[i])
-            resized = _resize_and_crop(frame, options, each)
-            shape = (resized.channels, *resized.pixels.shape[:2])
-            _write(resized, batch.place(i, shape, _dtype(resized, arithmetic)), arithmetic)
-            return frame._replace(pixels=None)  # its memory is not needed any more
+            with one_image():
+                frame = reader.read(*sources[i])
+                resized = _resize_and_crop(frame, options, each)
+                shape = (resized.channels, *resized.pixels.shape[:2])
+                _write(resized, batch.place(i, shape, _dtype(resized, arithmetic)), arithmetic)
+                return frame._replace(pixels=None)  # its memory is not needed any more
 
         frames = spread(process, range(len(sources)), threads)
         return batch.finish(frames, options, return_tensors, data_format)

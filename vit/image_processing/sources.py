@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..budgets import IMAGE_EXPANSION, IMAGE_SCANS, URL_BYTES, URL_SECONDS, URL_SILENCE, image_bytes, within
+from ..budgets import IMAGE_EXPANSION, IMAGE_SCANS, URL_BYTES, URL_SECONDS, URL_SILENCE, image_bytes, take_room, within
 from ..errors import InputError, shown
 
 FORMATS = [
@@ -134,16 +134,16 @@ def _decode(file: IO[bytes], name: str) -> Image.Image:
     except KeyError:  # a format that this Pillow was built without
         opened = Image.open(file, formats=[name for name in formats if name in Image.OPEN])
     with opened as image:
-        allowed = _check_memory(name, image)
+        size = _check_memory(name, image)
         image.load()
         if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
-            _check(name, image, 8, allowed)
+            _check(name, image, 8, size)
             ImageOps.exif_transpose(image, in_place=True)  # elsewise it is a copy, turned or not
         return image
 
 
-def _check_memory(name: str, image: Image.Image) -> float:
-    """Refuse an opened image whose pixels would take more memory than is allowed, which is returned."""
+def _check_memory(name: str, image: Image.Image) -> int:
+    """Refuse an opened image whose pixels would take more memory than is allowed; gives the size of its file."""
     size, scans = 0, 1
     if (file := getattr(image, "fp", None)) is not None:
         position = file.tell()
@@ -152,20 +152,21 @@ def _check_memory(name: str, image: Image.Image) -> float:
             file.seek(0)
             scans = file.read().count(b"\xff\xda")
         file.seek(position)
-    allowed = max(image_bytes(), IMAGE_EXPANSION * size)
     decoding = 10 if "progressive" in image.info else _DECODING.get(image.format or "", 4)
-    _check(name, image, max(decoding, 4 + _CONVERTING.get(image.mode, 4)), allowed)
+    _check(name, image, max(decoding, 4 + _CONVERTING.get(image.mode, 4)), size)
     if image.width * image.height * scans > IMAGE_SCANS * image_bytes():
         raise InputError(f"{name} has {scans} scans of {image.height} x {image.width}; expected a photograph of few.")
-    return allowed
+    return size
 
 
-def _check(name: str, image: Image.Image, bytes_per_pixel: int, allowed: float) -> None:
+def _check(name: str, image: Image.Image, bytes_per_pixel: int, size: int) -> None:
+    allowed = max(image_bytes(), IMAGE_EXPANSION * size)
     if (needed := image.width * image.height * bytes_per_pixel) > allowed:
         raise InputError(
             f"{name} is too large: to read {image.height} x {image.width} pixels of a {image.format} file takes "
             f"{needed:,} bytes; expected at most {allowed:,.0f}. Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         )
+    take_room(needed, size)
 
 
 # === Other places than files ===
