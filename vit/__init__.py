@@ -58,6 +58,9 @@ _MODULES = {
     "vit.attention": ("attention_mask", "attention_rollout", "cls_attention"),
     "vit.pipeline": ("Prediction", "predict"),
     "conversion": ("convert", "inspect", "verify"),
+    "vit.training.recipe": ("Recipe",),
+    "vit.training.run": ("Run", "TrainingError", "train"),
+    "vit.training.evaluation": ("Evaluation", "evaluate"),
     "vit.pt": (
         "ViTModel",
         "ViTForImageClassification",
@@ -227,6 +230,9 @@ if TYPE_CHECKING:
         TFViTMAEModel,
         TFViTModel,
     )
+    from .training.evaluation import Evaluation, evaluate
+    from .training.recipe import Recipe
+    from .training.run import Run, TrainingError, train
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,19 @@ from typer.core import TyperCommand
 from .. import __version__
 from ..errors import shown
 
-COMMANDS = ("demo", "classify", "embed", "convert", "verify", "inspect", "attention", "posemb", "bench")
+COMMANDS = (
+    "demo",
+    "classify",
+    "embed",
+    "train",
+    "evaluate",
+    "convert",
+    "verify",
+    "inspect",
+    "attention",
+    "posemb",
+    "bench",
+)
 """The modules that hold the commands, in the order of the help."""
 
 

@@ -60,15 +60,15 @@ class Recipe:
         ConfigError: a value that no run can have; what is allowed is said.
     """
 
-    objective: str = _field("classification", _choice(*OBJECTIVES), "classification, distillation or reconstruction")
+    objective: str = _field("classification", _choice(*OBJECTIVES), f"one of {', '.join(OBJECTIVES)}")
     epochs: float = _field(10, POSITIVE, "passes over the training images")
     steps: int | None = _field(None, _int(1), "optimiser steps, instead of epochs")
     batch_size: int = _field(64, _int(1), "images of one step")
     accumulate: int = _field(1, _int(1), "parts that a step is computed in, for less memory; divides the batch size")
     seed: int = _field(0, _int(0), "of fresh weights, split, order, augmentation and dropout")
-    dtype: str = _field("float32", _choice(*DTYPES), "float32, float64 or mixed_bfloat16")
+    dtype: str = _field("float32", _choice(*DTYPES), f"one of {', '.join(DTYPES)}")
 
-    optimizer: str = _field("adamw", _choice(*OPTIMIZERS), "adamw or sgd")
+    optimizer: str = _field("adamw", _choice(*OPTIMIZERS), "one of adamw, sgd")
     learning_rate: float = _field(5e-4, POSITIVE, "the highest; of the last layers, where layers have their own")
     final_learning_rate: float = _field(0.0, NON_NEGATIVE, "that of the end of the cosine")
     warmup: float = _field(0.05, PROBABILITY, "part of the steps over which the learning rate rises")
@@ -100,7 +100,7 @@ class Recipe:
 
     mask_ratio: float = _field(0.6, PROBABILITY, "part of the patches that reconstruction hides")
     teacher: str | None = _field(None, TEXT, "the checkpoint that distillation learns from")
-    distillation: str = _field("hard", _choice(*DISTILLATIONS), "hard (its answer) or soft (its probabilities)")
+    distillation: str = _field("hard", _choice(*DISTILLATIONS), "one of hard (its answer), soft (its probabilities)")
     distillation_weight: float = _field(0.5, PART, "part of the loss that the teacher gives")
     temperature: float = _field(3.0, POSITIVE, "of soft distillation")
 

@@ -1,0 +1,174 @@
+"""`vit train` and `vit evaluate` as a user types them: options, signals, kills, tables of labels."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit import ViTImageProcessor, checkpoint, cli
+from vit.training import Recipe
+
+from .equivalence import random_checkpoint, tiny_config
+
+OPTIONS = ["--batch-size", "4", "--steps", "6", "--evaluate-every", "1", "--validation", "0.25", "--log-every", "1"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: Any) -> Path:
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, colour in (("blue", (40, 60, 200)), ("red", (200, 40, 50))):
+        (folder / name).mkdir()
+        for i in range(8):
+            pixels = np.clip(rng.normal(colour, 30, (20, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: Any) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    random_checkpoint(folder, tiny_config(), "classifier")
+    ViTImageProcessor(size=16).save_pretrained(folder)
+    return folder
+
+
+def vit(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(each) for each in arguments])
+    return int(end.value.code or 0)
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    opened = checkpoint.Checkpoint(folder)
+    return {name: opened.read(name) for name in opened.tensors}
+
+
+def test_every_field_of_the_recipe_is_an_option_and_reaches_the_run(
+    photos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = {
+        "optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 0.1, "gradient_checkpointing": True, "seed": 3,
+        "randaugment": 1, "teacher": "nobody", "epochs": 2.5,
+    }  # fmt: skip
+    given = [text for name, value in changed.items() if value is not True
+             for text in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
+    assert vit("train", photos, "-m", model, "-f", "pt", "-o", tmp_path / "run", *OPTIONS, *given,
+               "--gradient-checkpointing", "--json") == 0  # fmt: skip
+    told = json.loads(capsys.readouterr().out)
+    assert (told["step"], told["steps"], told["done"], told["broken"]) == (6, 6, True, {})
+    begun = {"batch_size": 4, "steps": 6, "evaluate_every": 1.0, "validation": 0.25, "log_every": 1}
+    assert Recipe.from_json_file(tmp_path / "run" / "recipe.json") == Recipe(**begun, **changed)
+    assert vit("train", photos, "-f", "pt", "-o", tmp_path / "run", "--resume", "--seed", "4") == 2
+    assert "another recipe: seed was 3, now 4." in capsys.readouterr().err
+
+
+def test_a_preset_a_variant_and_another_family_begin_from_fresh_weights(photos: Path, tmp_path: Path) -> None:
+    small = ["--batch-size", "4", "--steps", "1", "--image-size", "32", "-q"]
+    sized = ["--variant", "Ti/16", "--preset", "deit", *small]
+    assert vit("train", photos, *sized, "-f", "pt", "-o", tmp_path / "ti") == 0
+    config = checkpoint.read_config(tmp_path / "ti" / "last")
+    assert (config.hidden_size, config.image_size, list(config.id2label.values())) == (192, 32, ["blue", "red"])
+    assert Recipe.from_json_file(tmp_path / "ti" / "recipe.json").mixup == 0.8
+    mae = ["--variant", "B/16", "--family", "vit_mae", "--preset", "mae", *small]
+    assert vit("train", photos, *mae, "-f", "pt", "-o", tmp_path / "mae", "--recipe", "x") == 2
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--preset", "resnet"], "preset is 'resnet'"), (["--epochs", "0"], "epochs is 0"),
+    (["--accumulate", "3"], "does not divide"), (["--objective", "distillation"], "needs a teacher"),
+    (["--drop-path", "0.1"], "A vit model has no drop_path_rate"), (["--freeze-layers", "9"], "the encoder has 2"),
+    (["--variant", "Ti/16"], "leave --model out"), (["--preset", "deit", "--recipe", "x"], "give one"),
+    (["--resume"], "holds no run to resume"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
+    arguments: list[str], message: str, photos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vit("train", photos, "-m", model, "-f", "pt", "-o", tmp_path / "run", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+# === Signals and kills ===
+
+
+def start(*arguments: Any) -> subprocess.Popen[bytes]:
+    code = "import sys; from vit.cli import main; main(sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment)
+
+
+def wait_for(path: Path, rows: int, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None and (not path.exists() or len(path.read_text().splitlines()) < rows):
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("kind", ["killed", "stopped"])
+def test_a_process_that_is_killed_or_stopped_is_resumed_to_the_same_weights(
+    kind: str, photos: Path, model: Path, tmp_path: Path
+) -> None:
+    many = [*OPTIONS, "--steps", "60", "--dropout", "0.1", "--ema", "0.9"]
+    assert vit("train", photos, "-m", model, "-f", "pt", "-o", tmp_path / "whole", *many, "-q") == 0
+    run = tmp_path / "run"
+    for rows in (5, 20):
+        again = ["--resume"] if run.exists() else many
+        process = start("train", photos, "-m", model, "-f", "pt", "-o", run, *again, "-q")
+        wait_for(run / "metrics.jsonl", rows, process)
+        process.send_signal(signal.SIGKILL if kind == "killed" else signal.SIGTERM)
+        assert process.wait() == (-signal.SIGKILL if kind == "killed" else 128 + signal.SIGTERM)
+    assert vit("train", photos, "-f", "pt", "-o", run, "--resume", "-q") == 0
+    for name in ("last", "best"):
+        expected = weights(tmp_path / "whole" / name)
+        assert all(np.array_equal(array, expected[key]) for key, array in weights(run / name).items())
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 61))
+
+
+# === Tables ===
+
+TABLES = {
+    "classes": (["red", "blue", "red", "blue"], ["blue", "red"], "single_label_classification"),
+    "numbers that are classes": ([10, 9, 10, 9], ["9", "10"], "single_label_classification"),
+    "several labels": (["sky|sea", "sea", "sky", "sun"], ["sea", "sky", "sun"], "multi_label_classification"),
+    "a regression": ([0.5, 1.0, -2.25, 3.0], ["value"], "regression"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_tells_the_problem_by_its_labels(name: str, suffix: str, photos: Path, tmp_path: Path) -> None:
+    from vit.training.examples import read
+
+    values, names, problem_type = TABLES[name]
+    rows = [{"path": str(photos / "red" / f"{i}.png"), "label": value} for i, value in enumerate(values)]
+    path = tmp_path / f"table{suffix}"
+    if suffix == ".csv":
+        path.write_text("path,label\n" + "".join(f"{row['path']},{row['label']}\n" for row in rows))
+    elif suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    split = read(path, 0.25, 0)
+    assert (list(split.training.names), split.training.problem_type) == (names, problem_type)
+    assert len(split.training) + len(split.validation) == 4
+    found = {Path(each.images[i]).stem: each.targets[i] for each in (split.training, split.validation)
+             for i in range(len(each))}  # fmt: skip
+    if problem_type == "regression":
+        assert [found[str(i)][0] for i in range(4)] == values
+    else:
+        told = [{names[k] for k in np.flatnonzero(found[str(i)])} for i in range(4)]
+        assert told == [set(str(value).split("|")) for value in values]

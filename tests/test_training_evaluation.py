@@ -1,0 +1,104 @@
+"""What evaluation measures, by hand; and `vit evaluate` on real digits, the same in every framework."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vit import cli
+from vit.cli.frameworks import DIGITS
+from vit.errors import FRAMEWORKS
+from vit.training import measures
+from vit.training.evaluation import linear_probe, neighbours
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: Any) -> Path:
+    """The bundled held-out scans: two of each digit to train on, one for validation."""
+    folder = tmp_path_factory.mktemp("digits")
+    for i, path in enumerate(sorted(DIGITS.glob("digit-*.png"))):
+        where = folder / ("val" if i % 3 == 2 else "train") / path.name.split("-")[1]
+        where.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, where)
+    return folder
+
+
+def vit(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(each) for each in arguments])
+    return int(end.value.code or 0)
+
+
+def test_the_bundled_digits_are_known_in_every_framework(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {}
+    for framework in FRAMEWORKS:
+        picture = tmp_path / f"{framework}.png"
+        assert vit("evaluate", digits, "-f", framework, "--knn", "1", "--probe", "--confusion", picture, "--json") == 0
+        assert picture.stat().st_size > 1000
+        found[framework] = json.loads(capsys.readouterr().out)
+    first = found["pt"]
+    assert (first["images"], first["top1"], first["top5"], first["skipped"]) == (10, 1.0, 1.0, {})
+    assert min(first["knn"], first["probe"]) >= 0.9
+    assert [row["label"] for row in first["classes"]] == list("0123456789")
+    assert np.array_equal(first["confusion"], np.eye(10))
+    for framework in ("tf", "flax"):
+        assert found[framework]["loss"] == pytest.approx(first["loss"], abs=1e-5)
+        assert found[framework]["confusion"] == first["confusion"]
+
+
+def test_labels_that_the_checkpoint_has_not_are_named(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(digits / "val", tmp_path / "data")
+    (tmp_path / "data" / "9").rename(tmp_path / "data" / "nine")
+    assert vit("evaluate", tmp_path / "data", "-f", "pt") == 2
+    assert "The checkpoint has no labels nine; it has 0, 1, 2, 3, 4 and 5 more." in capsys.readouterr().err
+    assert vit("evaluate", digits / "val", "-f", "pt", "--knn", "3") == 2
+    assert "need training images" in capsys.readouterr().err
+
+
+def test_a_broken_file_is_skipped_and_counted(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(digits / "val", tmp_path / "data")
+    next((tmp_path / "data" / "3").iterdir()).write_bytes(b"")
+    assert vit("evaluate", tmp_path / "data", "-f", "pt", "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["images"] == 9
+    assert "vit: 1 files were skipped: " in err
+    assert vit("evaluate", tmp_path / "data", "-f", "pt", "--strict") == 2
+
+
+def test_measures_are_those_of_their_definitions() -> None:
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]]))
+    targets = np.eye(3)[[0, 1, 2, 0]]
+    found = measures.measure("single_label_classification", logits, targets)
+    assert found["top1"] == 0.5
+    assert found["top5"] == 1.0
+    assert found["loss"] == pytest.approx(-np.log([0.7, 0.3, 0.8, 0.3]).mean())
+    # Each confidence lies in a bin of its own, but for none: |right - confidence| of each, averaged.
+    assert found["calibration_error"] == pytest.approx((0.3 + 0.6 + 0.2 + 0.4) / 4)
+    table = measures.confusion(logits, targets)
+    assert table.tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
+    rows = measures.per_class(table, ("a", "b", "c"))
+    assert [(row["precision"], row["recall"]) for row in rows] == [(0.5, 0.5), (None, 0.0), (0.5, 1.0)]
+    several = measures.measure("multi_label_classification", np.array([[1.0, -1.0], [2.0, 3.0]]), np.eye(2))
+    assert several["score"] == several["accuracy"] == 0.75
+    numbers = measures.measure("regression", np.array([[1.0], [3.0]]), np.array([[1.0], [1.0]]))
+    assert (numbers["loss"], numbers["score"]) == (2.0, -(2.0**0.5))
+
+
+def test_neighbours_and_probe_find_what_features_hold() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((3, 8)) * 4
+    labels = np.eye(3)[rng.integers(3, size=120)]
+    features = labels @ centres + rng.standard_normal((120, 8))
+    for scores in (neighbours(features[:90], labels[:90], features[90:], 5),
+                   linear_probe(features[:90], labels[:90], features[90:])):  # fmt: skip
+        assert (scores.argmax(axis=1) == labels[90:].argmax(axis=1)).all()
+    assert neighbours(features, labels, features, 1).argmax(axis=1).tolist() == labels.argmax(axis=1).tolist()

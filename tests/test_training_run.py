@@ -1,0 +1,188 @@
+"""A run from data to a run folder: in every framework, stopped, killed, resumed and continued elsewhere; bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit import ViTImageProcessor, checkpoint
+from vit.errors import FRAMEWORKS, CheckpointError, ConfigError, InputError
+from vit.training import Recipe
+from vit.training.run import TrainingError, train
+
+from .equivalence import random_checkpoint, tiny_config
+
+COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 40, 50)}
+RECIPE = Recipe(batch_size=8, steps=6, learning_rate=2e-3, evaluate_every=0.5, validation=0.25, log_every=2)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: Any) -> Path:
+    """A folder a class, of twelve noisy images of its colour each."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for i in range(12):
+            pixels = np.clip(rng.normal(colour, 30, (20 + i, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: Any) -> Path:
+    """A checkpoint of five other labels, with its image processor."""
+    folder = tmp_path_factory.mktemp("model")
+    random_checkpoint(folder, tiny_config(), "classifier")
+    ViTImageProcessor(size=16).save_pretrained(folder)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    opened = checkpoint.Checkpoint(folder)
+    return {name: opened.read(name) for name in opened.tensors}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_run_learns_and_leaves_checkpoints_metrics_and_a_card(
+    framework: str, photos: Path, model: Path, tmp_path: Path
+) -> None:
+    recipe = RECIPE.replace(steps=40, evaluate_every=2, mixup=0.2, cutmix=0.2, randaugment=1, erasing=0.1, ema=0.5)
+    reported: list[dict[str, Any]] = []
+    run = train(photos, model, tmp_path / "run", framework, recipe, report=reported.append, workers=2)
+    assert run.is_done
+    assert run.metrics["top1"] > 0.8
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [{**row, "steps": 40} for row in rows] == reported
+    assert [row["step"] for row in rows if "top1" in row] == [7, 14, 21, 28, 35, 40]
+    assert {"recipe.json", "README.md", "curves.png", "confusion.png"} <= {each.name for each in run.folder.iterdir()}
+    for name in ("last", "best"):
+        config = checkpoint.read_config(run.folder / name)
+        assert list(config.id2label.values()) == list(COLOURS)
+        ViTImageProcessor.from_pretrained(run.folder / name)
+        assert "27 training and 9 validation images" in (run.folder / name / "README.md").read_text()
+    assert Recipe.from_json_file(run.folder / "recipe.json") == recipe
+
+
+def test_frameworks_make_the_same_run(photos: Path, model: Path, tmp_path: Path) -> None:
+    found = {f: weights(train(photos, model, tmp_path / f, f, RECIPE).folder / "last") for f in FRAMEWORKS}
+    for name, expected in found["pt"].items():
+        for framework in ("tf", "flax"):
+            difference = np.abs(found[framework][name] - expected).max()
+            assert difference <= 1e-4 * np.abs(expected).max(), (framework, name)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
+    framework: str, photos: Path, model: Path, tmp_path: Path
+) -> None:
+    recipe = RECIPE.replace(dropout=0.1, crop_scale=0.3, mixup=0.5)
+    whole = train(photos, model, tmp_path / "whole", framework, recipe)
+    asked = iter([False, False, False, True])
+    stopped = train(photos, model, tmp_path / "run", framework, recipe, should_stop=lambda: next(asked))
+    assert (stopped.step, stopped.is_done) == (4, False)
+    resumed = train(photos, model, tmp_path / "run", framework, resume=True)
+    assert resumed.is_done
+    assert resumed.best == whole.best
+    expected = weights(whole.folder / "last")
+    assert all(np.array_equal(array, expected[name]) for name, array in weights(resumed.folder / "last").items())
+    rows = [json.loads(line)["step"] for line in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [2, 4, 6]
+
+
+def test_another_number_of_workers_gives_the_same_weights(photos: Path, model: Path, tmp_path: Path) -> None:
+    one, three = (train(photos, model, tmp_path / str(n), "pt", RECIPE, workers=n).folder / "last" for n in (1, 3))
+    expected = weights(one)
+    assert all(np.array_equal(array, expected[name]) for name, array in weights(three).items())
+
+
+def test_a_head_of_the_same_labels_is_kept_and_one_of_others_is_fresh(
+    photos: Path, model: Path, tmp_path: Path
+) -> None:
+    probe = RECIPE.replace(learning_rate=1e-30, steps=1)
+    first = weights(train(photos, model, tmp_path / "first", "pt", probe).folder / "last")
+    again = weights(train(photos, tmp_path / "first" / "last", tmp_path / "again", "pt", probe).folder / "last")
+    assert first["classifier.weight"].shape == (3, 32)
+    assert np.array_equal(first["classifier.weight"], again["classifier.weight"])
+    other = probe.replace(seed=1)
+    fresh = weights(train(photos, model, tmp_path / "other", "pt", other).folder / "last")
+    assert not np.array_equal(first["classifier.weight"], fresh["classifier.weight"])
+    scratch = weights(train(photos, model, tmp_path / "scratch", "pt", probe, from_scratch=True).folder / "last")
+    name = "vit.encoder.layer.0.attention.attention.query.weight"
+    assert np.array_equal(first[name], weights(model)[name])
+    assert not np.array_equal(scratch[name], first[name])
+
+
+# === Bad input ===
+
+
+def test_a_run_folder_is_kept_unless_it_is_said_otherwise(photos: Path, model: Path, tmp_path: Path) -> None:
+    once = RECIPE.replace(steps=1)
+    train(photos, model, tmp_path / "run", "pt", once)
+    with pytest.raises(InputError, match="holds a run; give --resume to go on, or --force"):
+        train(photos, model, tmp_path / "run", "pt", once)
+    with pytest.raises(ConfigError, match=r"another recipe: steps was 1, now 2; learning_rate was 0\.002, now 0\.1"):
+        train(photos, model, tmp_path / "run", "pt", once.replace(steps=2, learning_rate=0.1), resume=True)
+    with pytest.raises(InputError, match="give one"):
+        train(photos, model, tmp_path / "run", "pt", once, resume=True, force=True)
+    fewer = tmp_path / "fewer"
+    shutil.copytree(photos, fewer)
+    (fewer / "red" / "03.png").unlink()
+    with pytest.raises(InputError, match="begun with other images or labels"):
+        train(fewer, model, tmp_path / "run", "pt", resume=True)
+    with pytest.raises(InputError, match="holds no run to resume"):
+        train(photos, model, tmp_path / "none", "pt", resume=True)
+    assert train(photos, model, tmp_path / "run", "pt", once.replace(seed=1), force=True).is_done
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="holds other files; give another"):
+        train(photos, model, tmp_path / "mine", "pt", once, force=True)
+
+
+def test_broken_files_are_named_and_others_take_their_place_unless_strict(
+    photos: Path, model: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    (data / "red" / "notes.txt").write_text("no image")
+    for i in range(6):
+        (data / "red" / f"{i:02}.png").write_bytes(b"broken")
+    run = train(data, model, tmp_path / "run", "pt", RECIPE)
+    assert run.is_done
+    assert {Path(name).name for name in run.broken} == {"notes.txt", *(f"{i:02}.png" for i in range(6))}
+    assert run.metrics["images"] < 9
+    with pytest.raises(InputError, match=r"0\d\.png.* is not an image"):
+        train(data, model, tmp_path / "strict", "pt", RECIPE, strict=True)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    framework: str, photos: Path, model: Path, tmp_path: Path
+) -> None:
+    recipe = RECIPE.replace(optimizer="sgd", learning_rate=1e12, warmup=0.0, clip_norm=0.0, evaluate_every=0.3)
+    with pytest.raises(TrainingError, match=r"The loss is (nan|inf) at step [2-6]; .*as it was after step \d"):
+        train(photos, model, tmp_path / "run", framework, recipe)
+    assert all(np.isfinite(array).all() for array in weights(tmp_path / "run" / "last").values())
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(photos: Path, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from vit.training import state
+
+    real, calls = state.write_safetensors, []
+
+    def full(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(state, "write_safetensors", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        train(photos, model, tmp_path / "run", "pt", RECIPE)
+    monkeypatch.undo()
+    assert train(photos, model, tmp_path / "run", "pt", resume=True).is_done

@@ -1,0 +1,107 @@
+"""`vit evaluate`: how good a checkpoint is on labelled images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import shown, summary
+from . import picture
+from .frameworks import DIGITS, choose, quiet
+from .options import BatchSize, Device, DType, Framework, Json, Model, Quiet, Strict, Workers
+
+if TYPE_CHECKING:
+    from ..training.evaluation import Evaluation
+
+IMPORTS = {"pt": "torch", "tf": "tensorflow", "flax": "flax.nnx"}
+SHOWN = 50
+"""The most labels that the table on the terminal has; those of the lowest recall."""
+
+
+def command(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A folder with one folder a class, a table, or a data set's name.")
+    ],
+    model: Model = None,
+    framework: Framework = None,
+    knn: Annotated[
+        int | None, typer.Option("--knn", metavar="K", min=1, help="Also by K nearest neighbours of the features.")
+    ] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Also by a linear map fitted to the features.")] = False,
+    confusion: Annotated[
+        Path | None, typer.Option("--confusion", metavar="FILE", help="A .png, .svg or .pdf of the confusions.")
+    ] = None,
+    device: Device = None,
+    dtype: DType = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    strict: Strict = False,
+    as_json: Json = False,
+    quietly: Quiet = False,
+) -> None:
+    """Evaluate a checkpoint on labelled images.
+
+    Of a folder or table with a split the validation part is taken, otherwise all. Prints top-1, top-5, the calibration
+    error, and each label's precision and recall; the labels must be the checkpoint's.
+    """
+    extra = choose([framework] if framework else None, "vit evaluate")[0]
+    if confusion is not None:
+        picture.check_output(confusion)
+    with quiet():
+        __import__(IMPORTS[extra])
+
+    from ..training.evaluation import evaluate
+
+    if device is not None:
+        device = device.lower().replace(*{"pt": ("gpu", "cuda"), "tf": ("cuda", "gpu"), "flax": ("cuda", "gpu")}[extra])
+    found = evaluate(
+        data, model or DIGITS, extra, knn=knn, probe=probe, batch_size=batch_size or 32, workers=workers,
+        strict=strict, device=device, dtype=dtype,
+    )  # fmt: skip
+    if confusion is not None and found.confusion is not None:
+        from ..training import pictures
+
+        pictures.confusion(confusion, found.confusion, found.names)
+    if found.broken:
+        reasons = summary((f"{name} {reason}" for name, reason in sorted(found.broken.items())), 5)
+        typer.echo(f"vit: {len(found.broken):,} files were skipped: {reasons}", err=True)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    elif not quietly:
+        show(found)
+
+
+def show(found: Evaluation) -> None:
+    """Print an evaluation as tables."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..training import measures
+
+    console = Console(highlight=False)
+    figures = Table("Measure", "Value", title=f"{found.metrics['images']:,} images")
+    for name, value in found.metrics.items():
+        if name in ("top1", "top5", "accuracy", "knn", "probe"):
+            figures.add_row(name, f"{value:.2%}")
+        elif name not in ("images", "score"):
+            figures.add_row(name, f"{value:.4f}")
+    console.print(figures)
+    if found.confusion is None:
+        return
+
+    def part(value: Any) -> str:
+        return "" if value is None else f"{value:.1%}"
+
+    rows = [row for row in measures.per_class(found.confusion, found.names) if row["images"]]
+    rows.sort(key=lambda row: row["recall"])
+    classes = Table("Label", "Images", "Precision", "Recall")
+    for row in rows[:SHOWN]:
+        label = Text(shown(row["label"]))
+        classes.add_row(label, f"{row['images']:,}", part(row["precision"]), part(row["recall"]))
+    console.print(classes)
+    if len(rows) > SHOWN:
+        console.print(f"and {len(rows) - SHOWN:,} more labels of a higher recall; --json has all.")

@@ -1,0 +1,175 @@
+"""From examples to batches: Grain's pipeline, the same batches in the same order for every framework and resume.
+
+An example is a function of its number and the recipe's seed, a batch of its number: where an iterator stands is all
+there is to save.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..config import PreTrainedConfig, to_pair
+from ..errors import InputError, MissingFrameworkError, install_line, shown
+from ..image_processing import ViTImageProcessor, random_patch_mask
+from ..image_processing.sources import label_of, open_image
+from . import augment
+from .examples import SINGLE, Examples
+from .recipe import Recipe
+from .schedule import seed_of
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Channels of a model -> the mode of Pillow that its images are read in."""
+
+Batch = dict[str, np.ndarray]
+
+
+class Data:
+    """The batches that a run trains on, and those that it is evaluated on.
+
+    Args:
+        training: what is trained on.
+        recipe: how.
+        processor: the checkpoint's, which evaluation uses as it is.
+        config: the model's.
+        workers: threads that read and augment.
+        strict: stop at an image that cannot be read, instead of taking the next in its place.
+
+    Attributes:
+        broken: images that could not be read, and why.
+    """
+
+    def __init__(
+        self,
+        training: Examples,
+        recipe: Recipe,
+        processor: ViTImageProcessor,
+        config: PreTrainedConfig,
+        workers: int = 1,
+        strict: bool = False,
+    ) -> None:
+        if config.num_channels not in MODES:
+            raise InputError(f"The model takes {config.num_channels} channels; images have 1, 3 or 4.")
+        self.training, self.recipe, self.processor, self.config = training, recipe, processor, config
+        self.workers, self.strict = workers, strict
+        self.broken: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self.dtype = np.float64 if recipe.dtype == "float64" else np.float32
+
+    def batches(self, position: Any = None) -> Any:
+        """Grain's iterator of batches without end, whose `get_state` and `set_state` are the position in them.
+
+        Raises:
+            MissingFrameworkError: Grain is not installed.
+        """
+        try:
+            import grain
+        except ModuleNotFoundError:
+            raise MissingFrameworkError(f"Training needs grain. Install it with: {install_line('train')}") from None
+        order = grain.MapDataset.range(len(self.training)).shuffle(seed=seed_of(self.recipe, "order") % 2**32)
+        size = self.recipe.batch_size
+        read = grain.ReadOptions(num_threads=self.workers, prefetch_buffer_size=min(2 * size + self.workers, 500))
+        examples = order.repeat().map_with_index(self.example).to_iter_dataset(read)
+        iterator = iter(examples.batch(size).map(self.finish))
+        if position:
+            iterator.set_state(position)
+        return iterator
+
+    def example(self, number: int, index: int) -> Batch:
+        """The example of a number, from 0, whose image and target have an index in `training`."""
+        rng = np.random.default_rng([self.recipe.seed, 1, int(number)])
+        for offset in range(len(self.training)):
+            place = (int(index) + offset) % len(self.training)
+            try:
+                pixel_values = self._augmented(self.training.images[place], rng)
+            except InputError as error:
+                self._note(self.training.images[place], error)
+                continue
+            found = {"number": np.asarray(number), "pixel_values": pixel_values.astype(self.dtype, copy=False)}
+            if self.recipe.objective == "reconstruction":
+                return found | self._masked(rng)
+            return found | {"targets": self._smoothed(self.training.targets[place])}
+        raise InputError(f"None of the {len(self.training)} training images can be read.")
+
+    def finish(self, batch: Batch) -> Batch:
+        """Mix a batch, by a seed of its own."""
+        step = int(batch.pop("number")[0]) // self.recipe.batch_size
+        if "targets" not in batch:
+            return batch
+        rng = np.random.default_rng([self.recipe.seed, 2, step])
+        return augment.mix(batch, self.recipe.mixup, self.recipe.cutmix, rng)
+
+    def evaluation(self, examples: Examples, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(pixel_values, indices) of examples as the image processor gives them, those that can be read."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            for first in range(0, len(examples), batch_size):
+                indices = range(first, min(first + batch_size, len(examples)))
+                arrays = list(pool.map(self._plain, [examples.images[i] for i in indices]))
+                kept = [(i, array) for i, array in zip(indices, arrays, strict=True) if array is not None]
+                if kept:
+                    yield np.stack([array for _, array in kept]), np.array([i for i, _ in kept])
+
+    # === One image ===
+
+    def _plain(self, image: Any) -> np.ndarray | None:
+        try:
+            opened = self._open(image)
+            return self.processor(opened, return_tensors="np", threads=1).pixel_values[0].astype(self.dtype, copy=False)
+        except InputError as error:
+            self._note(image, error)
+            return None
+
+    def _open(self, image: Any) -> Image.Image:
+        opened = image if isinstance(image, Image.Image) else None
+        if opened is None and label_of(image) is not None:
+            opened = open_image(image)
+        if opened is None and isinstance(image, np.ndarray):
+            opened = Image.fromarray(image)
+        if opened is None:
+            raise InputError(f"An image is a {type(image).__name__}; expected a path, an array or a Pillow image.")
+        mode = MODES[self.config.num_channels]
+        return opened if opened.mode == mode else opened.convert(mode)
+
+    def _augmented(self, image: Any, rng: np.random.Generator) -> np.ndarray:
+        recipe, opened = self.recipe, self._open(image)
+        height, width = to_pair(self.config.image_size)
+        if recipe.crop_scale < 1:
+            box = augment.random_crop_box(*opened.size, recipe.crop_scale, rng)
+            opened = opened.resize((width, height), Image.Resampling(self.processor.resample), box=box)
+        else:
+            as_is = {"do_rescale": False, "do_normalize": False, "data_format": "channels_last"}
+            pixels = self.processor(opened, return_tensors="np", threads=1, **as_is).pixel_values[0]
+            opened = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        if rng.random() < recipe.flip:
+            opened = ImageOps.mirror(opened)
+        if recipe.randaugment:
+            opened = augment.randaugment(opened, recipe.randaugment, recipe.randaugment_magnitude, rng)
+        sized = {"do_resize": False, "do_center_crop": False}
+        pixel_values = self.processor(opened, return_tensors="np", threads=1, **sized).pixel_values[0]
+        if rng.random() < recipe.erasing:
+            augment.erase(pixel_values, rng)
+        return pixel_values
+
+    def _smoothed(self, target: np.ndarray) -> np.ndarray:
+        if self.training.problem_type == SINGLE:
+            part = self.recipe.label_smoothing
+            target = target * (1 - part) + part / len(target)
+        return target.astype(self.dtype)
+
+    def _masked(self, rng: np.random.Generator) -> Batch:
+        if self.config.model_type == "vit_mae":
+            return {"noise": rng.random(self.config.num_patches).astype(self.dtype)}
+        return {"bool_masked_pos": random_patch_mask(self.config, 1, self.recipe.mask_ratio, rng)[0]}
+
+    def _note(self, image: Any, error: InputError) -> None:
+        name = shown(image if isinstance(image, str) else type(image).__name__)
+        if self.strict:
+            raise InputError(f"{name}: {error}") from None
+        with self._lock:
+            self.broken[name] = str(error)

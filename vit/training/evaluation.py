@@ -1,0 +1,163 @@
+"""How good a checkpoint is on a data set: its answers, and what its features know, in any framework."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .. import hub, pipeline
+from ..errors import ConfigError, InputError, shown, summary
+from ..image_processing import ViTImageProcessor
+from ..image_processing.processor import available_cpus
+from ..inference import Forward
+from . import measures
+from .data import Data
+from .examples import SINGLE, Examples, read
+from .recipe import Recipe
+from .run import answers
+
+TEMPERATURE = 0.07  # of the weights of neighbours (Wu et al. 2018, Section 3.4)
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` finds.
+
+    Attributes:
+        metrics: as `measures.measure` gives them, and knn and probe where they were asked for.
+        names: of the labels.
+        confusion: (labels, labels) counts, rows are the truth; None where images have several labels, or numbers.
+        broken: images that could not be used, and why.
+    """
+
+    metrics: dict[str, Any]
+    names: tuple[str, ...]
+    confusion: np.ndarray | None
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What --json prints."""
+        table = self.confusion
+        classes = {} if table is None else {"classes": measures.per_class(table, self.names),
+                                            "confusion": table.tolist()}  # fmt: skip
+        values = {name: value for name, value in self.metrics.items() if name != "score"}
+        return {**values, **classes, "skipped": self.broken}
+
+
+def evaluate(
+    data: Any,
+    model: str | os.PathLike[str],
+    framework: str | None = None,
+    *,
+    knn: int | None = None,
+    probe: bool = False,
+    batch_size: int = 32,
+    workers: int | None = None,
+    strict: bool = False,
+    **options: Any,
+) -> Evaluation:
+    """Evaluate a checkpoint on the validation images of a data set, or on all where it has no split.
+
+    Args:
+        data: as `train` takes it.
+        model: a checkpoint of any family, a folder or a name on the hub.
+        framework: "pt", "tf" or "flax"; None for the first that is installed.
+        knn: also classify by so many nearest neighbours among the training images, by the features (CLS tokens).
+        probe: also classify by a linear map that is fitted to the features of the training images.
+        batch_size: images of one call.
+        workers: threads that read images; None for one a CPU.
+        strict: stop at the first image that cannot be read.
+        **options: of `Forward`: device, dtype, ...
+
+    Raises:
+        InputError: data that cannot be used, labels that are not the checkpoint's, or no training images for `knn`.
+        CheckpointError: no checkpoint, or one without a classification head.
+    """
+    if knn is not None and knn < 1:
+        raise ConfigError(f"knn is {knn}; expected an int of at least 1.")
+    split = read(data, 0.0, 0)
+    examples = split.validation if len(split.validation) else split.training
+    if (knn or probe) and not len(split.validation):
+        raise InputError("Neighbours and probes need training images beside those of the evaluation: a split in DATA.")
+    folder = hub.resolve(model)
+    parts = pipeline.parts_for(folder, "classify", "cls") if examples.problem_type == SINGLE else {}
+    forward = Forward(folder, framework, **parts, **options)
+    if forward.head is None:
+        raise InputError(f"{shown(folder)} has no classification head, so there is nothing to evaluate.")
+    processor = ViTImageProcessor.from_pretrained(folder)
+    names = tuple(forward.config.id2label.values())
+    examples = _named(examples, names)
+    loader = Data(examples, Recipe(), processor, forward.config, workers or available_cpus(), strict)
+    loader.broken |= split.skipped
+    logits, indices = answers(lambda pixels: forward(pixels).logits, loader, examples, batch_size)
+    seen = examples.take(indices)
+    metrics = measures.measure(seen.problem_type, logits, seen.targets)
+    if knn or probe:
+        training = _named(split.training, names)
+        metrics |= _by_features(folder, forward.framework, loader, training, examples, batch_size, knn, probe, options)
+    table = measures.confusion(logits, seen.targets) if seen.problem_type == SINGLE else None
+    return Evaluation(metrics, names, table, dict(loader.broken))
+
+
+def _named(examples: Examples, names: tuple[str, ...]) -> Examples:
+    """The examples with the labels of a checkpoint, which may have more."""
+    if examples.problem_type != SINGLE:
+        if examples.targets.shape[1] != len(names):
+            raise InputError(f"The images have {examples.targets.shape[1]} numbers each, the checkpoint {len(names)}.")
+        return examples
+    if odd := sorted(set(examples.names) - set(names)):
+        raise InputError(
+            f"The checkpoint has no labels {summary((shown(n, 40) for n in odd), 5)}; it has "
+            f"{summary((shown(n, 40) for n in names), 5)}. Name the folders as the labels, or train a head first."
+        )
+    targets = np.zeros((len(examples), len(names)), np.float32)
+    targets[:, [names.index(name) for name in examples.names]] = examples.targets
+    return Examples(examples.images, targets, names)
+
+
+# === Features ===
+
+
+def _by_features(
+    folder: Any, framework: str, loader: Data, training: Examples, examples: Examples, batch_size: int,
+    knn: int | None, probe: bool, options: dict[str, Any],
+) -> dict[str, float]:  # fmt: skip
+    base = Forward(folder, framework, **pipeline.parts_for(folder, "embed", "cls"), **options)
+    sets = []
+    for each in (training, examples):
+        features, indices = answers(lambda pixels: base(pixels).last_hidden_state[:, 0], loader, each, batch_size)
+        sets.append((features.astype(np.float64), each.targets[indices]))
+    (known, labels), (asked, truth) = sets
+    found = {}
+    if knn:
+        found["knn"] = _accuracy(neighbours(known, labels, asked, min(knn, len(known))), truth)
+    if probe:
+        found["probe"] = _accuracy(linear_probe(known, labels, asked), truth)
+    return found
+
+
+def neighbours(known: np.ndarray, labels: np.ndarray, asked: np.ndarray, count: int) -> np.ndarray:
+    """Votes (N, labels) of the nearest by cosine, weighted by exp(cosine / 0.07) (Wu et al. 2018, Section 3.4)."""
+    known, asked = (each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in (known, asked))
+    votes = []
+    for part in np.array_split(asked, max(1, len(asked) // 256)):
+        cosine = part @ known.T
+        nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
+        weights = np.exp(np.take_along_axis(cosine, nearest, axis=1) / TEMPERATURE)
+        votes.append((weights[:, :, None] * labels[nearest]).sum(axis=1))
+    return np.concatenate(votes)
+
+
+def linear_probe(known: np.ndarray, labels: np.ndarray, asked: np.ndarray, ridge: float = 1e-2) -> np.ndarray:
+    """Scores (N, labels) of the linear map of least squares, with a ridge, of standardised features to labels."""
+    mean, deviation = known.mean(axis=0), known.std(axis=0) + 1e-12
+    known, asked = ((each - mean) / deviation for each in (known, asked))
+    gram = known.T @ known / len(known) + ridge * np.eye(known.shape[1])
+    return asked @ np.linalg.solve(gram, known.T @ (labels - labels.mean(axis=0)) / len(known)) + labels.mean(axis=0)
+
+
+def _accuracy(scores: np.ndarray, targets: np.ndarray) -> float:
+    return float((scores.argmax(axis=1) == targets.argmax(axis=1)).mean())

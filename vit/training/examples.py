@@ -1,0 +1,354 @@
+"""What is trained on: images and their labels, from folders, tables or the `datasets` library, and how they split."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, install_line, quoted, shown, summary
+
+TRAINING, VALIDATION = ("train", "training"), ("val", "valid", "validation", "test")
+"""How the folders, splits and values of a column "split" are called."""
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".webp", ".tif", ".tiff",
+    ".avif", ".jp2", ".ico", ".pcx", ".qoi", ".tga",
+})  # fmt: skip
+TABLES = (".csv", ".jsonl", ".parquet")
+PATHS, LABELS = ("path", "image", "file", "file_name", "filename"), ("label", "labels", "class", "target", "targets")
+"""The columns of a table that are looked for, in this order."""
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images and their targets.
+
+    Attributes:
+        images: a path each, or what the image processor takes.
+        targets: (N, num_labels) float32: 1 for a label that an image has, or the numbers of a regression.
+        names: of the labels; of the numbers, where they have any.
+        problem_type: of config.json.
+    """
+
+    images: Sequence[Any]
+    targets: np.ndarray
+    names: tuple[str, ...]
+    problem_type: str = SINGLE
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Examples:
+        """Those at some indices."""
+        return replace(self, images=[self.images[int(i)] for i in indices], targets=self.targets[indices])
+
+    def renamed(self, names: Sequence[str]) -> Examples:
+        """With the labels in another order of the same names."""
+        order = [self.names.index(name) for name in names]
+        return replace(self, targets=self.targets[:, order], names=tuple(names))
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a run trains on and what it is evaluated on; `skipped` files and why, and what the user should know."""
+
+    training: Examples
+    validation: Examples
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run has to find again: how many there are, and a digest of names, order and labels."""
+        digest = hashlib.sha256()
+        for examples in (self.training, self.validation):
+            named = (image if isinstance(image, str) else type(image).__name__ for image in examples.images)
+            digest.update("\\0".join([*examples.names, "", *(Path(name).name for name in named)]).encode())
+            digest.update(np.ascontiguousarray(examples.targets).tobytes())
+        return {"training": len(self.training), "validation": len(self.validation), "sha256": digest.hexdigest()}
+
+
+def read(data: Any, validation: float, seed: int, *, labelled: bool = True) -> Split:
+    """Read and split a data set.
+
+    Args:
+        data: a folder with one folder a class, or with the folders train and val of these; a .csv, .jsonl or .parquet
+            file of paths and labels; a `datasets` data set, saved or loaded or by its name.
+        validation: part that is held out of what has no split of its own, every class in proportion.
+        seed: of that split.
+        labelled: whether labels are needed; otherwise a folder may hold images at once.
+
+    Raises:
+        InputError: nothing of the kind is there, or too little.
+    """
+    notes: list[str] = []
+    skipped: dict[str, str] = {}
+    if isinstance(data, Split):
+        return data
+    if isinstance(data, Examples):
+        parts = {"": data}
+    elif not isinstance(data, str | Path):
+        parts = _from_datasets(data)
+    elif (path := Path(data)).is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        parts = _from_datasets(_library().load_from_disk(str(path)))
+    elif path.is_dir():
+        parts = _from_folder(path, labelled, skipped, notes)
+    elif path.suffix.lower() in TABLES and path.is_file():
+        parts = _from_table(path)
+    elif path.exists():
+        raise InputError(f"{shown(path)} is no folder and no {', '.join(TABLES)} file.")
+    elif str(data).startswith((".", "/", "~")) or path.suffix:
+        raise InputError(f"{shown(path)} does not exist; expected a folder, a table or the name of a data set.")
+    else:
+        parts = _from_datasets(_library().load_dataset(str(data)))
+    training = next((parts[name] for name in (*TRAINING, "") if name in parts), None)
+    if training is None or not len(training):
+        raise InputError(f"{shown(data)} has no training images.")
+    held_out = next((parts[name] for name in VALIDATION if name in parts), None)
+    if held_out is not None and held_out.names != training.names:
+        odd = sorted(set(held_out.names) ^ set(training.names))
+        raise InputError(f"Training and validation have different labels: {summary(map(shown, odd))}.")
+    if held_out is None:
+        training, held_out = split(training, validation, seed, notes)
+    else:
+        notes += _shared(training, held_out)
+    if not len(held_out) and validation and labelled:
+        raise InputError(f"{len(training)} images are too few to hold some out; add some, or give --validation 0.")
+    return Split(training, held_out, skipped, tuple(notes))
+
+
+def split(examples: Examples, part: float, seed: int, notes: list[str]) -> tuple[Examples, Examples]:
+    """Hold a part out, of every class in proportion; a class of one image is trained on, and noted."""
+    rng = np.random.default_rng([seed, 7])
+    held: list[int] = []
+    is_single = examples.problem_type == SINGLE and examples.targets.shape[1] > 0
+    classes = examples.targets.argmax(axis=1) if is_single else np.zeros(len(examples), int)
+    for label in np.unique(classes):
+        members = rng.permutation(np.flatnonzero(classes == label))
+        count = round(part * len(members)) or int(part > 0 and len(members) > 1)
+        held += members[: min(count, len(members) - 1)].tolist()
+        if len(members) == 1 and part and is_single:
+            notes.append(f"The class {shown(examples.names[label])} has one image; it is trained on, never evaluated.")
+    is_held = np.isin(np.arange(len(examples)), held)
+    return examples.take(np.flatnonzero(~is_held)), examples.take(np.flatnonzero(is_held))
+
+
+def one_hot(labels: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """(N, names) float32 of the label of each image."""
+    places = {name: i for i, name in enumerate(names)}
+    targets = np.zeros((len(labels), len(names)), np.float32)
+    targets[np.arange(len(labels)), [places[label] for label in labels]] = 1
+    return targets
+
+
+# === Folders ===
+
+
+def _from_folder(path: Path, labelled: bool, skipped: dict[str, str], notes: list[str]) -> dict[str, Examples]:
+    folders = {each.name.lower(): each for each in sorted(path.iterdir()) if each.is_dir()}
+    parts = {name: folders[name] for name in (*TRAINING, *VALIDATION) if name in folders}
+    if not any(name in parts for name in TRAINING):
+        parts = {"": path}
+    first = next(iter(parts.values()))
+    names = sorted(each.name for each in first.iterdir() if each.is_dir() and not each.name.startswith("."))
+    if labelled and not names:
+        raise InputError(
+            f"{shown(first)} has no folders; expected one folder a class, or train and val with one folder a class "
+            "each, or a .csv, .jsonl or .parquet file of paths and labels."
+        )
+    found = {}
+    for part, folder in parts.items():
+        labels: list[str] = []
+        images: list[str] = []
+        others = {each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")}
+        if odd := sorted(others - set(names)):
+            raise InputError(f"{shown(folder)} has classes that {shown(first)} has not: {summary(map(shown, odd))}.")
+        for name in names or [""]:
+            before = len(images)
+            for file in sorted((folder / name).rglob("*")):
+                if file.is_dir() or any(each.startswith(".") for each in file.relative_to(folder).parts):
+                    continue
+                if file.suffix.lower() not in SUFFIXES:
+                    skipped[str(file)] = "is no image file, by its name"
+                    continue
+                images.append(str(file))
+                labels.append(name)
+            if len(images) == before and name:
+                notes.append(f"The class {shown(name)} has no images in {shown(folder)}.")
+        found[part] = (images, labels)
+    trained = next(iter(found.values()))[1]
+    names = [name for name in names if name in trained]  # an empty class cannot be learnt
+    if odd := sorted({label for _, labels in found.values() for label in labels} - set(names) - {""}):
+        raise InputError(f"Classes without training images: {summary(map(shown, odd))}.")
+    return {part: Examples(images, one_hot(labels, names) if names else np.zeros((len(images), 0), np.float32),
+                           tuple(names)) for part, (images, labels) in found.items()}  # fmt: skip
+
+
+def _shared(training: Examples, held_out: Examples) -> list[str]:
+    """A note of the files that both sets hold, by their content; only files of the same size are read."""
+    files = [[image for image in each.images if isinstance(image, str)] for each in (training, held_out)]
+    sizes: list[dict[str, int]] = [{f: s for f in each if (s := _size(f)) is not None} for each in files]
+    both = set(sizes[0].values()) & set(sizes[1].values())
+    digests = [{_digest(f): f for f, size in each.items() if size in both} for each in sizes]
+    twice = [digests[1][key] for key in digests[1].keys() & digests[0].keys()]
+    if not twice:
+        return []
+    return [f"{len(twice)} of the validation images are training images, too: {summary(map(shown, sorted(twice)), 3)}."]
+
+
+def _size(file: str) -> int | None:
+    try:
+        return Path(file).stat().st_size
+    except OSError:
+        return None
+
+
+def _digest(file: str) -> str:
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return file
+
+
+# === Tables ===
+
+
+def _from_table(path: Path) -> dict[str, Examples]:
+    rows = _rows(path)
+    if not rows:
+        raise InputError(f"{shown(path)} has no rows.")
+    image = next((name for name in PATHS if name in rows[0]), None)
+    label = next((name for name in LABELS if name in rows[0]), None)
+    if image is None or label is None:
+        what, expected = ("images", PATHS) if image is None else ("labels", LABELS)
+        raise InputError(f"{shown(path)} has no column of {what}; expected one called {', '.join(expected)}.")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get(image), str) or row.get(label) in (None, ""):
+            raise InputError(f"{shown(path)}: row {number} has no {image} or no {label}.")
+    images = [str(path.parent / row[image]) for row in rows]
+    targets, names, problem_type = _targets([row[label] for row in rows], path)
+    found = Examples(images, targets, names, problem_type)
+    parts = np.array([str(row.get("split") or "").lower() for row in rows])
+    if odd := sorted(set(parts.tolist()) - {"", *TRAINING, *VALIDATION}):
+        allowed = ", ".join((*TRAINING, *VALIDATION))
+        raise InputError(f"{shown(path)} has the split {shown(odd[0])}; expected one of {allowed}.")
+    return {part: found.take(np.flatnonzero(parts == part)) for part in dict.fromkeys(parts.tolist())}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        if path.suffix.lower() == ".csv":
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                return list(csv.DictReader(file))
+        if path.suffix.lower() == ".jsonl":
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise InputError(f"{shown(path)} has a line that is no JSON object.")
+            return rows
+        try:
+            from pyarrow import parquet
+        except ModuleNotFoundError:
+            raise InputError(f"{shown(path)} needs pyarrow. Install it with: {install_line('table')}") from None
+        return parquet.read_table(path).to_pylist()
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise InputError(f"{shown(path)} cannot be read: {shown(error)}.") from None
+
+
+def _targets(values: list[Any], where: Any) -> tuple[np.ndarray, tuple[str, ...], str]:
+    """(targets, names, problem_type) of labels as a table writes them.
+
+    Text and whole numbers are classes; a list of texts, or texts joined by "|", is several labels; numbers with a
+    fraction, or lists of them, are a regression.
+    """
+    values = [_number(value) if isinstance(value, str) else value for value in values]
+    if all(isinstance(value, int | float) for value in values) and any(isinstance(value, float) for value in values):
+        return np.array(values, np.float32)[:, None], ("value",), REGRESSION
+    if any(isinstance(value, list | tuple) or (isinstance(value, str) and "|" in value) for value in values):
+        lists = [_listed(value) for value in values]
+        if all(isinstance(each, int | float) for several in lists for each in several):
+            if len({len(several) for several in lists}) > 1:
+                raise InputError(f"{shown(where)}: the lists of numbers differ in length.")
+            width = len(lists[0])
+            return np.array(lists, np.float32), tuple(f"value {i}" for i in range(width)), REGRESSION
+        names = tuple(sorted({str(each) for several in lists for each in several}))
+        targets = np.zeros((len(lists), len(names)), np.float32)
+        for row, several in zip(targets, lists, strict=True):
+            row[[names.index(str(each)) for each in several]] = 1
+        return targets, names, MULTI
+    numeric = all(isinstance(value, int) for value in values)
+    labels = [str(value) for value in values]
+    names = tuple(sorted(set(labels), key=int if numeric else str))
+    return one_hot(labels, names), names, SINGLE
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [each for each in value.split("|") if each] if isinstance(value, str) else [value]
+
+
+# === The datasets library ===
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise InputError("A data set by its name needs the datasets library: pip install datasets") from None
+    return datasets
+
+
+class _Column(Sequence[Any]):
+    """The images of a data set, decoded when they are asked for."""
+
+    def __init__(self, rows: Any, name: str) -> None:
+        self.rows, self.name = rows, name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[int(index)][self.name]
+
+
+def _from_datasets(data: Any) -> dict[str, Examples]:
+    parts: Mapping[str, Any] = data if isinstance(data, Mapping) else {"": data}
+    found = {}
+    for part, rows in parts.items():
+        if not (hasattr(rows, "features") and hasattr(rows, "column_names")):
+            raise InputError(f"data is {quoted(data)}; expected a path, the name of a data set, or a loaded one.")
+        image = next((name for name in (*PATHS, "img") if name in rows.column_names), None)
+        label = next((name for name in (*LABELS, "fine_label") if name in rows.column_names), None)
+        if image is None or label is None:
+            raise InputError(f"The data set has the columns {', '.join(rows.column_names)}: no images or no labels.")
+        names = getattr(rows.features[label], "names", None)
+        values = list(rows[label])
+        if names is not None:
+            targets, problem_type = one_hot([names[value] for value in values], names), SINGLE
+        else:
+            targets, names, problem_type = _targets(values, "The data set")
+        found[part.lower()] = Examples(_Column(rows, image), targets, tuple(names), problem_type)
+    return found
+
+
+def counts(examples: Examples) -> Mapping[str, int]:
+    """Label -> how many images have it."""
+    sums: Iterable[float] = examples.targets.sum(axis=0)
+    return Counter({name: int(total) for name, total in zip(examples.names, sums, strict=True)})

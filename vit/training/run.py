@@ -1,0 +1,404 @@
+"""A training run from top to bottom: data, model, loop, evaluation, and what the run folder holds.
+
+RUN/last    the checkpoint of the last evaluation or stop, with the training state: what --resume goes on from
+RUN/best    the checkpoint of the best evaluation, with the averages of the weights where the recipe has them
+RUN/recipe.json, metrics.jsonl, README.md, curves.png, confusion.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__, checkpoint, families, hub
+from ..config import PreTrainedConfig
+from ..errors import ConfigError, InputError, shown, summary
+from ..files import STALE_WEIGHTS, read_json
+from ..folders import read_current, replace_files, write_text
+from ..image_processing import ViTImageProcessor
+from ..image_processing.processor import available_cpus
+from ..inference import Forward, choose_frameworks
+from . import measures, pictures
+from .data import Data
+from .examples import SINGLE, Examples, Split, read
+from .recipe import Recipe
+from .schedule import learning_rate
+from .start import begin, labels_of
+from .state import STATE, TrainingState
+
+LAST, BEST, METRICS, RECIPE, CARD = "last", "best", "metrics.jsonl", "recipe.json", "README.md"
+STALE = rf"({STALE_WEIGHTS})|training_state\..*"
+EVALUATED = 64  # images of a batch of evaluation, at most
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on: its loss is not finite."""
+
+
+@dataclass
+class Run:
+    """What a run has done when it ends.
+
+    Attributes:
+        folder: the run folder.
+        step: how many steps were taken, of `steps`.
+        steps: how many there are.
+        metrics: the last evaluation's, as `measures.measure` gives them; empty where there was none.
+        best: the best evaluation's score and step.
+        notes: what the user should know about the data.
+        broken: images that could not be used, and why.
+    """
+
+    folder: Path
+    step: int
+    steps: int
+    metrics: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    broken: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps were taken; otherwise it was stopped, and can be resumed."""
+        return self.step == self.steps
+
+
+def train(
+    data: Any,
+    model: str | os.PathLike[str] | PreTrainedConfig,
+    output: str | os.PathLike[str],
+    framework: str | None = None,
+    recipe: Recipe | None = None,
+    *,
+    from_scratch: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    strict: bool = False,
+    workers: int | None = None,
+    device: Any = None,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    command: str | None = None,
+) -> Run:
+    """Train a model, in any framework, into a run folder.
+
+    Args:
+        data: a folder with one folder a class, or with train and val of these; a .csv, .jsonl or .parquet file of paths
+            and labels; a data set of the `datasets` library, loaded, saved or by its name.
+        model: the checkpoint to begin with, of any family, a folder or a name on the hub; or a configuration.
+        output: the run folder.
+        framework: "pt", "tf" or "flax"; None for the first that is installed. A resume may be in another.
+        recipe: how; None for the defaults, or, with `resume`, for that of the run.
+        from_scratch: take the network and the image processor of `model`, and fresh weights.
+        resume: go on with the run in `output`.
+        force: replace the run in `output`.
+        strict: stop at the first image that cannot be read, instead of taking another.
+        workers: threads that read images; None for one a CPU.
+        device: as `from_pretrained` takes it.
+        report: called with each row of metrics.jsonl.
+        should_stop: asked after each step; the run then saves and returns.
+        command: what the model card says that the run was begun by.
+
+    Returns:
+        How it ended. The same data, recipe, framework and machine give the same weights, however often the run was
+        stopped or killed in between.
+
+    Raises:
+        InputError: data that cannot be used, or a run folder that exists.
+        ConfigError: a recipe that does not fit the model, or another than the run was begun with.
+        CheckpointError: a checkpoint that cannot be read.
+        TrainingError: the loss is not finite; RUN/last is as it was before.
+        ImportError: the framework or Grain is not installed.
+    """
+    (framework,) = choose_frameworks([framework] if framework else None, "vit train")[:1]
+    folder, last = Path(output), Path(output) / LAST
+    begun = _check_output(folder, resume, force)
+    if begun:
+        recipe = _same_recipe(folder, recipe)
+    recipe = recipe or Recipe()
+    is_labelled = recipe.objective != "reconstruction"
+    split = read(data, recipe.validation if is_labelled else 0.0, recipe.seed, labelled=is_labelled)
+    teacher = _teacher(recipe, framework, split)
+    if not begun:
+        start = begin(model, split.training, recipe, from_scratch)
+        if folder.exists():
+            shutil.rmtree(folder)
+        with replace_files(last) as staging:
+            start.write(staging)
+            TrainingState(0, _steps(recipe, split), recipe, split.identity()).write(staging)
+        with replace_files(folder) as staging:
+            write_text(staging / RECIPE, recipe.to_json())
+            write_text(staging / METRICS, "")
+    opened = checkpoint.Checkpoint(last)
+    head = checkpoint.head_of(opened)
+    if head is None:
+        raise InputError(f"{shown(last)} has no head; it is not what a run left.")
+    state = TrainingState.read(last, opened.config, head)
+    if state.data != split.identity():
+        raise InputError(f"{shown(folder)} was begun with other images or labels than {shown(data)}; give the same.")
+    split = _as_labelled(split, opened.config)
+    loop = _Loop(folder, framework, state, split, opened.config, head, strict, workers, device, command, teacher)
+    return loop.run(report, should_stop)
+
+
+# === Before the loop ===
+
+
+def _steps(recipe: Recipe, split: Split) -> int:
+    return recipe.steps or max(1, round(recipe.epochs * len(split.training) / recipe.batch_size))
+
+
+def _check_output(folder: Path, resume: bool, force: bool) -> bool:
+    """Whether there is a run to go on with.
+
+    Raises:
+        InputError: there is something that must not be replaced, or nothing to resume.
+    """
+    is_run = any((folder / LAST / where / STATE).is_file() for where in ("", ".complete"))
+    if resume and force:
+        raise InputError("--resume goes on with a run and --force replaces it; give one.")
+    if resume and not is_run:
+        raise InputError(f"{shown(folder)} holds no run to resume.")
+    if folder.is_file():
+        raise InputError(f"{shown(folder)} is a file; expected a folder for the run.")
+    is_empty = not folder.exists() or not any(folder.iterdir())
+    if not (resume or is_empty or (force and is_run)):
+        what = "a run; give --resume to go on, or --force to begin again" if is_run else "other files; give another"
+        raise InputError(f"{shown(folder)} holds {what}.")
+    return resume
+
+
+def _same_recipe(folder: Path, recipe: Recipe | None) -> Recipe:
+    begun = Recipe.from_dict(read_current(folder / LAST / STATE, read_json)["recipe"])
+    if recipe is not None and (changes := begun.differences(recipe)):
+        listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changes.items())
+        raise ConfigError(f"{shown(folder)} was begun with another recipe: {listed}. Give its values, or none.")
+    return begun
+
+
+def _teacher(recipe: Recipe, framework: str, split: Split) -> Forward | None:
+    """The model that distillation learns from; its labels are those of the data, in their order."""
+    if recipe.objective != "distillation":
+        return None
+    teacher = Forward(hub.resolve(recipe.teacher or ""), framework)
+    if teacher.head is None or teacher.config.num_labels != len(split.training.names):
+        labels = 0 if teacher.head is None else teacher.config.num_labels
+        raise ConfigError(
+            f"The teacher {shown(recipe.teacher)} has {labels} labels, and the data {len(split.training.names)}; "
+            "expected a classifier of the same labels."
+        )
+    return teacher
+
+
+def _as_labelled(split: Split, config: PreTrainedConfig) -> Split:
+    """The split with its labels in the order of the model's."""
+    names = labels_of(config, split.training)
+    if not split.training.names or names == split.training.names:
+        return split
+    return dataclasses.replace(
+        split, training=split.training.renamed(names), validation=split.validation.renamed(names)
+    )
+
+
+def load(folder: Path, framework: str, recipe: Recipe, head: str, config: PreTrainedConfig, device: Any = None) -> Any:
+    """The model in a folder, in the dtype of a recipe."""
+    cls = families.model_class(framework, config.model_type, head)
+    plain = "float32" if recipe.dtype == "mixed_bfloat16" else recipe.dtype
+    if plain == "float64" and framework == "flax":
+        import jax
+
+        if not jax.config.jax_enable_x64:
+            raise InputError("dtype is float64, which JAX has off: set JAX_ENABLE_X64=1, or take float32.")
+    dtype = recipe.dtype if framework == "tf" else plain
+    return cls.from_pretrained(folder, dtype=dtype, **({"device": device} if device is not None else {}))
+
+
+# === The loop ===
+
+
+class _Loop:
+    def __init__(
+        self, folder: Path, framework: str, state: TrainingState, split: Split, config: PreTrainedConfig, head: str,
+        strict: bool, workers: int | None, device: Any, command: str | None, teacher: Forward | None,
+    ) -> None:  # fmt: skip
+        self.folder, self.framework, self.state, self.split, self.config = folder, framework, state, split, config
+        self.recipe, self.command = state.recipe, command
+        self.processor = ViTImageProcessor.from_pretrained(folder / LAST)
+        self.data = Data(split.training, self.recipe, self.processor, config, workers or available_cpus(), strict)
+        self.data.broken |= split.skipped
+        model = load(folder / LAST, framework, self.recipe, head, config, device)
+        room = importlib.import_module(f"vit.{framework}.training")
+        self.trainer = room.Trainer(model, self.recipe, state.tensors, state.step)
+        self.teacher = teacher
+        self.rows = _kept_rows(folder / METRICS, state.step)
+        self.answers: np.ndarray | None = None
+
+    def run(self, report: Callable[[dict[str, Any]], None], should_stop: Callable[[], bool]) -> Run:
+        recipe, state, steps = self.recipe, self.state, self.state.steps
+        every = max(1, round(recipe.evaluate_every * len(self.split.training) / recipe.batch_size))
+        batches = self.data.batches(state.position)
+        losses: list[Any] = []
+        metrics: dict[str, Any] = {}
+        began, step = time.perf_counter(), state.step
+        if step < steps and not self.rows:
+            self._write_rows([])
+        while step < steps:
+            rate = learning_rate(recipe, step, steps)
+            losses.append(self.trainer.step(self._batch(next(batches)), step, rate))
+            step += 1
+            stopping = should_stop()
+            is_due = step % every == 0 or step == steps
+            if step % recipe.log_every == 0 or is_due or stopping:
+                values = self._checked(losses, step)
+                seconds, began = time.perf_counter() - began, time.perf_counter()
+                speed = len(values) * recipe.batch_size / seconds
+                epoch = step * recipe.batch_size / len(self.split.training)
+                row = {"step": step, "epoch": round(epoch, 3), "loss": float(np.mean(values)), "learning_rate": rate,
+                       "images_per_second": round(speed, 1)}  # fmt: skip
+                losses = []
+                if is_due and len(self.split.validation):
+                    metrics = self.evaluate()
+                    row |= {"validation_loss" if name == "loss" else name: value for name, value in metrics.items()}
+                self._write_rows([row])
+                report({**row, "steps": steps})
+                if is_due or stopping:
+                    self._save(step, batches.get_state(), metrics, is_due)
+                    began = time.perf_counter()
+            if stopping:
+                break
+        self._finish(metrics)
+        best = dict(self.state.best)
+        return Run(self.folder, step, steps, metrics, best, self.split.notes, dict(self.data.broken))
+
+    def _batch(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.teacher is not None:
+            logits = self.teacher(batch["pixel_values"].astype(np.float32)).logits
+            batch = {**batch, "teacher_logits": logits.astype(batch["targets"].dtype)}
+        return batch
+
+    def _checked(self, losses: list[Any], step: int) -> list[float]:
+        values = [float(loss) for loss in losses]
+        for i, value in enumerate(values):
+            if not math.isfinite(value):
+                at = step - len(values) + i + 1
+                raise TrainingError(
+                    f"The loss is {value} at step {at}; {shown(self.folder / LAST)} is as it was after step "
+                    f"{self.state.step}. Lower the learning rate, or clip the gradients."
+                )
+        return values
+
+    def evaluate(self) -> dict[str, Any]:
+        """What `measures.measure` says of the validation images, with the averages of the weights."""
+        with self.trainer.averaged():
+            logits, indices = answers(self.trainer.logits, self.data, self.split.validation, self.recipe.batch_size)
+        examples = self.split.validation.take(indices)
+        self.answers = measures.confusion(logits, examples.targets)
+        return measures.measure(examples.problem_type, logits, examples.targets)
+
+    # === What the folder holds ===
+
+    def _save(self, step: int, position: Any, metrics: dict[str, Any], is_due: bool) -> None:
+        best = dict(self.state.best)
+        improved = is_due and bool(metrics) and metrics["score"] > best.get("score", -math.inf)
+        if improved:
+            best = {"step": step, "score": metrics["score"], "metrics": metrics}
+        if improved or (is_due and not metrics):  # without evaluation the last is the best
+            with replace_files(self.folder / BEST, STALE) as staging:
+                with self.trainer.averaged():
+                    self.trainer.save(staging)
+                self.processor.save_pretrained(staging)
+                write_text(staging / CARD, self._card(step, metrics))
+        tensors = self.trainer.tensors()
+        self.state = dataclasses.replace(self.state, step=step, position=position, best=best, tensors=tensors)
+        with replace_files(self.folder / LAST, STALE) as staging:
+            self.trainer.save(staging)
+            self.processor.save_pretrained(staging)
+            write_text(staging / CARD, self._card(step, metrics))
+            self.state.write(staging)
+
+    def _write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows to metrics.jsonl; those of a run that was killed later than its checkpoint go first."""
+        self.rows += rows
+        if rows:
+            with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def _finish(self, metrics: dict[str, Any]) -> None:
+        with replace_files(self.folder) as staging:
+            write_text(staging / CARD, self._card(self.state.step, metrics))
+            if pictures.available():
+                pictures.curves(staging / "curves.png", self.rows)
+                if self.answers is not None and self.split.validation.problem_type == SINGLE:
+                    pictures.confusion(staging / "confusion.png", self.answers, self.split.validation.names)
+
+    def _card(self, step: int, metrics: dict[str, Any]) -> str:
+        from importlib.metadata import version
+
+        recipe, training, held_out = self.recipe, self.split.training, self.split.validation
+        module = {"pt": "torch", "tf": "keras", "flax": "flax"}[self.framework]
+        shown_metrics = {name: value for name, value in metrics.items() if name not in ("score", "images")}
+        results = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown_metrics.items())
+        values = "\n".join(f"| {name} | {value} |" for name, value in recipe.to_dict().items() if value is not None)
+        labels = summary((shown(name, 40) for name in training.names), 20)
+        return (
+            "---\nlibrary_name: trivit\npipeline_tag: image-classification\ntags: [vision, vit]\n---\n\n"
+            f"# {self.config.heads[checkpoint_head(self.config)].name}, {self.config.model_type}\n\n"
+            f"Trained by trivit {__version__} ({module} {version(module)}), after step {step} of {self.state.steps}.\n"
+            + (f"\n    {self.command}\n" if self.command else "")
+            + f"\n## Data\n\n{len(training)} training and {len(held_out)} validation images"
+            + (f"; labels: {labels}.\n" if labels else ".\n")
+            + (f"\n## Result on the validation images\n\n| | |\n|---|---|\n{results}\n" if results else "")
+            + f"\n## Recipe\n\n| | |\n|---|---|\n{values}\n"
+        )
+
+
+def checkpoint_head(config: PreTrainedConfig) -> str | None:
+    """The head of the class that a configuration says wrote the checkpoint."""
+    return next((head for head, each in config.heads.items() if each.name in (config.architectures or ())), None)
+
+
+def _kept_rows(path: Path, step: int) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl up to a step; what a killed run wrote after its last checkpoint is cut off."""
+    rows = []
+    with suppress(FileNotFoundError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError, TypeError, KeyError):
+                if (row := json.loads(line))["step"] <= step:
+                    rows.append(row)
+    with replace_files(path.parent) as staging:
+        write_text(staging / path.name, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def answers(
+    logits_of: Callable[[np.ndarray], np.ndarray], data: Data, examples: Examples, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(logits, indices) of the examples that can be read; every call has a batch of the same size.
+
+    Raises:
+        InputError: none can be read.
+    """
+    found: list[np.ndarray] = []
+    places: list[np.ndarray] = []
+    size = min(batch_size, EVALUATED, max(1, len(examples)))
+    batches: Iterator[tuple[np.ndarray, np.ndarray]] = data.evaluation(examples, size)
+    for pixel_values, indices in batches:
+        short = size - len(indices)
+        padded = np.concatenate([pixel_values, np.repeat(pixel_values[:1], short, axis=0)]) if short else pixel_values
+        found.append(logits_of(padded)[: len(indices)])
+        places.append(indices)
+    if not found:
+        raise InputError(f"None of the {len(examples)} images can be read.")
+    return np.concatenate(found), np.concatenate(places)
