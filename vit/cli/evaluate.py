@@ -10,7 +10,7 @@ import typer
 
 from ..errors import shown, summary
 from . import picture
-from .frameworks import DIGITS, choose, quiet
+from .frameworks import DIGITS, choose_one, quiet
 from .options import BatchSize, Device, DType, Framework, Json, Model, Quiet, Strict, Workers
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def command(
     Of a folder or table with a split the validation part is taken, otherwise all. Prints top-1, top-5, the calibration
     error, and each label's precision and recall; the labels must be the checkpoint's.
     """
-    extra = choose([framework] if framework else None, "vit evaluate")[0]
+    extra = choose_one(framework, "vit evaluate")
     if confusion is not None:
         picture.check_output(confusion)
     with quiet():

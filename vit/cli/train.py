@@ -18,7 +18,7 @@ import typer
 
 from ..errors import ConfigError, InputError, shown, summary
 from ..training.recipe import PRESETS, Recipe
-from .frameworks import DIGITS, choose, quiet
+from .frameworks import DIGITS, choose_one, quiet
 from .journal import locked
 from .options import Device, Force, Framework, Json, Model, Quiet, Strict, Workers
 
@@ -69,7 +69,7 @@ def command(
     framework. The data: a folder with one folder a class, or with the folders train and val of these; a .csv, .jsonl
     or .parquet file with the columns path and label; a data set of the datasets library.
     """
-    extra = choose([framework] if framework else None, "vit train")[0]
+    extra = choose_one(framework, "vit train")
     given = {name: value for name, value in fields.items() if value is not None}
     recipe = _recipe(preset, recipe_file, given, output if resume else None)
     if variant is not None and (model is not None or from_scratch):

@@ -12,6 +12,7 @@ from .. import checkpoint, families, hub
 from ..config import PreTrainedConfig, keys_of, to_pair
 from ..errors import ConfigError, InputError
 from ..image_processing import ViTImageProcessor
+from ..loading import plan
 from .examples import SINGLE, Examples
 from .recipe import Recipe
 from .schedule import parameter_groups, seed_of
@@ -80,7 +81,7 @@ def begin(
     arrays: dict[str, np.ndarray] = {}
     if folder is not None and not from_scratch:
         # A head of as many labels, but others, would be taken for a fitting one.
-        fit = checkpoint.plan(folder, head, dtype, config=config, ignore_mismatched_sizes=_is_new(old, config))
+        fit = plan(folder, head, dtype, config=config, ignore_mismatched_sizes=_is_new(old, config))
         kept = [n for n in fit.stored if not (_is_new(old, config) and n.startswith(config.label_parameters))]
         arrays = {name: np.array(fit.read(name), dtype) for name in kept}
     fresh = [name for name in shapes if name not in arrays]
