@@ -338,3 +338,13 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one_there(tmp_path,
     with pytest.raises(CheckpointError, match=r"out cannot be written: Input/output error. It is as it was\."):
         conversion.convert(SOURCE, target, labels=list("hijklmn"), force=True)
     assert tree(target) == before
+
+
+def test_an_empty_folder_of_an_old_orbax_checkpoint_does_not_stay(tmp_path):
+    target = tmp_path / "out"
+    conversion.convert(SOURCE, target, target_format="orbax")
+    for name in ("ocdbt.process_7", "mine"):
+        (target / name).mkdir()
+    conversion.convert(SOURCE, target, target_format="orbax", force=True)
+    assert not (target / "ocdbt.process_7").exists()
+    assert (target / "mine").is_dir()

@@ -6,17 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow as tf
+import torch
+from flax import nnx
 from PIL import Image
 
 import conversion
+import vit
 from vit import CheckpointError, InputError, ViTImageProcessor, checkpoint, families, predict
 from vit.cli import attention, main
 from vit.flops import forward_flops
 from vit.inference import Forward
 from vit.pipeline import POOLS
 
+from .equivalence import tiny_config
 from .tiny import HEADS, tiny_checkpoint, tiny_family
 
 FAMILIES = pytest.mark.parametrize("model_type", families.CONFIGS)
@@ -291,3 +297,13 @@ def test_operations_are_those_that_pytorch_counts(model_type, head, folders, pho
         rows, columns = model.config.grid_size
         resampled = 2 * model.config.hidden_size * rows * columns * (rows + columns)
     assert counted + resampled == counter.get_total_flops()
+
+
+def test_an_encoder_alone_gives_hidden_states_and_attentions_only_where_they_are_asked_for():
+    config = tiny_config()
+    x = np.random.default_rng(0).standard_normal((1, 17, config.hidden_size), np.float32)
+    in_pytorch = vit.ViTModel(config).encoder(torch.from_numpy(x))
+    in_flax = vit.FlaxViTModel(config, rngs=nnx.Rngs(0)).encoder(jnp.asarray(x))
+    assert in_pytorch[1:] == in_flax[1:] == (None, None)
+    in_keras = vit.TFViTModel(config).encoder(tf.convert_to_tensor(x))
+    assert in_keras.get("hidden_states") is in_keras.get("attentions") is None
