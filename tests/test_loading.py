@@ -16,6 +16,7 @@ import pytest
 import conversion
 import vit
 from vit import CheckpointError, ConfigError, checkpoint, families
+from vit.errors import install_line
 from vit.loading import open_checkpoint
 
 from .tiny import HEADS, tiny_checkpoint
@@ -141,7 +142,7 @@ except ImportError as error:
 """
     run = subprocess.run([sys.executable, "-c", code, tmp_path / "old"], cwd=Path(vit.__file__).parents[1],
                          capture_output=True, text=True, check=True)  # fmt: skip
-    assert run.stdout.strip().endswith("Install it: pip install 'trivit[convert]'")
+    assert run.stdout.strip().endswith(install_line("convert"))
     assert run.stderr == ""
 
 
@@ -218,6 +219,16 @@ def test_the_checkpoint_of_a_training_loads_as_a_file_and_from_its_folder(framew
         cls.from_pretrained(tmp_path / "run")
     torch.save(content, tmp_path / "run" / "pytorch_model.bin")
     assert_same(parameters_of(cls.from_pretrained(tmp_path / "run"), tmp_path / "saved"), expected)
+
+
+def test_every_way_in_takes_a_file_and_a_folder_of_the_older_classes(tmp_path):
+    tiny_checkpoint(tmp_path / "own", "vit", "classifier")
+    conversion.convert(tmp_path / "own", tmp_path / "old", target_format="transformers-flax")
+    x = np.ones((1, 3, 16, 12), np.float32)
+    expected = vit.Forward(tmp_path / "own", "pt")(x).logits
+    for path in (tmp_path / "old", tmp_path / "old" / "flax_model.msgpack"):
+        np.testing.assert_allclose(vit.Forward(path, "pt")(x).logits, expected, rtol=0, atol=1e-6)
+        assert type(vit.AutoModelForImageClassification.from_pretrained(path)) is vit.ViTForImageClassification
 
 
 def test_prefixed_names_in_safetensors_load(tmp_path):

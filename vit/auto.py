@@ -75,7 +75,9 @@ class _AutoModel:
         """
         config = options.get("config")
         if not isinstance(config, PreTrainedConfig):
-            config = PreTrainedConfig.from_pretrained(name_or_folder, **hub.split_options(options)[0])
+            path = os.path.expanduser(name_or_folder)
+            beside = os.path.dirname(os.path.abspath(path)) if os.path.isfile(path) else name_or_folder
+            config = PreTrainedConfig.from_pretrained(beside, **hub.split_options(options)[0])
         return cls._class_of(config, os.fspath(name_or_folder)).from_pretrained(name_or_folder, **options)
 
     @classmethod

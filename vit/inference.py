@@ -20,6 +20,7 @@ from .errors import (
     missing_framework,
     quoted,
 )
+from .loading import open_checkpoint
 from .outputs import ModelOutput
 
 FRAMEWORK_NAMES = {"pytorch": "pt", "torch": "pt", "tensorflow": "tf", "keras": "tf", "jax": "flax",
@@ -68,7 +69,7 @@ class Forward:
             (self.framework,) = choose_frameworks([framework] if framework else None, "vit")[:1]
             forks.check(self.framework)
             hub_options, options = hub.split_options(options)
-            opened = checkpoint.Checkpoint(hub.resolve(model, **hub_options))
+            opened = open_checkpoint(model, **hub_options)
             if head == "auto":
                 head = checkpoint.head_of(opened)
                 options = options if head else {**checkpoint.parts_of(opened), **options}

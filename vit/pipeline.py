@@ -27,6 +27,7 @@ from .image_processing.batch import is_array
 from .image_processing.processor import available_cpus
 from .image_processing.sources import label_of
 from .inference import Forward
+from .loading import open_checkpoint
 from .outputs import ModelOutput
 
 POOLS: dict[str, Callable[[ModelOutput, int], np.ndarray]] = {
@@ -171,7 +172,7 @@ def parts_for(folder: str | os.PathLike[str], task: str, pool: str) -> dict[str,
         InputError: it gives a number where labels are asked for; or an unknown task or pool.
     """
     check_task(task, pool)
-    opened = checkpoint.Checkpoint(folder)
+    opened = open_checkpoint(folder)
     config = opened.config
     if task == "classify":
         head = checkpoint.head_of(opened, CLASSIFICATION)
