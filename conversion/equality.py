@@ -24,6 +24,7 @@ from vit.errors import (
     MissingFrameworkError,
     install_line,
     installed_frameworks,
+    quoted,
 )
 from vit.inference import device_name
 
@@ -143,14 +144,14 @@ def verify(
     installed = installed_frameworks()
     chosen = [each for each in FRAMEWORKS if each in set(installed if frameworks is None else frameworks)]
     if unknown := set(frameworks or ()) - FRAMEWORKS.keys():
-        raise InputError(f"Unknown framework {sorted(unknown)[0]!r}; expected some of {', '.join(FRAMEWORKS)}.")
+        raise InputError(f"Unknown framework {quoted(sorted(unknown)[0])}; expected some of {', '.join(FRAMEWORKS)}.")
     if len(chosen) < 2 or set(chosen) - set(installed):
         raise MissingFrameworkError(
             f"verify compares frameworks; asked for {', '.join(chosen) or 'none'}, installed: "
             f"{', '.join(installed) or 'none'}. Install the others with: {install_line('all')}"
         )
     if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+        raise InputError(f"dtype is {quoted(dtype)}; expected one of {', '.join(DTYPES)}.")
     tell = progress or (lambda step: None)
     hub_options, options = hub.split_options(options)
     with tempfile.TemporaryDirectory(prefix="vit-verify-") as temporary:

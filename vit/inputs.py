@@ -279,7 +279,9 @@ def check_loss_options(
             "A regression has no classes to weight or smooth: leave class_weights and label_smoothing out."
         )
     if not 0 <= label_smoothing < 1:
-        raise InputError(f"label_smoothing is {label_smoothing!r}; expected a share of at least 0 and less than 1.")
+        raise InputError(
+            f"label_smoothing is {quoted(label_smoothing)}; expected a share of at least 0 and less than 1."
+        )
     if class_weights is not None and list(class_weights) != [logits[1]]:
         raise InputError(f"class_weights has the shape {tuple(class_weights)}; expected ({logits[1]},), one a label.")
     if sample_weight is not None:

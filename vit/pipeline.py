@@ -21,7 +21,7 @@ import numpy as np
 
 from . import checkpoint, hub
 from .config import PreTrainedConfig, to_pair
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, quoted
 from .image_processing import ViTImageProcessor
 from .image_processing.batch import is_array
 from .image_processing.processor import available_cpus
@@ -113,11 +113,11 @@ def predict(
         ImportError: a framework that is not installed.
     """
     if on_error not in ("row", "raise"):
-        raise InputError(f"on_error is {on_error!r}; expected 'row' or 'raise'.")
+        raise InputError(f"on_error is {quoted(on_error)}; expected 'row' or 'raise'.")
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 1), ("start", start, 0),
                                ("top_k", top_k, 1)):  # fmt: skip
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise InputError(f"{name} is {value!r}; expected an int of at least {least}.")
+            raise InputError(f"{name} is {quoted(value)}; expected an int of at least {least}.")
     check_task(task, pool)
     single = label_of(images) is not None or not isinstance(
         images, Iterable
@@ -159,9 +159,9 @@ def check_task(task: str, pool: str) -> None:
         InputError: an unknown task or pool.
     """
     if task not in TASKS:
-        raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}.")
+        raise InputError(f"task is {quoted(task)}; expected one of {', '.join(TASKS)}.")
     if pool not in POOLS:
-        raise InputError(f"pool is {pool!r}; expected one of {', '.join(POOLS)}.")
+        raise InputError(f"pool is {quoted(pool)}; expected one of {', '.join(POOLS)}.")
 
 
 def parts_for(folder: str | os.PathLike[str], task: str, pool: str) -> dict[str, Any]:

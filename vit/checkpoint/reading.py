@@ -49,7 +49,7 @@ def dtype_of(dtype: Any) -> np.dtype:
         if dtype is not None and (found := np.dtype(dtype)) in CODES:  # jax.numpy.float32 and the like
             return found
     expected = ", ".join(known.name for known in DTYPES.values())
-    raise CheckpointError(f"dtype is {name!r}; expected one of {expected}.")
+    raise CheckpointError(f"dtype is {quoted(name)}; expected one of {expected}.")
 
 
 class Tensor(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..config import PreTrainedConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, quoted
 from ..files import CONFIG, INDEX, STALE_WEIGHTS, WEIGHTS
 from ..folders import replace_files, write_text, writing
 from ..weights import Shape
@@ -93,7 +93,7 @@ def parse_size(size: int | str) -> int:
     bytes_ = int(float(match[1]) * factor) if match else 0
     if bytes_ < 1:
         raise CheckpointError(
-            f"max_shard_size is {size!r}; expected a number of bytes, or a size such as '500MB' or '5GB'."
+            f"max_shard_size is {quoted(size)}; expected a number of bytes, or a size such as '500MB' or '5GB'."
         )
     return bytes_
 

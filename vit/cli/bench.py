@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import FRAMEWORKS, InputError, install_line
+from ..errors import FRAMEWORKS, InputError, install_line, quoted
 from . import picture
 from .frameworks import BUSY, DIGITS, busy_line, choose, open_model, version
 from .frameworks import quiet as keep_quiet
@@ -217,7 +217,7 @@ def measure(
     choices = {"dtype": (dtypes, DTYPES), "attn-implementation": (attn_implementations, ATTENTION_IMPLEMENTATIONS)}
     for option, (given, allowed) in choices.items():
         if unknown := [value for value in given if value not in (None, *allowed)]:
-            raise InputError(f"--{option} is {unknown[0]!r}; expected {', '.join(allowed)}.")
+            raise InputError(f"--{option} is {quoted(unknown[0])}; expected {', '.join(allowed)}.")
     folder = resolve(model or DIGITS, **(hub or {}))
     opened = Checkpoint(folder)
     head = head_of(opened)

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from .. import checkpoint, weights
 from ..config import PreTrainedConfig
-from ..errors import InputError, warn
+from ..errors import InputError, quoted, warn
 from ..keywords import loading_keywords, saving_keywords
 from ..loading import plan
 from ..names import ModelNames
@@ -279,4 +279,4 @@ def _device(device: Any) -> Any:
         return jax.devices(platform)[int(index or 0)]
     except (RuntimeError, IndexError, ValueError):
         known = ", ".join(f"{d.platform}:{d.id}" for d in jax.devices())
-        raise InputError(f"device is {device!r}; JAX sees {known}.") from None
+        raise InputError(f"device is {quoted(device)}; JAX sees {known}.") from None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, missing_framework, shown
+from ..errors import InputError, missing_framework, quoted, shown
 
 TENSOR_TYPES = {"np": None, "pt": "pt", "tf": "tf", "jax": "flax"}
 """Values of `return_tensors` and the extra that each needs."""
@@ -100,7 +100,9 @@ def check_tensor_type(return_tensors: str | None) -> None:
     if return_tensors is None:
         return
     if not isinstance(return_tensors, str) or return_tensors not in list(TENSOR_TYPES):
-        raise InputError(f"return_tensors is {return_tensors!r}; expected None, {', '.join(map(repr, TENSOR_TYPES))}.")
+        raise InputError(
+            f"return_tensors is {quoted(return_tensors)}; expected None, {', '.join(map(repr, TENSOR_TYPES))}."
+        )
     module = {"np": "numpy", "pt": "torch", "tf": "tensorflow", "jax": "jax"}[str.__str__(return_tensors)]
     if module not in sys.modules and importlib.util.find_spec(module) is None:
         raise missing_framework(f"return_tensors={str.__str__(return_tensors)!r}", TENSOR_TYPES[return_tensors] or "")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..config import PreTrainedConfig
-from ..errors import InputError
+from ..errors import InputError, quoted
 from .batch import check_tensor_type, to_tensor
 
 
@@ -35,13 +35,15 @@ def random_patch_mask(
         MissingFrameworkError: the framework of `return_tensors` is not installed.
     """
     if not isinstance(batch, int | np.integer) or isinstance(batch, bool) or batch < 1:
-        raise InputError(f"batch is {batch!r}; expected an int of at least 1.")
+        raise InputError(f"batch is {quoted(batch)}; expected an int of at least 1.")
     if isinstance(ratio, bool) or not isinstance(ratio, int | float | np.number) or not 0 <= ratio <= 1:
-        raise InputError(f"ratio is {ratio!r}; expected a number from 0 to 1.")
+        raise InputError(f"ratio is {quoted(ratio)}; expected a number from 0 to 1.")
     if not (generator is None or isinstance(generator, np.random.Generator)):
         valid = isinstance(generator, int | np.integer) and not isinstance(generator, bool) and generator >= 0
         if not valid:
-            raise InputError(f"generator is {generator!r}; expected a seed of at least 0, or a numpy.random.Generator.")
+            raise InputError(
+                f"generator is {quoted(generator)}; expected a seed of at least 0, or a numpy.random.Generator."
+            )
     check_tensor_type(return_tensors)
     hidden = round(float(ratio) * config.num_patches)
     order = np.random.default_rng(generator).random((batch, config.num_patches)).argsort(axis=1, kind="stable")

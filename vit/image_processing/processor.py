@@ -137,9 +137,9 @@ class ViTImageProcessor:
     ) -> dict[str, Any]:
         check_tensor_type(return_tensors)
         if data_format not in (FIRST, LAST):
-            raise InputError(f"data_format is {data_format!r}; expected {FIRST!r} or {LAST!r}.")
+            raise InputError(f"data_format is {quoted(data_format)}; expected {FIRST!r} or {LAST!r}.")
         if input_data_format not in (None, FIRST, LAST):
-            raise InputError(f"input_data_format is {input_data_format!r}; expected {FIRST!r}, {LAST!r} or None.")
+            raise InputError(f"input_data_format is {quoted(input_data_format)}; expected {FIRST!r}, {LAST!r} or None.")
         given = {name: value for name, value in overrides.items() if value is not None}
         return opts.check({**self._own(), **given}, self.family)
 
@@ -167,7 +167,7 @@ class ViTImageProcessor:
             InputError: no logits, logits that are NaN, or a `top_k` below 1.
         """
         if not isinstance(top_k, int | np.integer) or isinstance(top_k, bool) or top_k < 1:
-            raise InputError(f"top_k is {top_k!r}; expected an int of at least 1.")
+            raise InputError(f"top_k is {quoted(top_k)}; expected an int of at least 1.")
         config = config or self.config
         value = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
         if isinstance(value, tuple | list) and value:
@@ -486,7 +486,7 @@ def number_of_threads(given: int | None, default: Callable[[], int]) -> int:
     if given is None:
         return default()
     if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise InputError(f"threads is {given!r}; expected an int of at least 1, or None.")
+        raise InputError(f"threads is {quoted(given)}; expected an int of at least 1, or None.")
     return given
 
 

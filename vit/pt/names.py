@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import to_pair
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, quoted
 from ..flops import training_flops
 from ..names import ModelNames
 
@@ -159,7 +159,9 @@ class TorchNames(ModelNames, nn.Module):
         """
         self.get_classifier()
         if global_pool is not None:
-            raise InputError(f"global_pool is {global_pool!r}, but what is classified stays as it is: leave it out.")
+            raise InputError(
+                f"global_pool is {quoted(global_pool)}, but what is classified stays as it is: leave it out."
+            )
         old, config = self.config, self.config.replace(num_labels=num_classes)
         for module in self.modules():
             if module.__dict__.get("config") is old:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, quoted
 from .linear import InferenceLinear, PackedLinear, has_kernel
 from .pretrained import PreTrainedModel
 
@@ -102,7 +102,7 @@ def quantize(model: Model, dtype: str = "int8") -> Model:
         InputError: another dtype, a model elsewhere or of another dtype, or a PyTorch without the kernels.
     """
     if dtype != "int8":
-        raise InputError(f"dtype is {dtype!r}; expected 'int8'.")
+        raise InputError(f"dtype is {quoted(dtype)}; expected 'int8'.")
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
         raise InputError(f"The model is {model.dtype} on {model.device}; expected float32 or bfloat16 on the CPU.")
     if not has_int8_kernel():
@@ -130,7 +130,7 @@ def prepack(model: Model, batch_size: int = 1) -> Model:
         InputError: a model elsewhere, of another dtype or quantised, or a batch size below 1.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size is {batch_size!r}; expected an int of at least 1.")
+        raise InputError(f"batch_size is {quoted(batch_size)}; expected an int of at least 1.")
     if model.device.type != "cpu" or not has_kernel(model.dtype):
         raise InputError(
             f"The model is {model.dtype} on {model.device}; expected a dtype that PyTorch's oneDNN multiplies on this "

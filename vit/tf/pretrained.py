@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from .. import checkpoint, weights
 from ..config import PreTrainedConfig, to_pair
-from ..errors import ConfigError, InputError, warn
+from ..errors import ConfigError, InputError, quoted, warn
 from ..inputs import check_arrays
 from ..keywords import loading_keywords, saving_keywords
 from ..loading import plan
@@ -311,5 +311,5 @@ def _device(device: str) -> str:
     name = str(device).upper().removeprefix("/").removeprefix("DEVICE:")
     name = name if ":" in name else f"{name}:0"
     if name not in known:
-        raise InputError(f"device is {device!r}; TensorFlow sees {', '.join(known)}.")
+        raise InputError(f"device is {quoted(device)}; TensorFlow sees {', '.join(known)}.")
     return name
