@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from tf_keras.src.saving.legacy.hdf5_format import load_attributes_from_hdf5_group
 
 import conversion
 from conversion import target as targets
+from conversion import transformers
 from vit import checkpoint, folders
 from vit.errors import CheckpointError
 from vit.families.vit import ViTConfig
@@ -348,3 +351,19 @@ def test_an_empty_folder_of_an_old_orbax_checkpoint_does_not_stay(tmp_path):
     conversion.convert(SOURCE, target, target_format="orbax", force=True)
     assert not (target / "ocdbt.process_7").exists()
     assert (target / "mine").is_dir()
+
+
+# === Long lists of names ===
+
+
+@pytest.mark.parametrize(("limit", "attributes"), [(30, 1), (29, 2), (12, 3), (11, 5), (6, 5)])
+def test_a_list_of_names_that_no_attribute_holds_is_split_as_keras_reads_it(limit, attributes, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers, "_ATTRIBUTE_LIMIT", limit)
+    names = [f"name/{i}" for i in range(5)]  # of 6 bytes each
+    tensors = {f"group/{name}": ((1,), np.dtype("f4")) for name in names}
+    transformers.write_tf_h5(tmp_path / "x.h5", tensors, lambda name: np.float32([int(name[-1])]))
+    with h5py.File(tmp_path / "x.h5") as file:
+        group = file["group"]
+        assert load_attributes_from_hdf5_group(group, "weight_names") == names
+        assert len(group.attrs) == attributes
+        assert [int(group[name][0]) for name in names] == list(range(5))
