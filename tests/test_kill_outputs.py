@@ -55,8 +55,8 @@ def go(name, count=7, resume=True, force=False):
     task, setting = ("classify", {"top_k": 2}) if name[0] == "r" else ("embed", {"pool": "cls"})
     try:
         return batch.run(
-            [f"images/{image}" for image in IMAGES[:count]], task, setting, model=None,
-            framework="pt", device=None, dtype=None, batch_size=3,
+            [f"images/{image}" for image in IMAGES[:count]], task, setting, model=None, hub={},
+            framework=["pt"], device=None, dtype=None, batch_size=3,
             workers=None, output=Path("out", name), suffixes=(".csv", ".jsonl", ".npy", ".parquet"),
             resume=resume and not force, force=force, strict=False, as_json=False, quiet=True,
         )
