@@ -258,7 +258,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         except ModuleNotFoundError:
             raise InputError(f"{shown(path)} needs pyarrow. Install it with: {install_line('table')}") from None
         return parquet.read_table(path).to_pylist()
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:  # of encodings, of JSON, pyarrow's
         raise InputError(f"{shown(path)} cannot be read: {shown(error)}.") from None
 
 

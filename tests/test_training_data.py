@@ -1,0 +1,210 @@
+"""The data of a run: where it comes from, how it is split, what is drawn; and the objectives that need other data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit import ViTImageProcessor, checkpoint
+from vit.errors import FRAMEWORKS, ConfigError, InputError
+from vit.training import Recipe, augment
+from vit.training.data import Data
+from vit.training.examples import read
+from vit.training.run import train
+
+from .equivalence import random_checkpoint, tiny_config
+
+RECIPE = Recipe(batch_size=4, steps=3, learning_rate=1e-3, validation=0.25, log_every=1)
+
+
+def draw(folder: Path, count: int, seed: int = 0) -> None:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: Any) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for seed, name in enumerate(("blue", "red")):
+        draw(folder / name, 8, seed)
+    return folder
+
+
+def begun(folder: Path, model_type: str = "vit", head: str = "classifier", **overrides: Any) -> Path:
+    random_checkpoint(folder, tiny_config(model_type, **overrides), head)
+    ViTImageProcessor(size=16).save_pretrained(folder)
+    return folder
+
+
+# === Where it comes from ===
+
+
+def test_a_split_holds_a_part_of_every_class_out_and_is_the_same_for_the_same_seed(photos: Path) -> None:
+    first, again, other = read(photos, 0.25, 0), read(photos, 0.25, 0), read(photos, 0.25, 1)
+    assert first.identity() == again.identity() != other.identity()
+    assert first.validation.targets.sum(axis=0).tolist() == [2, 2]
+    assert not set(first.training.images) & set(first.validation.images)
+    assert len(read(photos, 0.0, 0).validation) == 0
+
+
+def test_folders_train_and_val_are_the_split_and_what_both_hold_is_told(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "train")
+    draw(tmp_path / "val" / "red", 2, 7)
+    shutil.copy(photos / "blue" / "3.png", tmp_path / "val" / "red" / "copy.png")
+    split = read(tmp_path, 0.5, 0)
+    assert (len(split.training), len(split.validation)) == (16, 3)
+    assert split.validation.targets.sum(axis=0).tolist() == [0, 3]
+    assert len(split.notes) == 2
+    assert "no images" not in split.notes[-1]
+    assert "1 of the validation images are training images, too: " in split.notes[-1]
+    assert "copy.png" in split.notes[-1]
+    draw(tmp_path / "val" / "green", 1)
+    with pytest.raises(InputError, match=r"has classes that .* has not: green"):
+        read(tmp_path, 0.5, 0)
+
+
+def test_small_and_empty_classes_are_told(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path, dirs_exist_ok=True)
+    draw(tmp_path / "single", 1)
+    (tmp_path / "empty").mkdir()
+    split = read(tmp_path, 0.25, 0)
+    assert split.training.names == ("blue", "red", "single")
+    assert split.training.targets[:, 2].sum() == 1
+    assert split.validation.targets[:, 2].sum() == 0
+    assert any("The class empty has no images" in note for note in split.notes)
+    assert any("The class single has one image" in note for note in split.notes)
+
+
+@pytest.mark.parametrize(("files", "message"), [
+    ({}, "has no folders; expected one folder a class"),
+    ({"t.csv": "name,label\na.png,x\n"}, "no column of images; expected one called path"),
+    ({"t.csv": "path,score\na.png,x\n"}, "no column of labels"),
+    ({"t.csv": "path,label\n"}, "has no rows"), ({"t.csv": "path,label\na.png,\n"}, "row 1 has no path or no label"),
+    ({"t.csv": "path,label,split\na.png,x,tset\n"}, "has the split tset"), ({"t.jsonl": "{"}, "cannot be read"),
+    ({"t.jsonl": "[1]"}, "no JSON object"), ({"t.parquet": "PAR"}, "cannot be read"),
+    ({"t.xlsx": ""}, "is no folder and no .csv"), ({"t.csv": "path,label\na.png,x\n"}, "too few to hold some out"),
+])  # fmt: skip
+def test_data_that_cannot_be_used_is_refused_with_the_reason(
+    files: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / next(iter(files), ""), 0.25, 0)
+    with pytest.raises(InputError, match=r"does not exist; expected a folder, a table"):
+        read(tmp_path / "nowhere.csv", 0.25, 0)
+
+
+def test_a_data_set_of_the_datasets_library_is_read_loaded_and_saved(photos: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="an extra of the user's own")
+    rows = datasets.load_dataset("imagefolder", data_dir=str(photos), split="train", cache_dir=str(tmp_path / "cache"))
+    rows.save_to_disk(str(tmp_path / "saved"))
+    for data in (rows, tmp_path / "saved"):
+        split = read(data, 0.25, 0)
+        assert (split.training.names, len(split.training), len(split.validation)) == (("blue", "red"), 12, 4)
+        assert isinstance(split.training.images[0], Image.Image)
+
+
+# === What is drawn ===
+
+
+def pipeline(photos: Path, model: Path, workers: int = 1, **fields: Any) -> Data:
+    recipe = RECIPE.replace(**fields)
+    split = read(photos, recipe.validation, recipe.seed)
+    return Data(split.training, recipe, ViTImageProcessor(size=16), checkpoint.read_config(model), workers)
+
+
+EVERYTHING = {"mixup": 0.5, "cutmix": 0.5, "randaugment": 2, "erasing": 0.5, "crop_scale": 0.2}
+
+
+def test_batches_go_on_from_a_position_and_are_the_same_for_any_number_of_workers(photos: Path, tmp_path: Path) -> None:
+    model = begun(tmp_path)
+    one, four = (pipeline(photos, model, workers, **EVERYTHING).batches() for workers in (1, 4))
+    first = [next(one) for _ in range(3)]
+    position = json.loads(json.dumps(one.get_state()))
+    later = [next(one) for _ in range(4)]
+    again = pipeline(photos, model, 2, **EVERYTHING).batches(position)
+    for mine, theirs in zip([*first, *later], [*(next(four) for _ in range(3)), *(next(again) for _ in range(4))],
+                            strict=True):  # fmt: skip
+        assert mine.keys() == theirs.keys() == {"pixel_values", "targets"}
+        assert all(np.array_equal(array, theirs[name]) for name, array in mine.items())
+        assert mine["targets"].sum(axis=1) == pytest.approx(1)
+
+
+def test_an_epoch_has_every_image_once_and_the_next_another_order(photos: Path, tmp_path: Path) -> None:
+    data = pipeline(photos, begun(tmp_path), crop_scale=1.0, flip=0.0, label_smoothing=0.0)
+    batches = data.batches()
+    epochs = [np.concatenate([next(batches)["pixel_values"] for _ in range(3)]) for _ in range(2)]
+    plain = np.concatenate([pixels for pixels, _ in data.evaluation(data.training, 5)])
+    keys = [[image.tobytes() for image in images] for images in (*epochs, plain)]
+    assert sorted(keys[0]) == sorted(keys[1]) == sorted(keys[2])
+    assert keys[0] != keys[1]
+
+
+def test_augmentation_is_a_function_of_its_generator() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
+    for name, operation in augment.OPERATIONS.items():
+        for kind in (image, image.convert("L")):
+            changed = operation(kind, 0.9, 1.0)
+            assert (changed.size, changed.mode) == (kind.size, kind.mode), name
+    boxes = [augment.random_crop_box(40, 30, 0.1, np.random.default_rng(seed)) for seed in range(200)]
+    assert all(0 <= left < right <= 40 and 0 <= top < bottom <= 30 for left, top, right, bottom in boxes)
+    areas = [(right - left) * (bottom - top) / 1200 for left, top, right, bottom in boxes]
+    assert min(areas) < 0.2 < 0.8 < max(areas)
+    batch = {"pixel_values": np.stack([np.full((3, 8, 8), i, np.float32) for i in range(4)]), "targets": np.eye(4)}
+    for alphas in ((1.0, 0.0), (0.0, 1.0)):
+        mixed = augment.mix(batch, *alphas, np.random.default_rng(1))
+        means = mixed["pixel_values"].mean(axis=(1, 2, 3))
+        assert means == pytest.approx(mixed["targets"] @ np.arange(4), abs=1e-5)  # as much of each as of its target
+
+
+# === Other objectives ===
+
+
+@pytest.mark.parametrize(("model_type", "head"), [("vit", "decoder"), ("vit_mae", "decoder"), ("deit", "decoder")])
+def test_reconstruction_trains_without_labels(model_type: str, head: str, photos: Path, tmp_path: Path) -> None:
+    flat = photos / "red"
+    recipe = RECIPE.replace(objective="reconstruction", steps=12, epochs=3, learning_rate=3e-3)
+    run = train(flat, begun(tmp_path / "model", model_type, head), tmp_path / "run", "pt", recipe)
+    losses = [json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert checkpoint.read_config(run.folder / "best").model_type == model_type
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_student_learns_from_a_teacher(framework: str, photos: Path, tmp_path: Path) -> None:
+    teacher, student = begun(tmp_path / "teacher", num_labels=2), begun(tmp_path / "student", "deit", "teacher")
+    recipe = RECIPE.replace(objective="distillation", teacher=str(teacher), mixup=0.2)
+    run = train(photos, student, tmp_path / "run", framework, recipe)
+    assert run.is_done
+    assert checkpoint.read_config(run.folder / "best").architectures == ("DeiTForImageClassificationWithTeacher",)
+    wrong = recipe.replace(teacher=str(begun(tmp_path / "wrong", num_labels=3)))
+    with pytest.raises(ConfigError, match="has 3 labels, and the data 2"):
+        train(photos, student, tmp_path / "other", framework, wrong)
+    assert not (tmp_path / "other").exists()
+
+
+def test_several_labels_and_numbers_are_trained_on_and_evaluated(photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.rglob("*.png"))
+    for name, value, measure in (("several", ["a", "b"], "accuracy"), ("numbers", 0.5, "rmse")):
+        table = tmp_path / f"{name}.jsonl"
+        rows = [{"path": str(path), "label": value[: i % 3] if name == "several" else value + i}
+                for i, path in enumerate(files)]  # fmt: skip
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        run = train(table, begun(tmp_path / f"{name}-model"), tmp_path / name, "pt", RECIPE)
+        assert measure in run.metrics
+
+
+def test_what_a_family_cannot_do_is_refused(photos: Path, tmp_path: Path) -> None:
+    model = begun(tmp_path / "model", "beit")
+    with pytest.raises(ConfigError, match="A beit model has no class for the objective 'reconstruction'"):
+        train(photos, model, tmp_path / "run", "pt", RECIPE.replace(objective="reconstruction"))
+    assert not (tmp_path / "run").exists()
