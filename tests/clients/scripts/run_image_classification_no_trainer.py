@@ -115,6 +115,8 @@ def main() -> None:
         for name, limit in limits.items():
             if limit is not None:
                 dataset[name] = dataset[name].shuffle(seed=args.seed).select(range(limit))
+    if args.seed is not None:
+        set_seed(args.seed)  # the order of the images does not hang on what was drawn for the model
     train = DataLoader(
         dataset["train"].with_transform(transform),
         shuffle=True,
