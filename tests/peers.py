@@ -178,7 +178,7 @@ NOT_APPLICABLE = {
 """Name -> why it does not apply here."""
 
 ELSEWHERE = {
-    "test_torch_export": "tests/test_family_models.py::test_pytorch_traces_the_whole_model_and_exports_it",
+    "test_torch_export": "tests/pt/test_compile.py::test_exports_with_a_free_batch_size_and_survives_saving",
     "test_torch_compile_for_training": "tests/pt/test_compile.py",
     "test_sdpa_can_compile_dynamic": "tests/pt/test_compile.py",
     "test_torch_save_load": "tests/test_torchfile.py",
