@@ -447,6 +447,28 @@ def test_flax_splits_jits_and_recomputes(tmp_path: Path):
         assert np.allclose(a, b, atol=1e-4)
 
 
+def test_its_linear_layers_are_prepacked_and_quantised(tmp_path: Path):
+    import torch
+
+    from vit.pt import prepack, quantize
+
+    images = torch.from_numpy(pixels())
+    expected = load("pt", tmp_path, **GATED)(images).last_hidden_state.detach()
+    for prepare, tolerance in ((prepack, 1e-5), (quantize, 0.5)):
+        model = prepare(vit.DINOv3ViTModel.from_pretrained(tmp_path))
+        replaced = [name for name, layer in model.named_modules() if isinstance(layer, vit.pt.linear.InferenceLinear)]
+        assert len(replaced) == 2 * 7
+        assert (model(images).last_hidden_state - expected).abs().max() < tolerance
+
+
+def test_registers_that_the_configuration_does_not_name_are_refused(tmp_path: Path):
+    config = tiny_config(**DINOV3)
+    random_checkpoint(tmp_path, config)
+    config.replace(num_register_tokens=0).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"register_tokens is \(1, 3, 32\), expected \(1, 0, 32\)"):
+        vit.FlaxDINOv3ViTModel.from_pretrained(tmp_path)
+
+
 @FRAMEWORKS
 def test_a_fresh_model_is_saved_and_read_again(framework: str, tmp_path: Path):
     from flax import nnx
