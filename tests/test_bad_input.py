@@ -107,11 +107,11 @@ def edit_tensors(edit: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path
 
 CONFIG_FILES = {
     "too many labels": (edit_json("config.json", num_labels=10**8, id2label=..., label2id=...), ConfigError,
-                        "num_labels is 100000000; the 8.* bytes beside it hold at most 30,000"),
+                        "num_labels is 100000000; the 8.* bytes of weights beside it hold at most 30,000"),
     "too many layers": (edit_json("config.json", num_hidden_layers=10**7), ConfigError,
-                        "num_hidden_layers is 10000000; the 8.* bytes beside it hold at most 16"),
+                        "num_hidden_layers is 10000000; the 8.* bytes of weights beside it hold at most 16"),
     "more layers than the weights hold": (edit_json("config.json", num_hidden_layers=500), ConfigError,
-                                          "num_hidden_layers is 500; the 8.* bytes beside it hold at most 16"),
+                                          "num_hidden_layers is 500; the 8.* bytes of weights beside it hold at most"),
     "endless layers": (edit_json("config.json", num_hidden_layers=10**400), ConfigError,
                        "num_hidden_layers is 1000.*at most"),
     "infinite layers": (edit_json("config.json", num_hidden_layers=float("inf")), ConfigError,
@@ -335,6 +335,17 @@ def test_labels_without_names_are_limited_and_those_with_names_are_not():
     with pytest.raises(ConfigError, match="num_labels is 100000000; expected at most 400,000, or id2label with"):
         ViTConfig(num_labels=10**8)
     assert ViTConfig(id2label=dict.fromkeys(range(400_001), "x")).num_labels == 400_001
+
+
+def test_labels_are_compared_with_weights_and_with_nothing_else(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "num_labels": 50_000}))
+    (tmp_path / "preprocessor_config.json").write_text("{}")  # all that a hub gives for the configuration alone
+    assert ViTConfig.from_pretrained(tmp_path).num_labels == 50_000
+    (tmp_path / WEIGHTS).write_bytes(bytes(64 * 50_000 - 1))
+    with pytest.raises(ConfigError, match="num_labels is 50000; the 3,199,999 bytes of weights beside it hold at most"):
+        ViTConfig.from_pretrained(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(bytes(64 * 50_000))
+    assert ViTConfig.from_pretrained(tmp_path).num_labels == 50_000
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

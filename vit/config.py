@@ -775,10 +775,13 @@ def config_in(path: Path) -> Any:
         raise ConfigError(f"{shown(path)}: {error}") from None
 
 
+_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx")
+
+
 def _check_counts(values: Mapping[str, Any], path: Path) -> None:
     """Compare what a config.json counts without naming it with the bytes of the weights beside it, if there are any."""
     with os.scandir(path.parent) as entries:
-        size = sum(entry.stat().st_size for entry in entries if entry.name != path.name and entry.is_file())
+        size = sum(entry.stat().st_size for entry in entries if entry.name.endswith(_WEIGHTS) and entry.is_file())
     if not size:
         return
     named = values.get("id2label") is not None or values.get("label2id") is not None
@@ -789,7 +792,9 @@ def _check_counts(values: Mapping[str, Any], path: Path) -> None:
     ):
         count = values.get(key, 0)
         if _is_int(count, 0) and count > most:
-            raise ConfigError(f"{key} is {quoted(count)}; the {size:,} bytes beside it hold at most {most:,}.")
+            raise ConfigError(
+                f"{key} is {quoted(count)}; the {size:,} bytes of weights beside it hold at most {most:,}."
+            )
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Any:
