@@ -128,6 +128,26 @@ def test_pytorch_models_that_no_checkpoint_reproduces_are_refused_by_name(change
     assert not (tmp_path / "out").exists()
 
 
+class Codes(torch.Tensor):
+    """Stands for a weight of torchao, which is a subclass that gives its numbers back on request."""
+
+    __module__ = "torchao.quantization"
+
+    def dequantize(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor) * 2
+
+
+def test_weights_that_torchao_quantised_are_written_as_what_they_stand_for_on_request(folder, tmp_path):
+    model = vit.ViTForImageClassification.from_pretrained(folder)
+    codes = model.classifier.weight.detach() / 2
+    model.classifier.weight = nn.Parameter(codes.as_subclass(Codes), requires_grad=False)
+    with pytest.raises(CheckpointError, match=r"classifier\.weight is a torchao\..*pass dequantize=True"):
+        model.save_pretrained(tmp_path / "out")
+    model.save_pretrained(tmp_path / "out", dequantize=True)
+    before, after = (checkpoint_arrays(tmp_path / name) for name in ("in", "out"))
+    assert all(np.array_equal(before[name], after[name]) for name in after)
+
+
 SHARDED = """
 import sys, torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard

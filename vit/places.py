@@ -13,6 +13,7 @@ from .weights import Shape
 
 _REMEDIES = {
     "peft": "Merge the adapters first: model = peft_model.merge_and_unload().",
+    "torchao": "Save it before it is quantised, or pass dequantize=True.",
     "lora": "Merge the adapters into the layers first.",
     "quant": "Save it before it is quantised, or dequantise it first.",
     "ao.": "Save it before it is quantised, or dequantise it first.",

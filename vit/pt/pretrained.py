@@ -169,6 +169,7 @@ class PreTrainedModel(TorchNames):
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
         push_to_hub: bool = False,
+        dequantize: bool = False,
         **keywords: Any,
     ) -> None:
         """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into a folder.
@@ -181,18 +182,28 @@ class PreTrainedModel(TorchNames):
             is_main_process: False in the processes that are to write nothing.
             state_dict: the model's, gathered elsewhere (Accelerate's `get_state_dict`); None for its own.
             push_to_hub: whether to upload it as well, as `push_to_hub` does, to `repo_id` or the folder's name.
+            dequantize: write the weights that quantised ones (torchao's) stand for, instead of refusing them.
             **keywords: those of `push_to_hub`; and transformers' others, which change nothing or are refused.
 
         Raises:
             InputError: a `state_dict` of other names than the model's, or a keyword that cannot be honoured.
         """
         options = saving_keywords(keywords, push_to_hub)
-        if state_dict is not None and state_dict.keys() != self.state_dict().keys():
-            odd = sorted(state_dict.keys() ^ self.state_dict().keys())
-            raise InputError(f"state_dict has other names than the model: {', '.join(odd[:8])}.")
+        if state_dict is not None:
+            if not is_main_process:  # where it may be empty
+                return
+            parts = dict.fromkeys(self.config.heads[self.head].parts, True)
+            shapes = self.config.parameter_shapes(
+                head=self.head, **parts
+            )  # not of `state_dict()`, a call to all processes
+            names = {self.config.model_name(name, self.head): name for name in shapes}
+            odd = sorted(name for name in state_dict.keys() ^ names.keys()
+                         if name in state_dict or not names[name].startswith(self.config.optional))  # fmt: skip
+            if odd:
+                raise InputError(f"state_dict has other names than the model: {', '.join(odd[:8])}.")
         if self.inference_only:
             raise InputError(f"The model is {self.inference_only}; save it before that.")
-        state = parameters(self) if state_dict is None else state_dict
+        state = parameters(self, dequantize) if state_dict is None else state_dict
         if not (state and is_main_process):  # of another process than the first, whose parameters were gathered there
             return
         dtype = checkpoint.dtype_of(self.dtype).name

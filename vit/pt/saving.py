@@ -21,7 +21,7 @@ _ABSENT = "is missing"
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch.compile, and of activation checkpointing
 
 
-def parameters(model: Any) -> dict[str, Tensor]:
+def parameters(model: Any, dequantize: bool = False) -> dict[str, Tensor]:
     """Every parameter of a model under its name in a checkpoint: parametrised, normed and pruned weights as computed.
 
     Parameters that are sharded over processes (DTensor) are gathered on the first of them; the others get none. All of
@@ -34,7 +34,8 @@ def parameters(model: Any) -> dict[str, Tensor]:
     shapes = config.parameter_shapes(head=head, **dict.fromkeys(config.heads[head].parts, True))
     # Name -> whether it is an optional part by itself, and not one of those of an optional layer.
     optional = {config.model_name(n, head): n in config.optional for n in shapes if n.startswith(config.optional)}
-    places = _Places(model, {config.model_name(name, head): shape for name, shape in shapes.items()}, optional)
+    names = {config.model_name(name, head): shape for name, shape in shapes.items()}
+    places = _Places(model, names, optional, dequantize)
     check_places(type(model).__name__, places.foreign, places.missing, places.extra())
     if any(_is_sharded(value) for value in places.values.values()):
         return _gathered(model)
@@ -44,8 +45,10 @@ def parameters(model: Any) -> dict[str, Tensor]:
 class _Places:
     """A model's tree, held against the names and shapes of its checkpoint."""
 
-    def __init__(self, model: nn.Module, names: dict[str, tuple[int, ...]], optional: dict[str, bool]) -> None:
-        self.model = model
+    def __init__(
+        self, model: nn.Module, names: dict[str, tuple[int, ...]], optional: dict[str, bool], dequantize: bool
+    ) -> None:
+        self.model, self.dequantize = model, dequantize
         self.values: dict[str, Tensor] = {}
         self.missing: dict[str, str] = {}
         self.foreign = {
@@ -80,6 +83,8 @@ class _Places:
     def _found(self, name: str, shape: tuple[int, ...], value: Any) -> str | None:
         if value is None:
             return _ABSENT
+        if self.dequantize and "torchao" in type(value).__module__:
+            value = value.dequantize().detach()
         if type(value) not in (Tensor, nn.Parameter) and not _is_sharded(value):
             return f"is a {type(value).__module__}.{type(value).__qualname__}"
         if value.is_meta:
