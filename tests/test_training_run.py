@@ -15,6 +15,7 @@ from vit import ViTImageProcessor, checkpoint
 from vit.errors import FRAMEWORKS, CheckpointError, ConfigError, InputError
 from vit.training import Recipe
 from vit.training.run import TrainingError, train
+from vit.training.state import TrainingState
 
 from .equivalence import random_checkpoint, tiny_config
 
@@ -116,6 +117,22 @@ def test_a_head_of_the_same_labels_is_kept_and_one_of_others_is_fresh(
     name = "vit.encoder.layer.0.attention.attention.query.weight"
     assert np.array_equal(first[name], weights(model)[name])
     assert not np.array_equal(scratch[name], first[name])
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_and_moments_in_float32(
+    framework: str, photos: Path, model: Path, tmp_path: Path
+) -> None:
+    fields = {"steps": 3, "evaluate_every": 9, "gradient_checkpointing": True}
+    found = {}
+    for dtype in ("float32", "mixed_bfloat16"):
+        run = train(photos, model, tmp_path / dtype, framework, RECIPE.replace(dtype=dtype, **fields))
+        found[dtype] = weights(run.folder / "last")
+        state = TrainingState.read(run.folder / "last", checkpoint.read_config(run.folder / "last"), "classifier")
+        assert state.tensors is not None
+        assert {array.dtype.name for array in (*found[dtype].values(), *state.tensors.values())} == {"float32"}
+    distances = [np.abs(array - found["mixed_bfloat16"][name]).max() for name, array in found["float32"].items()]
+    assert 0 < max(distances) < 3 * 3 * RECIPE.learning_rate  # AdamW moves a weight by about the rate, at most
 
 
 # === Bad input ===
