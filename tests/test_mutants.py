@@ -38,6 +38,13 @@ def test_every_file_of_the_core_has_tests_that_exist() -> None:
             assert all((mutants.ROOT / test).exists() for test in tests)
 
 
+def test_every_mutant_that_is_said_to_change_nothing_is_one() -> None:
+    for key in mutants.EQUIVALENT:
+        path = key.partition(": ")[0]
+        source = (mutants.ROOT / path).read_text(encoding="utf-8")
+        assert key in {each.key(source) for each in mutants.mutants(path, source)}, key
+
+
 # === Which tests a mutant meets ===
 
 
