@@ -59,7 +59,7 @@ ANSWERS = [attention.Answer("lynx", 0.7, "70.0%"), attention.Answer("cat", 0.2, 
 
 def learned(grid: tuple[int, int], filters: tuple[int, ...], **options: Any) -> posemb.View:
     random = np.random.default_rng(filters[1])
-    similarity = random.uniform(-0.43, 1, (*grid, *grid))
+    similarity = random.uniform(-0.37, 1, (*grid, *grid))
     shares = np.geomspace(4, 0.1, filters[0])
     shares *= 0.97 / shares.sum()
     return posemb.View(similarity, random.uniform(-1, 1, filters), shares, 64, "a-model", **options)

@@ -316,3 +316,4 @@ def test_the_line_that_says_where_the_picture_is_and_the_gaps_of_the_mosaic(
     assert np.isnan(drawn[40:44]).all()
     assert np.isnan(drawn[:, 50:54]).all()
     assert np.isfinite(drawn[:40, :50]).all()
+    assert posemb.mosaic(tiles, pixels=1).shape == (2 * 4 + 1, 3 * 5 + 2)  # at least a pixel a cell, and one between
