@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -269,3 +272,33 @@ def test_output_is_a_pytree_whose_paths_are_its_keys(model: Any) -> None:
     assert_close(doubled.hidden_states[1], 2 * outputs.hidden_states[1], atol=0)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(outputs)]
     assert paths == ["['logits']", *(f"['hidden_states'][{i}]" for i in range(2))]
+
+
+EXPORTED = """
+import sys
+import jax
+import numpy as np
+leaves = [np.load(f"{sys.argv[1]}/{i}.npy") for i in range(int(sys.argv[2]))]
+call = jax.export.deserialize(bytearray(open(f"{sys.argv[1]}/call", "rb").read())).call
+np.save(f"{sys.argv[1]}/logits.npy", call(leaves, np.load(f"{sys.argv[1]}/images.npy")))
+assert not {"vit", "flax"} & set(sys.modules)
+"""
+
+
+def test_a_function_of_the_state_is_exported_and_called_where_neither_flax_nor_this_package_is(
+    load: Load, tmp_path: Path
+) -> None:
+    model = load()
+    graphdef, state = nnx.split(model)
+    leaves, tree = jax.tree.flatten(state)
+
+    @jax.jit
+    def logits(leaves: list[jax.Array], pixel_values: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))(pixel_values).logits
+
+    (tmp_path / "call").write_bytes(jax_export.export(logits)(leaves, images()).serialize())
+    for name, array in {"images": images(), **{str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)}}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    code = "import jax.export\n" + EXPORTED
+    subprocess.run([sys.executable, "-c", code, tmp_path, str(len(leaves))], check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), model(images()).logits, rtol=0, atol=1e-5)
