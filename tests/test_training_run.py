@@ -94,6 +94,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     assert all(np.array_equal(array, expected[name]) for name, array in weights(resumed.folder / "last").items())
     rows = [json.loads(line)["step"] for line in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
     assert rows == [2, 4, 6]
+    card = (resumed.folder / "README.md").read_text()
+    assert "top1" in card
+    ended = train(photos, model, tmp_path / "run", framework, resume=True)
+    assert (ended.step, ended.best) == (6, whole.best)
+    assert (ended.folder / "README.md").read_text() == card
 
 
 def test_another_number_of_workers_gives_the_same_weights(photos: Path, model: Path, tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ class _Loop:
         batches = self.data.batches(state.position)
         losses: list[Any] = []
         metrics: dict[str, Any] = {}
-        began, step = time.perf_counter(), state.step
+        began, first, step = time.perf_counter(), state.step, state.step
         if step < steps and not self.rows:
             self._write_rows([])
         while step < steps:
@@ -278,7 +278,8 @@ class _Loop:
                     began = time.perf_counter()
             if stopping:
                 break
-        self._finish(metrics)
+        if step > first:  # or the run was at its end already
+            self._finish(metrics)
         best = dict(self.state.best)
         return Run(self.folder, step, steps, metrics, best, self.split.notes, dict(self.data.broken))
 
