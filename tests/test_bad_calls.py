@@ -252,6 +252,13 @@ def test_keras_and_tensorflow_add_nothing_to_an_error(way, keras_model):
     assert error.value.__cause__ is None
 
 
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_labels_that_fit_is_given_are_looked_at_as_well(eagerly, keras_model):
+    keras_model.compile("sgd", run_eagerly=eagerly)
+    with pytest.raises(InputError, match=r"^labels is of bool; expected integers for one label an image"):
+        keras_model.fit(np.zeros((2, 3, 16, 12), "f4"), np.array([True, False]), verbose=0)
+
+
 def test_an_unknown_number_of_axes_is_refused_with_the_remedy(keras_model):
     import tensorflow as tf
 
