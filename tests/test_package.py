@@ -89,11 +89,12 @@ def test_what_conversion_does_is_found_in_vit_and_imported_when_used():
     assert fresh(code).startswith("False conversion.engine ")
 
 
-@pytest.mark.parametrize("extra", ["pt", "tf", "flax", "plot", "convert", "table", "all"])
+@pytest.mark.parametrize("extra", ["pt", "tf", "flax", "plot", "convert", "table", "train", "all"])
 def test_the_line_that_installs_an_extra_names_what_an_index_has(extra):
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = [each for name in (["pt", "tf", "flax", "plot", "convert", "table"] if extra == "all" else [extra])
-             for each in project[name]]  # fmt: skip
+    (several,) = project["all"]
+    extras = re.search(r"\[(.*)\]", several)[1].split(",") if extra == "all" else [extra]
+    named = [requirement for name in extras for requirement in project[name]]
     command, verb, *given = shlex.split(install_line(extra))
     assert ([command, verb], sorted(given)) == (["pip", "install"], sorted(named))
 
