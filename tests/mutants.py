@@ -67,7 +67,11 @@ class Mutant(NamedTuple):
         return "".join(lines)
 
     def key(self, source: str) -> str:
-        return f"{self.path}: {self.apply(source).splitlines()[self.line - 1].strip()}"
+        """The file and the line as it is changed; where several lines are the same, which of them."""
+        lines = [line.strip() for line in source.splitlines()]
+        line = lines[self.line - 1]
+        which = f" ({lines[: self.line].count(line)})" if lines.count(line) > 1 else ""
+        return f"{self.path}: {self.apply(source).splitlines()[self.line - 1].strip()}{which}"
 
 
 def mutants(path: str, source: str) -> Iterator[Mutant]:
