@@ -260,3 +260,14 @@ def test_keys_as_published_files_have_them_are_read():
     assert config.grid_size == (27, 27)
     assert vit.Dinov2Config.variant("g/14").intermediate_size == 4096
     assert vit.Dinov2Config.from_dict({"model_type": "dinov2", "mlp_ratio": 4}).use_mask_token
+
+
+def test_the_noise_that_keeps_every_patch_in_its_place_is_of_the_images_own_shape():
+    config = tiny_config("vit_mae", mask_ratio=0.0, patch_size=(4, 8), image_size=(16, 24))
+    noise = config.fixed_inputs((2, 3, 12, 40))["noise"]
+    assert noise.dtype == np.float32
+    assert noise.tolist() == [list(range(3 * 5))] * 2
+    hidden = config.replace(mask_ratio=0.5).fixed_inputs((2, 3, 12, 40))["noise"]
+    assert sorted(hidden[0]) == list(range(3 * 5))
+    assert hidden[0].tolist() == hidden[1].tolist() != noise[0].tolist()
+    assert config.fixed_inputs((12, 40)) == {}

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import export as jax_export
 
+from vit.flax import layers
 from vit.flax.attention import attend, attend_on_cpu
 from vit.flax.norm import normalize
 
@@ -44,3 +46,15 @@ def test_the_rule_of_the_layer_norm_is_what_jax_derives():
                   lambda f: jax.hessian(lambda x: (f(x) * weight).sum())(x),
                   lambda f: jax.vmap(jax.jacobian(f))(x)):  # fmt: skip
             np.testing.assert_allclose(f(ours), f(plain), rtol=1e-10, atol=1e-10)
+
+
+def test_training_without_dropout_of_the_attention_runs_the_fused_one(monkeypatch, tiny_config):
+    calls = []
+    monkeypatch.setattr(layers, "attend", lambda *arguments: calls.append(1) or attend(*arguments))
+    x = jnp.zeros((1, 5, 32))
+    for rate, expected in ((0.0, 1), (0.1, 0)):
+        attention = layers.ViTSelfAttention(tiny_config(attention_probs_dropout_prob=rate), rngs=nnx.Rngs(0))
+        attention.train()
+        calls.clear()
+        attention(x, rngs=nnx.Rngs(dropout=0))
+        assert len(calls) == expected
