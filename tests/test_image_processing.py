@@ -945,6 +945,9 @@ def test_masks_hide_every_patch_as_often():
     [
         ({"batch": 0}, "batch is 0"),
         ({"ratio": 1.5}, "ratio is 1.5"),
+        ({"ratio": True}, "ratio is True"),
+        ({"ratio": "0.5"}, "ratio is '0.5'"),
+        ({"ratio": None}, "ratio is None"),
         ({"ratio": float("nan")}, "ratio is nan"),
         ({"generator": -1}, "generator is -1"),
         ({"generator": "seed"}, "generator is 'seed'"),
