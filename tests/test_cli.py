@@ -124,7 +124,7 @@ def test_an_error_is_described_in_one_line_and_a_bug_with_its_type(error: Except
 
 # === The same options everywhere ===
 
-HUB = {"--revision", "--token", "--cache-dir"}
+HUB = ("--revision", "--token", "--cache-dir")
 SHARED = {
     "--model": {"demo", "convert", "verify", "inspect"},
     "--framework": {"convert", "inspect", "posemb"},

@@ -52,8 +52,9 @@ class PreTrainedModel(TorchNames):
         Its Trainer calls the `save_pretrained` of nothing else, and would leave the configuration out.
         """
         kind: Any = type(self)
-        if sys._getframe(1).f_globals.get("__name__", "").startswith("transformers."):
-            return _in_transformers(kind, sys.modules["transformers.modeling_utils"].PreTrainedModel)
+        theirs = sys.modules.get("transformers.modeling_utils")
+        if theirs and sys._getframe(1).f_globals.get("__name__", "").startswith("transformers."):
+            return _in_transformers(kind, theirs.PreTrainedModel)
         return kind
 
     @__class__.setter
