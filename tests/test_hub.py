@@ -728,7 +728,7 @@ def test_an_image_processor_is_uploaded_in_one_commit_and_read_again(name, hub, 
     make = f"__import__('vit').{name}"
     hub.add("me/mine", tmp_path, "main")
     address, saved, again = ask(
-        f"{make}(size=96).push_to_hub('mine', token='{TOKEN}', private=True, commit_message='first')",
+        f"{make}(size=96).push_to_hub('mine', token='{TOKEN}', private=True, commit_message='first', tags='x')",
         f"{make}(size=64).save_pretrained('{tmp_path / 'theirs'}', push_to_hub=True, repo_id='they/theirs', "
         f"token='{TOKEN}', revision='side')",
         "__import__('vit').AutoImageProcessor.from_pretrained('me/mine').to_dict()['size']",
@@ -743,12 +743,13 @@ def test_an_image_processor_is_uploaded_in_one_commit_and_read_again(name, hub, 
 @pytest.mark.parametrize("prefix", ["", "TF", "Flax"])
 def test_a_model_is_uploaded_in_one_commit_with_a_card_and_loads_by_its_name(prefix, hub, ask, reference, tmp_path):
     model = f"vit.{prefix}ViTForImageClassification.from_pretrained('{reference / 'hf_torch'}')"
-    options = "commit_message='first', private=True, create_pr=True, tags=['x']"
+    options = "commit_message='first', private=True, create_pr=True, tags='vision one', "
+    options += "safe_serialization=True, use_temp_dir=True"
     address, again, saved, kept = ask(
         f"{model}.push_to_hub('mine', token='{TOKEN}', {options})",
         f"vit.{prefix}ViTForImageClassification.from_pretrained('me/mine').name_or_path",
         f"{model}.save_pretrained('{tmp_path / 'mine'}', push_to_hub=True, token='{TOKEN}', max_shard_size='100KB')",
-        f"vit.ViTConfig(num_labels=7).push_to_hub('me/mine', token='{TOKEN}')",
+        f"vit.ViTConfig(num_labels=7).push_to_hub('me/mine', token='{TOKEN}', tags=['a'], use_temp_dir=True)",
         said="(?s).*",  # TensorFlow's and JAX's own
     )
     files = hub.models["me/mine"]["main"]
@@ -761,8 +762,8 @@ def test_a_model_is_uploaded_in_one_commit_with_a_card_and_loads_by_its_name(pre
     assert json.loads(files["config.json"])["id2label"]["6"] == "LABEL_6"
     card = files["README.md"].decode()
     assert "pipeline_tag: image-classification" in card
-    assert "- x\n" in card
-    assert 'FlaxViTForImageClassification\n\nmodel = ViTForImageClassification.from_pretrained("mine")' in card
+    assert "- vision one\n" in card
+    assert 'FlaxViTForImageClassification\n\nmodel = ViTForImageClassification.from_pretrained("me/mine")' in card
     assert [message.partition(",")[0] for message in hub.said] == ["first", "Upload config.json", "Upload config.json"]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import vit
 from vit import ConfigError, InputError
-from vit.keywords import REFUSED, SAVING_REFUSED, SAVING_WITHOUT_EFFECT, WITHOUT_EFFECT
+from vit.keywords import HUB, REFUSED, SAVING_REFUSED, SAVING_WITHOUT_EFFECT, WITHOUT_EFFECT
 
 PREFIXES = ("", "TF", "Flax")
 
@@ -35,6 +35,48 @@ def test_keywords_that_change_nothing_are_taken(prefix: str, load: Any, tmp_path
 def test_keywords_that_cannot_be_honoured_are_refused_with_what_to_do_instead(prefix: str, keyword: str, load: Any):
     with pytest.raises(ConfigError, match=f"^{keyword} cannot be honoured; "):
         load(prefix, **{keyword: {"a": 1}})
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_keywords_that_cannot_be_honoured_are_taken_while_they_ask_for_nothing(prefix: str, load: Any):
+    for unset in (None, False, {}, ""):
+        load(prefix, **dict.fromkeys(REFUSED, unset))
+
+
+def test_every_keyword_of_transformers_is_known(load: Any):
+    import inspect
+    import re
+
+    from transformers import PreTrainedModel
+
+    source = inspect.getsource(PreTrainedModel.from_pretrained)
+    taken = re.findall(r'\bkwargs\.pop\("(\w+)", None|\bkwargs\.pop\("(\w+)", False', source)
+    named = inspect.signature(PreTrainedModel.from_pretrained).parameters.values()
+    names = {a or b for a, b in taken} | {each.name for each in named if each.default is None or each.default is False}
+    assert {"state_dict", "tp_size", "key_mapping", "use_safetensors", "config"} <= names
+    load("", **dict.fromkeys(names))
+
+
+def test_a_configuration_gives_back_the_keywords_that_it_has_no_use_for(load: Any, tmp_path: Any):
+    options = {"output_attentions": True, "foo": 3, "torch_dtype": "float16", "is_decoder": False}
+    for config, unused in (
+        vit.ViTConfig.from_pretrained(tmp_path, return_unused_kwargs=True, _from_auto=True, **options),
+        vit.AutoConfig.from_pretrained(tmp_path, return_unused_kwargs=True, **options),
+        vit.ViTConfig.from_dict({"hidden_size": 24, "num_attention_heads": 2}, return_unused_kwargs=True, **options),
+    ):
+        assert unused == {"foo": 3}
+        assert (config.output_attentions, config.dtype) == (True, "float16")
+    with pytest.raises(ConfigError, match="Unknown configuration key 'foo'"):
+        vit.ViTConfig.from_dict({}, return_unused_kwargs=False, foo=3)
+
+
+def test_small_files_are_saved_with_the_keywords_of_models(tmp_path: Any):
+    taken = dict.fromkeys((*SAVING_WITHOUT_EFFECT, *HUB, "max_shard_size"), "x")
+    for each, file in ((vit.ViTConfig(), "config.json"), (vit.ViTImageProcessor(), "preprocessor_config.json")):
+        each.save_pretrained(tmp_path, push_to_hub=False, **taken)
+        assert (tmp_path / file).exists()
+        with pytest.raises(InputError, match="push_to_hub has no argument 'tokn'; did you mean 'token'"):
+            each.push_to_hub("me/mine", tokn="x")
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -114,7 +156,7 @@ def test_accelerates_documented_call_saves_the_state_it_gives_in_the_main_proces
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_saving_takes_what_changes_nothing_and_refuses_the_rest_with_what_to_do(prefix: str, load: Any, tmp_path: Any):
     model, folder = load(prefix), tmp_path / "saved"
-    taken = dict.fromkeys(SAVING_WITHOUT_EFFECT, True) | {"safe_serialization": True, "token": "x", "variant": None}
+    taken = dict.fromkeys((*SAVING_WITHOUT_EFFECT, *HUB), "x") | {"safe_serialization": True, "variant": None}
     model.save_pretrained(save_directory=folder, is_main_process=False, **taken)
     assert not folder.exists()
     own = {"": "state_dict", "Flax": "params"}.get(prefix)
@@ -123,12 +165,11 @@ def test_saving_takes_what_changes_nothing_and_refuses_the_rest_with_what_to_do(
             with pytest.raises(InputError, match=f"^{name} cannot be honoured; "):
                 model.save_pretrained(folder, **{name: {"a": 1}})
     for keyword, said in (({"safe_serialization": False}, "nothing is pickled"),
-                          ({"is_main": True}, "'is_main_process'"),
-                          ({"repo_id": "a/b"}, "push_to_hub=True, which is not set")):  # fmt: skip
+                          ({"is_main": True}, "'is_main_process'")):  # fmt: skip
         with pytest.raises(InputError, match=said):
             model.save_pretrained(folder, **keyword)
     assert not folder.exists()
-    model.save_pretrained(folder, "5GB", is_main_process=True, **taken)
+    model.save_pretrained(folder, is_main_process=True, **taken)
     assert type(model).from_pretrained(folder).config == model.config
 
 

@@ -112,6 +112,13 @@ def test_what_was_asked_for_is_read_and_nothing_else(framework, tmp_path):
         load(framework, tmp_path / "all", from_tf=True, from_flax=True)
     with pytest.raises(CheckpointError, match=r"has no tf_model\.h5, .*It has flax_model\.msgpack: leave from_tf out"):
         load(framework, tmp_path / "old-flax", from_tf=True)
+    tiny_checkpoint(tmp_path / "own", "vit", "classifier")
+    for options in ({"from_tf": True}, {"from_flax": True}):  # what has canonical weights alone
+        assert_same(parameters_of(load(framework, tmp_path / "own", **options), tmp_path / "saved"),
+                    arrays_of(tmp_path / "own"))  # fmt: skip
+    file = tmp_path / "own" / "model.safetensors"
+    model = families.model_class(framework, "vit", "classifier").from_pretrained(file, from_flax=True)
+    assert_same(parameters_of(model, tmp_path / "saved"), arrays_of(tmp_path / "own"))
 
 
 @frameworks

@@ -405,12 +405,15 @@ class PreTrainedConfig(metaclass=_ConfigType):
         return {**extra, **values}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
+    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Any:
         """The configuration that `values`, the content of a config.json, describes.
 
         Keys that this class does not know go to `extra`. A null of a key it knows counts as not given, but for those
-        that are `nullable`.
+        that are `nullable`. With `return_unused_kwargs`, (configuration, the overrides that are none of its keys).
         """
+        if overrides.pop("return_unused_kwargs", False):
+            taken, unused = _split(cls, overrides)
+            return cls.from_dict(values, **taken), unused
         keys = frozenset(keys_of(cls)) - cls.nullable
         values = {key: value for key, value in values.items() if value is not None or key not in keys}
         extra = {"extra": values.pop("extra")} if "extra" in values else {}
@@ -418,12 +421,13 @@ class PreTrainedConfig(metaclass=_ConfigType):
         return cls(**known, extra={**unknown, **extra}).replace(**overrides)
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | os.PathLike[str], **kwargs: Any) -> Self:
+    def from_pretrained(cls, name_or_folder: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Read the configuration of a checkpoint.
 
         Args:
             name_or_folder: a checkpoint folder, or the name of a model on the hub.
             **kwargs: `revision`, `token`, `cache_dir` and `local_files_only` of the hub; anything else overrides a key.
+                With `return_unused_kwargs`, (configuration, those of them that are none of its keys) is returned.
 
         Raises:
             CheckpointError: no config.json there, or one that is no JSON.
@@ -433,35 +437,54 @@ class PreTrainedConfig(metaclass=_ConfigType):
 
         hub_options, overrides = hub.split_options(kwargs)
         folder = hub.resolve(name_or_folder, config_only=True, **hub_options)
-        config = read_config(folder, **overrides)
+        with_unused = overrides.pop("return_unused_kwargs", False)
+        config = read_config(folder)
+        overrides, unused = _split(type(config), overrides) if with_unused else (overrides, {})
+        config = config.replace(**overrides) if overrides else config
         config.came_from(name_or_folder, hub.commit_of(folder))
         if cls.model_type not in ("", config.model_type):
             raise ConfigError(
                 f"{folder / 'config.json'}: model_type is {config.model_type!r}, which {type(config).__name__} reads; "
                 f"{cls.__name__} reads {cls.model_type!r}."
             )
-        return config
+        return (config, unused) if with_unused else config
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json into `folder`, which is made if needed."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any
+    ) -> None:
+        """Write config.json into a folder, which is made if needed.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: whether to upload it as well, as `push_to_hub` does, to `repo_id` or the folder's name.
+            **options: those of `push_to_hub`.
+        """
         from .files import CONFIG
         from .folders import replace_files, write_text
+        from .keywords import file_keywords
 
-        with replace_files(folder) as staging:
+        options = file_keywords(options)
+        with replace_files(save_directory) as staging:
             write_text(staging / CONFIG, self.to_json())
+        if push_to_hub:
+            self.push_to_hub(**{"repo_id": os.path.basename(os.path.realpath(save_directory)), **options})
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload config.json to a model on the hub, which is made if needed; gives the address of the commit.
 
         Args:
             repo_id: the name of the model, "user/model".
-            **options: `commit_message`, `commit_description`, `private`, `token`, `revision` and `create_pr`.
+            **options: `commit_message`, `commit_description`, `private`, `token`, `revision` and `create_pr`;
+                transformers' others change nothing or are refused.
 
         Raises:
             CheckpointError: it cannot be uploaded; the reason is named.
+            InputError: an option that nobody knows, or that cannot be honoured.
         """
         from . import hub
+        from .keywords import file_keywords
 
+        options = file_keywords(options, "push_to_hub")
         return hub.push({"config.json": self.to_json().encode()}, repo_id, **options)
 
     def to_json(self) -> str:
@@ -826,6 +849,14 @@ def _sorted_out(cls: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], d
     if torch_dtype is not None:
         known.setdefault("dtype", str(torch_dtype).removeprefix("torch."))
     return known, unknown
+
+
+def _split(cls: type, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(overrides of a configuration's keys, the others), as transformers' `return_unused_kwargs` has them."""
+    known, unknown = _sorted_out(cls, overrides)
+    neutral = {name: value for name, value in unknown.items() if name in NEUTRAL}
+    return {**known, **neutral}, {name: value for name, value in unknown.items()
+                                  if name not in NEUTRAL and name not in ("_from_auto", "_from_pipeline")}  # fmt: skip
 
 
 def _check_keys(cls: type[PreTrainedConfig], keys: Iterable[str]) -> None:

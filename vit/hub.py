@@ -60,7 +60,7 @@ def resolve(
     Args:
         name_or_folder: a local folder, or a model name such as "google/vit-base-patch16-224".
         config_only: leave the weights out.
-        source: whose weights: "pt", "tf" or "flax"; None for the first that are there.
+        source: whose weights first: "pt", "tf" or "flax", then the canonical ones; None for any that are there.
         revision: branch, tag or commit on the hub.
         token: the hub's access token; the stored one when None.
         cache_dir: where downloads are kept; huggingface_hub's own cache when None.
@@ -96,7 +96,8 @@ def resolve(
         )
     token = use_auth_token if token is None else token
     options = {"revision": revision, "token": token, "cache_dir": None if cache_dir is None else Path(cache_dir)}
-    kinds = [kind for framework, all_of in _WEIGHTS.items() if source in (None, framework) for kind in all_of]
+    sources = dict.fromkeys((source, "pt")) if source else _WEIGHTS
+    kinds = [kind for framework in sources for kind in _WEIGHTS[framework]]
     return _download(name, inner, [[]] if config_only else kinds, local_files_only, force_download, options) / inner
 
 
@@ -315,7 +316,7 @@ def push(
     use_auth_token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    card: str | None = None,
+    card: Callable[[str], str] | None = None,
     stale: str | None = None,
 ) -> str:
     """Upload files to a model on the hub, which is made if needed, in one commit.
@@ -330,7 +331,7 @@ def push(
         use_auth_token: the old name of `token`.
         revision: the branch to commit to.
         create_pr: make a pull request of it.
-        card: the README.md of a model that has none.
+        card: from the whole name of a model to the README.md of one that has none.
         stale: a pattern of names; files on the hub that match it and are not among `files` go in the same commit.
 
     Returns:
@@ -351,7 +352,7 @@ def push(
             with suppress(RevisionNotFoundError):
                 there = api.list_repo_files(made.repo_id, revision=revision)
         if card and CARD not in (*files, *there):
-            files = {**files, CARD: card.encode()}
+            files = {**files, CARD: card(made.repo_id).encode()}
         operations: list[Any] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=data if isinstance(data, bytes) else os.fspath(data))
             for name, data in files.items()

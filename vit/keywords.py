@@ -8,9 +8,11 @@ from typing import Any
 from .errors import ConfigError, InputError, quoted, shown
 
 WITHOUT_EFFECT = ("low_cpu_mem_usage", "use_safetensors", "weights_only",
-                  "offload_state_dict", "mirror", "_fast_init", "_from_auto", "_from_pipeline", "_commit_hash",
-                  "_do_init")  # fmt: skip
-"""Each asks for what is done anyway: no second copy, no random weights first, nothing unpickled."""
+                  "offload_state_dict", "offload_buffers", "mirror", "_fast_init", "_from_auto", "_from_pipeline",
+                  "_commit_hash", "commit_hash", "_do_init", "code_revision", "generation_config",
+                  "adapter_name")  # fmt: skip
+"""Each asks for what is done anyway: no second copy, no random weights first, nothing unpickled; or is of what no
+model here has: code of its own, text, an adapter."""
 
 REFUSED = {
     "quantization_config": "load the model and use vit.pt.quantize, or torchao's quantize_",
@@ -19,6 +21,14 @@ REFUSED = {
     "offload_folder": "weights are mapped to their file until they are used",
     "max_memory": "a model stands on one device: pass device",
     "tp_plan": "a model stands on one device: pass device",
+    "tp_size": "a model stands on one device: pass device",
+    "device_mesh": "a model stands on one device: pass device, and shard it once it is loaded",
+    "distributed_config": "a model stands on one device: pass device, and shard it once it is loaded",
+    "state_dict": "load or make the model, then give it those weights",
+    "key_mapping": "rename the weights in their file",
+    "use_kernels": "the framework's own are used",
+    "use_flash_attention_2": "pass attn_implementation='sdpa', which takes the fastest attention there is",
+    "return_unused_kwargs": "it is an option of a configuration's from_pretrained",
     "gguf_file": "convert it with vit convert",
     "variant": "copy the file to model.safetensors",
     "adapter_kwargs": "load the model, then the adapter with peft",
@@ -47,7 +57,7 @@ def loading_keywords(
     for name in WITHOUT_EFFECT:
         keywords.pop(name, None)
     for name, remedy in REFUSED.items():
-        if keywords.pop(name, None) not in (None, False):
+        if not _is_unset(keywords.pop(name, None)):
             raise ConfigError(f"{name} cannot be honoured; {remedy}.")
     torch_dtype = keywords.pop("torch_dtype", None)
     device_map = keywords.pop("device_map", None)
@@ -66,6 +76,10 @@ def loading_keywords(
     )
 
 
+def _is_unset(value: Any) -> bool:
+    return value is None or value is False or (isinstance(value, dict | str) and not value)
+
+
 SAVING_WITHOUT_EFFECT = ("save_function", "save_peft_format", "signatures", "use_temp_dir", "_internal_call")
 """Keywords of save_pretrained: files are written whole or not at all, by nobody else."""
 
@@ -82,8 +96,8 @@ HUB = ("repo_id", "commit_message", "commit_description", "private", "token", "u
 """Keywords of push_to_hub."""
 
 
-def saving_keywords(keywords: dict[str, Any], push_to_hub: bool) -> dict[str, Any]:
-    """The options of the hub among the `keywords` of save_pretrained that are no arguments of it.
+def saving_keywords(keywords: dict[str, Any], call: str = "save_pretrained") -> dict[str, Any]:
+    """The options of the hub among the `keywords` of save_pretrained or push_to_hub that are no arguments of it.
 
     Raises:
         InputError: a keyword that cannot be honoured, with what to do instead; or one that nobody knows.
@@ -91,15 +105,17 @@ def saving_keywords(keywords: dict[str, Any], push_to_hub: bool) -> dict[str, An
     if not keywords.pop("safe_serialization", True):
         raise InputError("safe_serialization is False, but nothing is pickled here; leave it out.")
     for name, remedy in SAVING_REFUSED.items():
-        if keywords.pop(name, None) not in (None, False):
+        if not _is_unset(keywords.pop(name, None)):
             raise InputError(f"{name} cannot be honoured; {remedy}.")
-    options = {name: value for name, value in keywords.items() if name not in SAVING_WITHOUT_EFFECT}
-    known = (*HUB, *SAVING_WITHOUT_EFFECT, *SAVING_REFUSED, "is_main_process", "max_shard_size", "push_to_hub")
-    for name in options:
-        if name not in HUB:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise InputError(f"save_pretrained has no argument {shown(name)!r}{hint}")
-        if not push_to_hub and name not in ("token", "use_auth_token"):
-            raise InputError(f"{name} is an option of push_to_hub=True, which is not set.")
-    return options
+    known = {*HUB, *SAVING_WITHOUT_EFFECT, *SAVING_REFUSED, "is_main_process", "max_shard_size", "push_to_hub"}
+    for name in keywords.keys() - {*HUB, *SAVING_WITHOUT_EFFECT}:
+        near = difflib.get_close_matches(name, sorted(known - {name}), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise InputError(f"{call} has no argument {shown(name)!r}{hint}")
+    return {name: value for name, value in keywords.items() if name in HUB}
+
+
+def file_keywords(keywords: dict[str, Any], call: str = "save_pretrained") -> dict[str, Any]:
+    """As `saving_keywords`, of what is one small file: nothing of it is cut into shards, and it gets no card."""
+    keywords = {name: value for name, value in keywords.items() if name != "max_shard_size"}
+    return {name: value for name, value in saving_keywords(keywords, call).items() if name != "tags"}

@@ -95,7 +95,7 @@ def open_checkpoint(
 
     Args:
         name_or_folder: its folder or file, or the name of a model on the hub.
-        source: "pt", "tf" or "flax" for the file of that framework's classes alone.
+        source: "pt", "tf" or "flax" for the file of that framework's classes before a canonical one.
         config: its configuration, where there is no config.json.
         **hub_options: those of `hub.resolve`.
 
@@ -128,13 +128,13 @@ def _one_of(sources: dict[str, Any]) -> str | None:
 
 
 def _weights(folder: Path, source: str | None) -> str:
-    """The name of the file of a folder's weights, or of their index.
+    """The name of the file of a folder's weights, or of their index: of the source asked for, else a canonical one.
 
     Raises:
-        CheckpointError: none of that source, or several that a training may have written.
+        CheckpointError: neither, or several that a training may have written.
     """
     known = {"pt": CANONICAL, **FOREIGN}
-    names = known[source] if source else tuple(chain(*known.values()))
+    names = (*known[source], *CANONICAL) if source else tuple(chain(*known.values()))
     if found := at_one_moment(folder, lambda find: next(filter(find, names), None)):
         return found
     held = sorted(path.name for path in folder.iterdir())

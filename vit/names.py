@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from .keywords import saving_keywords
 from .publishing import push_folder
 
 
@@ -74,14 +75,17 @@ class ModelNames:
         Args:
             repo_id: "user/model", or the model's name alone for the user of the token.
             max_shard_size: as that of save_pretrained.
-            **options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and `tags`.
+            **options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and `tags`;
+                transformers' others change nothing or are refused.
 
         Returns:
             The address of the commit.
 
         Raises:
             CheckpointError: it cannot be saved or uploaded; the reason is named.
+            InputError: an option that nobody knows, or that cannot be honoured.
         """
+        options = saving_keywords(options, "push_to_hub")
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             return push_folder(folder, repo_id, **options)

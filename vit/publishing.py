@@ -13,14 +13,16 @@ from .folders import files
 from .hub import is_published, push
 
 
-def push_folder(folder: str | os.PathLike[str], repo_id: str, *, tags: Iterable[str] = (), **options: Any) -> str:
+def push_folder(
+    folder: str | os.PathLike[str], repo_id: str, *, tags: str | Iterable[str] | None = None, **options: Any
+) -> str:
     """Upload a checkpoint's folder to a model on the hub: configuration, image processor, weights and card.
 
     Args:
         folder: with config.json and weights, which take the place of those on the hub; what else a training left in
             it stays here.
         repo_id: as that of `push`.
-        tags: of the card that a model without one gets.
+        tags: one or several, of the card that a model without one gets.
         **options: those of `push`.
 
     Returns:
@@ -31,7 +33,8 @@ def push_folder(folder: str | os.PathLike[str], repo_id: str, *, tags: Iterable[
     """
     config = read_config(Path(folder))
     found = {path.name: path for path in sorted(files(Path(folder))) if is_published(path.name)}
-    return push(found, repo_id, card=_card(config, repo_id, tags), stale=STALE_WEIGHTS, **options)
+    tags = [tags] if isinstance(tags, str) else list(tags or ())
+    return push(found, repo_id, card=lambda name: _card(config, name, tags), stale=STALE_WEIGHTS, **options)
 
 
 def _card(config: Any, repo_id: str, tags: Iterable[str]) -> str:

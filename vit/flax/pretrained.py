@@ -222,7 +222,7 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
         Raises:
             InputError: a keyword that cannot be honoured.
         """
-        options = saving_keywords(keywords, push_to_hub)
+        options = saving_keywords(keywords)
         if not is_main_process:
             return
         if params is not None:

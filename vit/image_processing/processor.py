@@ -25,6 +25,7 @@ from ..errors import ConfigError, InputError, quoted
 from ..families import CONFIGS
 from ..files import read_json
 from ..folders import at_one_moment, read_current, replace_files, write_text
+from ..keywords import file_keywords
 from . import options as opts
 from .batch import BatchFeature, check_tensor_type, is_torch, to_array, to_tensor
 from .inputs import FIRST, LAST, Frame, Reader, flatten, to_bytes
@@ -293,9 +294,7 @@ class ViTImageProcessor:
         Raises:
             CheckpointError: it cannot be written or uploaded.
         """
-        folder = Path(save_directory)
-        if hub_options and not push_to_hub:
-            raise ConfigError(f"{quoted(next(iter(hub_options)))} is an option of push_to_hub=True, which is not set.")
+        folder, hub_options = Path(save_directory), file_keywords(hub_options)
         with replace_files(folder) as staging:
             write_text(staging / opts.FILE, self.to_json_string())
         if push_to_hub:
@@ -314,7 +313,9 @@ class ViTImageProcessor:
 
         Raises:
             CheckpointError: it cannot be uploaded; the reason is named.
+            InputError: an option that nobody knows, or that cannot be honoured.
         """
+        options = file_keywords(options, "push_to_hub")
         return hub.push({opts.FILE: self.to_json_string().encode()}, repo_id, **options)
 
     def __repr__(self) -> str:

@@ -189,7 +189,7 @@ class PreTrainedModel(TorchNames):
         Raises:
             InputError: a `state_dict` of other names than the model's, or a keyword that cannot be honoured.
         """
-        options = saving_keywords(keywords, push_to_hub)
+        options = saving_keywords(keywords)
         if state_dict is not None:
             if not is_main_process:  # where it may be empty
                 return

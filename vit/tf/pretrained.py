@@ -245,7 +245,7 @@ class TFPreTrainedModel(ModelNames, FittedModel):
         Raises:
             InputError: a keyword that cannot be honoured.
         """
-        options = saving_keywords(keywords, push_to_hub)
+        options = saving_keywords(keywords)
         if not is_main_process:
             return
         shapes = self.config.parameter_shapes(head=self.head, **self._base().parts())
