@@ -372,6 +372,29 @@ def test_update_shapes_a_model_until_there_is_one():
     config.replace().update({"hidden_size": 64})  # a copy that no model has
 
 
+def test_update_assigns_all_of_its_keys_or_none():
+    config = ViTConfig()
+    before = config.to_dict()
+    for values in ({"hidden_size": 48, "hidden_dropout_prob": 7}, {"output_attentions": True, "hidden_act": "x"}):
+        with pytest.raises(ConfigError):
+            config.update(values)
+        assert config.to_dict() == before
+
+
+@pytest.mark.parametrize("name", ["ViTForImageClassification", "TFViTForImageClassification",
+                                  "FlaxViTForImageClassification"])  # fmt: skip
+def test_a_configuration_that_a_model_was_given_is_its_own(name):
+    from flax import nnx
+
+    import vit
+
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    model = getattr(vit, name)(config, **({"rngs": nnx.Rngs(0)} if name.startswith("Flax") else {}))
+    model.config = config.replace(output_attentions=True)
+    with pytest.raises(ConfigError, match=r"config\.replace\("):
+        model.config.update({"hidden_size": 64})
+
+
 def test_update_from_string_reads_each_value_as_its_key_has_it():
     config = ViTConfig()
     config.update_from_string("hidden_size=64, num_attention_heads=4,qkv_bias=False,output_attentions=yes,"

@@ -314,3 +314,28 @@ def test_a_class_of_ones_own_is_saved_as_its_base_is(class_, folder, tmp_path):
     before, after = (vit.checkpoint.Checkpoint(path) for path in (folder, tmp_path / "out"))
     assert before.tensors.keys() == after.tensors.keys()
     assert all(np.array_equal(before.read(name), after.read(name)) for name in before.tensors)
+
+
+def test_a_loss_that_is_a_module_of_its_own_trains_and_is_not_saved(tmp_path):
+    class Loss(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, labels, logits, config):
+            return self.scale * torch.nn.functional.cross_entropy(logits, labels)
+
+    config = vit.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=32
+    )
+    model = vit.ViTForImageClassification(config).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    plain = model(pixels, labels=torch.tensor([0, 1]))
+    model.loss_function = Loss()
+    assert torch.equal(model(pixels, labels=torch.tensor([0, 1])).loss, 2 * plain.loss)
+    assert any(name == "loss_function.scale" for name, _ in model.named_parameters())
+    assert torch.equal(copy.deepcopy(model)(pixels, labels=torch.tensor([0, 1])).loss, 2 * plain.loss)
+    model.save_pretrained(tmp_path)
+    model.loss_function = lambda labels, logits, config: logits.sum()
+    assert torch.equal(model(pixels, labels=torch.tensor([0, 1])).loss, plain.logits.sum())
+    assert torch.equal(vit.ViTForImageClassification.from_pretrained(tmp_path)(pixels).logits, plain.logits)

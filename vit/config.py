@@ -601,7 +601,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
             renamed = self.replace(**{name: value})
         if renamed.num_labels != self.num_labels:
             raise ConfigError(
-                f"{name} has {renamed.num_labels} labels, but the model {self.num_labels}. Another number needs "
+                f"{name} has {renamed.num_labels} labels, but there are {self.num_labels}. Another number needs "
                 f"another head: config.replace({name}=...), or from_pretrained(..., {name}=...)."
             )
         return {key: getattr(renamed, key) for key in ("num_labels", "id2label", "label2id")}
@@ -614,15 +614,21 @@ class PreTrainedConfig(metaclass=_ConfigType):
         """
         fixed = {*_keys(type(self))[1] - self.assignable, "num_labels"}
         shapes = {name: value for name, value in values.items() if name in fixed}
-        if shapes:
-            changed = self.replace(**shapes)
-            if not self._in_use:
-                self.__dict__.update(vars(changed), _hash=None, _snapshot=None)
-            elif changed == self:
-                values = {name: value for name, value in values.items() if name not in shapes}
-        for name, value in values.items():
-            if self._in_use or name not in shapes:
-                setattr(self, name, value)
+        before = dict(self.__dict__)
+        try:
+            if shapes:
+                changed = self.replace(**shapes)
+                if not self._in_use:
+                    self.__dict__.update(vars(changed), _hash=None, _snapshot=None)
+                elif changed == self:
+                    values = {name: value for name, value in values.items() if name not in shapes}
+            for name, value in values.items():
+                if self._in_use or name not in shapes:
+                    setattr(self, name, value)
+        except ConfigError:  # all of them, or none
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def update_from_string(self, update_str: str) -> None:
         """`update` with "key=value,key=value"; each value is read as one of the kind that its key has.

@@ -88,6 +88,7 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
         if name == "config" and name in vars(self):  # what is assigned holds for the modules inside
             old = self.config
             old.check_assignable(value)
+            value.mark_in_use()
             for _, module in nnx.iter_modules(self):
                 if module is not self and vars(module).get("config") is old:
                     module.config = value

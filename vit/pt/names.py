@@ -163,6 +163,7 @@ class TorchNames(ModelNames, nn.Module):
                 f"global_pool is {quoted(global_pool)}, but what is classified stays as it is: leave it out."
             )
         old, config = self.config, self.config.replace(num_labels=num_classes)
+        config.mark_in_use()
         for module in self.modules():
             if module.__dict__.get("config") is old:
                 module.__dict__["config"] = config

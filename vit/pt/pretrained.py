@@ -20,7 +20,7 @@ from ..keywords import loading_keywords, saving_keywords
 from ..loading import plan
 from ..outputs import ModelOutput, flatten, unflatten
 from .names import TorchNames
-from .saving import parameters
+from .saving import LOSS, parameters
 
 _pytree.register_pytree_node(
     ModelOutput,
@@ -65,10 +65,15 @@ class PreTrainedModel(TorchNames):
         if name == "config" and name in self.__dict__:  # what is assigned holds for the modules inside
             old = self.config
             old.check_assignable(value)
+            value.mark_in_use()
             for module in self.modules():
                 if module is not self and module.__dict__.get("config") is old:
                     module.config = value
+        if name == LOSS:
+            self._modules.pop(name, None)
         super().__setattr__(name, value)
+        if name == LOSS and name in self._modules:
+            self.__dict__[name] = value  # the class has one, too, which is found before a module's modules
 
     @property
     def dtype(self) -> torch.dtype:

@@ -42,6 +42,10 @@ def parameters(model: Any, dequantize: bool = False) -> dict[str, Tensor]:
     return places.values
 
 
+LOSS = "loss_function"
+"""What a user may put in its place trains the model, and is no part of what it computes."""
+
+
 class _Places:
     """A model's tree, held against the names and shapes of its checkpoint."""
 
@@ -54,7 +58,7 @@ class _Places:
         self.foreign = {
             path: f"a {kind.__module__}.{kind.__qualname__}"
             for path, module in model.named_modules()
-            if path and not self._is_ours(module, kind := _kind(module))
+            if path and not path.startswith(LOSS) and not self._is_ours(module, kind := _kind(module))
         }
         self.placed: set[int] = set()  # ids of parameters and buffers
         for name, shape in names.items():
@@ -97,7 +101,7 @@ class _Places:
     def extra(self) -> list[str]:
         """The names of the parameters and buffers that are in no place."""
         held = self.model.state_dict(keep_vars=True)  # without buffers that are not to be stored
-        return [name for name, value in held.items() if id(value) not in self.placed]
+        return [name for name, value in held.items() if id(value) not in self.placed and not name.startswith(LOSS)]
 
 
 def _kind(module: nn.Module) -> type:

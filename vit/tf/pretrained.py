@@ -55,6 +55,7 @@ class TFPreTrainedModel(ModelNames, FittedModel):
         if name == "config" and name in self.__dict__:  # what is assigned holds for the layers inside
             old = self.config
             old.check_assignable(value)
+            value.mark_in_use()
             for layer in self._flatten_layers(include_self=False):
                 if layer.__dict__.get("config") is old:
                     layer.config = value
