@@ -96,6 +96,25 @@ def test_a_given_configuration_is_the_models(prefix: str, load: Any, tiny_config
         load(prefix, config=3)
 
 
+@pytest.mark.parametrize("name", ["Model", "ForImageClassification"])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_the_configuration_of_transformers_is_told_from_ours(prefix: str, name: str, load: Any):
+    import flax.nnx
+    import transformers
+
+    told = r"a transformers\.ViTConfig; expected one of vit: .*vit\.ViTConfig\.from_dict\(config\.to_dict\(\)\)"
+    theirs = transformers.ViTConfig()
+    rngs = {"rngs": flax.nnx.Rngs(0)} if prefix == "Flax" else {}
+    for call in (
+        lambda: getattr(vit, f"{prefix}ViT{name}")(theirs, **rngs),
+        lambda: getattr(vit, f"{prefix}Auto{name}".replace("AutoFor", "AutoModelFor")).from_config(theirs),
+        lambda: load(prefix, config=theirs),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            call()
+    vit.ViTConfig.from_dict(theirs.to_dict())
+
+
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_loading_info_names_what_is_missing_and_what_has_another_shape(prefix: str, load: Any):
     _, info = load(prefix, output_loading_info=True)
@@ -149,6 +168,17 @@ def test_accelerates_documented_call_saves_the_state_it_gives_in_the_main_proces
     assert all(saved[name].equal(value) for name, value in state.items())
     with pytest.raises(InputError, match="state_dict has other names than the model: more"):
         model.save_pretrained(tmp_path / "saved", state_dict={**state, "more": state["classifier.bias"]})
+    with pytest.raises(InputError, match=r"other shapes .*: classifier\.bias has the shape \(1,\), not \(5,\)"):
+        model.save_pretrained(tmp_path / "other", state_dict={**state, "classifier.bias": state["classifier.bias"][:1]})
+    assert not (tmp_path / "other").exists()
+    for prefix in ("module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."):
+        halves = {f"{prefix}{name}": value.half() for name, value in state.items()}
+        model.save_pretrained(tmp_path / "saved", state_dict=halves)
+        saved = load("").from_pretrained(tmp_path / "saved")
+        assert saved.config.dtype == "float16"
+        assert all(saved.state_dict()[name].equal(value.half()) for name, value in state.items())
+    with pytest.raises(TypeError, match="positional"):
+        model.save_pretrained(tmp_path / "saved", True)  # no size of a shard
     with pytest.raises(InputError, match="nothing is pickled"):
         model.save_pretrained(tmp_path / "saved", safe_serialization=False)
 
@@ -190,6 +220,7 @@ def test_flax_saves_the_parameters_it_is_given(load: Any, tmp_path: Any):
 def test_half_precision_is_computed_over_full_parameters(load: Any):
     import jax.numpy as jnp
     import keras
+    import torch
 
     x = np.ones((1, 3, 16, 16), np.float32)
     flax = load("Flax", dtype=jnp.bfloat16, param_dtype="float32")
@@ -209,3 +240,4 @@ def test_half_precision_is_computed_over_full_parameters(load: Any):
         load("", dtype="bfloat16", param_dtype="float32")
     with pytest.raises(ConfigError, match="compute under torch"):
         load("", param_dtype="float32")
+    assert load("", dtype="float16", param_dtype=torch.float16).dtype is torch.float16

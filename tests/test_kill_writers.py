@@ -104,7 +104,7 @@ def write(writer: str, value: int, sources: Path, here: Path = Path()) -> None:
         name = writer.removesuffix(" in shards")
         module, class_ = SAVERS[name]
         model = getattr(__import__(module, fromlist=[class_]), class_).from_pretrained(sources / f"vit-{value}")
-        model.save_pretrained(target, "5GB" if name == writer else "4KB")
+        model.save_pretrained(target, max_shard_size="5GB" if name == writer else "4KB")
 
 
 def read(writer: str, here: Path) -> Any:

@@ -209,7 +209,7 @@ def test_the_checkpoint_of_a_training_loads_as_a_file_and_from_its_folder(framew
     config = tiny_checkpoint(tmp_path / "own", "vit", "classifier")
     expected = arrays_of(tmp_path / "own")
     content = trainings({name: torch.from_numpy(array) for name, array in expected.items()})[kind]
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "folder.ckpt").mkdir(parents=True)
     torch.save(content, tmp_path / "run" / "epoch=1-step=10.ckpt")
     cls = families.model_class(framework, "vit", "classifier")
     with pytest.raises(
@@ -254,6 +254,14 @@ def test_a_folder_without_a_configuration_loads_with_one_that_is_given(tmp_path)
     assert model.config.replace(dtype=None) == config.replace(dtype=None)
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         vit.ViTForImageClassification.from_pretrained(tmp_path)
+
+
+def test_an_adapter_is_told_from_the_file_of_a_training(tmp_path):
+    config = tiny_checkpoint(tmp_path, "vit", "classifier")
+    (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is an adapter: load its base model, then merge it: peft"):
+        vit.ViTForImageClassification.from_pretrained(tmp_path, config=config)
 
 
 def test_the_file_of_another_format_is_refused_with_the_command_that_converts_it(tmp_path):

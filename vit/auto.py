@@ -9,8 +9,8 @@ import os
 from typing import Any, ClassVar, Self
 
 from . import families, hub
-from .config import PreTrainedConfig
-from .errors import CheckpointError, ConfigError, quoted
+from .config import PreTrainedConfig, check_config
+from .errors import CheckpointError
 
 TASKS = {
     "": "Model",
@@ -93,8 +93,7 @@ class _AutoModel:
             ConfigError: no configuration.
             ImportError: the framework is not installed.
         """
-        if not isinstance(config, PreTrainedConfig):
-            raise ConfigError(f"config is {quoted(config)}; expected a configuration, such as AutoConfig gives.")
+        check_config(config)
         return cls._class_of(config, f"The {type(config).__name__}")(config, **options)
 
     @classmethod

@@ -778,6 +778,20 @@ class Snapshot:
         return restored
 
 
+def check_config(config: object) -> None:
+    """Check that it is a configuration, and not transformers' of the same name.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(config, PreTrainedConfig):
+        kind, root = type(config).__name__, type(config).__module__.partition(".")[0]
+        remedy = "a configuration, such as AutoConfig gives"
+        if hasattr(config, "to_dict"):
+            remedy = f"one of vit: import {kind} from vit, or pass vit.{kind}.from_dict(config.to_dict())"
+        raise ConfigError(f"config is a {kind if root == 'builtins' else f'{root}.{kind}'}; expected {remedy}.")
+
+
 def read_config(folder: Path, **overrides: Any) -> Any:
     """The configuration, of whichever family, in `folder`/config.json, with `overrides`.
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from . import hub
 from .checkpoint import Checkpoint, Fit, Tensor, check_family, dtype_of, fit, in_order
-from .config import PreTrainedConfig, config_in
+from .config import PreTrainedConfig, check_config, config_in
 from .errors import CheckpointError, ConfigError, MissingCheckpointError, NoStateDictError, shown
 from .files import CONFIG, FOREIGN, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from .folders import Find, at_one_moment
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from conversion.rules import Source
 
 CANONICAL = (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX)
+ADAPTER = "adapter_config.json"
+"""What peft writes beside the weights of an adapter."""
 TRAININGS = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 """How the names of files end that trainings write, of which a folder may have one beside its config.json."""
 _OTHERS = r"(optimizer|scheduler|scaler|rng_state.*|training_args|random_states.*)\.(pt|pth|bin)"
@@ -65,7 +67,9 @@ def plan(
         overrides["attn_implementation"] = attn_implementation
     given = overrides.pop("config", None)
     if isinstance(given, str | os.PathLike):
-        given = PreTrainedConfig.from_pretrained(given)
+        given = PreTrainedConfig.from_pretrained(given, **hub_options)
+    if given is not None:
+        check_config(given)
     sources = {source: overrides.pop(f"from_{source}", None) for source in ("pt", "tf", "flax")}
     checkpoint = open_checkpoint(name_or_folder, _one_of(sources), given, **hub_options)
     if checkpoint.said:
@@ -137,7 +141,12 @@ def _weights(folder: Path, source: str | None) -> str:
     names = (*known[source], *CANONICAL) if source else tuple(chain(*known.values()))
     if found := at_one_moment(folder, lambda find: next(filter(find, names), None)):
         return found
-    held = sorted(path.name for path in folder.iterdir())
+    held = sorted(path.name for path in folder.iterdir() if path.is_file())
+    if ADAPTER in held:
+        raise MissingCheckpointError(
+            f"{shown(folder)} is an adapter: load its base model, then merge it: "
+            "peft.PeftModel.from_pretrained(model, folder).merge_and_unload()."
+        )
     trained = [name for name in held if name.endswith(TRAININGS) and not re.fullmatch(_OTHERS, name)]
     if source in (None, "pt") and len(trained) == 1:
         return trained[0]

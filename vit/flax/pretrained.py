@@ -16,7 +16,7 @@ from flax.nnx import graphlib
 from jax.typing import DTypeLike
 
 from .. import checkpoint, weights
-from ..config import PreTrainedConfig
+from ..config import PreTrainedConfig, check_config
 from ..errors import InputError, quoted, warn
 from ..keywords import loading_keywords, saving_keywords
 from ..loading import plan
@@ -80,6 +80,7 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
             register_config(cls.config_class)
 
     def __init__(self, config: PreTrainedConfig, dtype: DTypeLike) -> None:
+        check_config(config)
         self.config = config
         config.mark_in_use()
         self.dtype = jnp.dtype(dtype)  # of the computation
@@ -201,8 +202,8 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
-        max_shard_size: int | str = "5GB",
         *,
+        max_shard_size: int | str = "5GB",
         is_main_process: bool = True,
         params: nnx.State | None = None,
         push_to_hub: bool = False,
@@ -232,7 +233,8 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
             if odd := [".".join(map(str, path)) for path in given if path not in held]:
                 raise InputError(f"params has what the model has not: {', '.join(odd[:8])}; expected nnx.state(model).")
             other = nnx.merge(graphdef, nnx.from_flat_state({**held, **given}))
-            return other.save_pretrained(save_directory, max_shard_size, push_to_hub=push_to_hub, **options)
+            options |= {"max_shard_size": max_shard_size, "push_to_hub": push_to_hub}
+            return other.save_pretrained(save_directory, **options)
         shapes = self.config.parameter_shapes(head=self.head, **self._base().parts())
         found = parameters(self)
         dtype = np.dtype(self._base().embeddings.cls_token.dtype)

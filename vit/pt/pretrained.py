@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from .. import checkpoint
-from ..config import PreTrainedConfig
+from ..config import PreTrainedConfig, check_config
 from ..errors import ConfigError, InputError, warn
 from ..inputs import check_torch_device
 from ..keywords import loading_keywords, saving_keywords
 from ..loading import plan
 from ..outputs import ModelOutput, flatten, unflatten
 from .names import TorchNames
-from .saving import LOSS, parameters
+from .saving import LOSS, gathered_elsewhere, parameters
 
 _pytree.register_pytree_node(
     ModelOutput,
@@ -42,6 +42,7 @@ class PreTrainedModel(TorchNames):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
+        check_config(config)
         self.config = config
         config.mark_in_use()
 
@@ -142,7 +143,9 @@ class PreTrainedModel(TorchNames):
         """
         accelerator = "cuda" if torch.cuda.is_available() else None
         dtype, device, with_info = loading_keywords(config_overrides, dtype, device, accelerator)
-        if config_overrides.pop("param_dtype", dtype) != dtype:
+        param_dtype = config_overrides.pop("param_dtype", None)
+        named = [checkpoint.dtype_of(each) for each in (dtype, param_dtype) if each is not None and each != "auto"]
+        if param_dtype is not None and named[1:] != named[:1]:
             raise ConfigError("param_dtype cannot be honoured; load in it, and compute under torch.autocast.")
         check_torch_device(torch, device)
         fit = plan(
@@ -170,8 +173,8 @@ class PreTrainedModel(TorchNames):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
-        max_shard_size: int | str = "5GB",
         *,
+        max_shard_size: int | str = "5GB",
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
         push_to_hub: bool = False,
@@ -186,33 +189,25 @@ class PreTrainedModel(TorchNames):
             save_directory: the folder, made if needed.
             max_shard_size: bytes, or a number with KB, MB or GB.
             is_main_process: False in the processes that are to write nothing.
-            state_dict: the model's, gathered elsewhere (Accelerate's `get_state_dict`); None for its own.
+            state_dict: the model's, gathered elsewhere (Accelerate's `get_state_dict`), with torch.compile's and
+                DataParallel's prefixes or without; None for its own.
             push_to_hub: whether to upload it as well, as `push_to_hub` does, to `repo_id` or the folder's name.
             dequantize: write the weights that quantised ones (torchao's) stand for, instead of refusing them.
             **keywords: those of `push_to_hub`; and transformers' others, which change nothing or are refused.
 
         Raises:
-            InputError: a `state_dict` of other names than the model's, or a keyword that cannot be honoured.
+            InputError: a `state_dict` of other names or shapes than the model's, or a keyword that cannot be honoured.
         """
         options = saving_keywords(keywords)
-        if state_dict is not None:
-            if not is_main_process:  # where it may be empty
-                return
-            parts = dict.fromkeys(self.config.heads[self.head].parts, True)
-            shapes = self.config.parameter_shapes(
-                head=self.head, **parts
-            )  # not of `state_dict()`, a call to all processes
-            names = {self.config.model_name(name, self.head): name for name in shapes}
-            odd = sorted(name for name in state_dict.keys() ^ names.keys()
-                         if name in state_dict or not names[name].startswith(self.config.optional))  # fmt: skip
-            if odd:
-                raise InputError(f"state_dict has other names than the model: {', '.join(odd[:8])}.")
+        if state_dict is not None and not is_main_process:  # where it may be empty
+            return
         if self.inference_only:
             raise InputError(f"The model is {self.inference_only}; save it before that.")
-        state = parameters(self, dequantize) if state_dict is None else state_dict
+        state = parameters(self, dequantize) if state_dict is None else gathered_elsewhere(self, state_dict)
         if not (state and is_main_process):  # of another process than the first, whose parameters were gathered there
             return
-        dtype = checkpoint.dtype_of(self.dtype).name
+        cls_token = self.config.model_name(f"{self.config.base_model_prefix}.embeddings.cls_token", self.head)
+        dtype = checkpoint.dtype_of(state[cls_token].dtype).name
         checkpoint.write(
             save_directory,
             self.config.replace(architectures=(type(self).__name__,), dtype=dtype),

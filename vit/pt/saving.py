@@ -5,6 +5,7 @@ Side by side with vit/tf/saving.py and vit/flax/saving.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from ..errors import InputError
 from ..places import check_places, check_shape
 from .linear import InferenceLinear
 
 _LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _ABSENT = "is missing"
+_PREFIXES = ("_orig_mod.", "module.")  # of every name, in the state of torch.compile's and DataParallel's models
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch.compile, and of activation checkpointing
 
 
@@ -44,6 +47,31 @@ def parameters(model: Any, dequantize: bool = False) -> dict[str, Tensor]:
 
 LOSS = "loss_function"
 """What a user may put in its place trains the model, and is no part of what it computes."""
+
+
+def gathered_elsewhere(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of a model that the caller has gathered, without the prefixes of what wrapped the model.
+
+    Raises:
+        InputError: other names or shapes than the model's.
+    """
+    found = dict(state)
+    for prefix in _PREFIXES * 2:  # either may be around the other
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    found = {name: value for name, value in found.items() if not name.startswith(f"{LOSS}.")}
+    config, head = model.config, model.head
+    # Not those of `state_dict()`, a call to all processes.
+    shapes = config.parameter_shapes(head=head, **dict.fromkeys(config.heads[head].parts, True))
+    names = {config.model_name(name, head): name for name in shapes}
+    odd = sorted(name for name in found.keys() ^ names.keys()
+                 if name in found or not names[name].startswith(config.optional))  # fmt: skip
+    if odd:
+        raise InputError(f"state_dict has other names than the model: {', '.join(odd[:8])}.")
+    wrong = [f"{name} {why}" for name, value in found.items() if (why := check_shape(value.shape, shapes[names[name]]))]
+    if wrong:
+        raise InputError(f"state_dict has other shapes than the model: {'; '.join(wrong[:8])}.")
+    return found
 
 
 class _Places:

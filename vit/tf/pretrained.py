@@ -13,7 +13,7 @@ import optree
 import tensorflow as tf
 
 from .. import checkpoint, weights
-from ..config import PreTrainedConfig, to_pair
+from ..config import PreTrainedConfig, check_config, to_pair
 from ..errors import ConfigError, InputError, quoted, warn
 from ..inputs import check_arrays
 from ..keywords import loading_keywords, saving_keywords
@@ -41,6 +41,7 @@ class TFPreTrainedModel(ModelNames, FittedModel):
 
     def __init__(self, config: PreTrainedConfig, build: bool = True, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)  # labels and pixels keep their dtype; `call` casts what it computes
+        check_config(config)
         self.config = config
         config.mark_in_use()
         self.options = {"dtype": self.dtype_policy}
@@ -226,8 +227,8 @@ class TFPreTrainedModel(ModelNames, FittedModel):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
-        max_shard_size: int | str = "5GB",
         *,
+        max_shard_size: int | str = "5GB",
         is_main_process: bool = True,
         push_to_hub: bool = False,
         **keywords: Any,
