@@ -718,6 +718,24 @@ def test_a_subfolder_of_a_folder_and_of_a_model(hub, ask, reference, tmp_path):
         vit.hub.resolve(folder, proxies={"http": "x"})
 
 
+def test_the_source_asked_for_comes_before_the_canonical_weights_and_these_do(hub, ask, reference, tmp_path):
+    hub.add(ADDRESS, reference / "hf_torch")
+    assert ask(f"load('{ADDRESS}', source='tf')", f"load('{ADDRESS}', source='flax')") == [WHOLE, WHOLE]
+    hub.models[ADDRESS]["main"]["tf_model.h5"] = b"x"
+    again = ask(f"load('{ADDRESS}', source='tf', cache_dir='{tmp_path / 'other'}')")
+    assert "tf_model.h5" in again
+    assert "model.safetensors" not in again
+
+
+def test_the_name_of_a_configuration_is_resolved_with_the_options_of_the_call(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch")
+    hub.access[ADDRESS] = "private"
+    model = f"vit.ViTForImageClassification.from_pretrained('{reference / 'hf_torch'}', config='{ADDRESS}'"
+    labels, refused = ask(f"{model}, token='{TOKEN}').num_labels", f"{model}, revision='other')", said="(?s).*")
+    assert labels == vit.ViTConfig.from_pretrained(reference / "hf_torch").num_labels
+    assert MISSING[:-1] in refused
+
+
 # === Uploading ===
 
 PROCESSORS = ["ViTImageProcessor", "ViTImageProcessorFast", "DeiTImageProcessor", "BeitImageProcessor"]
