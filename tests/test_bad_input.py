@@ -185,7 +185,7 @@ NORM, QUERY = "vit.layernorm.weight", "vit.encoder.layer.1.attention.attention.q
 
 WEIGHT_FILES = {
     "of another image size by far": (edit_json("config.json", image_size=10**6), "mis-shaped: .*position_embeddings"),
-    "no weights": (remove(WEIGHTS), r"has no model\.safetensors, .* or pytorch_model\.bin: there are no weights"),
+    "no weights": (remove(WEIGHTS), r"has no model\.safetensors, .*pytorch_model\.bin.*: there are no weights"),
     "weights are a folder": (make_folder(WEIGHTS), r"model\.safetensors is a folder; expected a file"),
     "empty": (rewrite(WEIGHTS, b""), NOT_WHOLE),
     "seven bytes": (rewrite(WEIGHTS, b"1234567"), NOT_WHOLE),

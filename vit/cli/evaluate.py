@@ -11,7 +11,21 @@ import typer
 from ..errors import shown, summary
 from . import picture
 from .frameworks import DIGITS, choose_one, quiet
-from .options import BatchSize, Device, DType, Framework, Json, Model, Quiet, Strict, Workers
+from .options import (
+    BatchSize,
+    CacheDir,
+    Device,
+    DType,
+    Force,
+    Framework,
+    Json,
+    Model,
+    Quiet,
+    Revision,
+    Strict,
+    Token,
+    Workers,
+)
 
 if TYPE_CHECKING:
     from ..training.evaluation import Evaluation
@@ -26,6 +40,9 @@ def command(
         str, typer.Argument(metavar="DATA", help="A folder with one folder a class, a table, or a data set's name.")
     ],
     model: Model = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
     framework: Framework = None,
     knn: Annotated[
         int | None, typer.Option("--knn", metavar="K", min=1, help="Also by K nearest neighbours of the features.")
@@ -39,6 +56,7 @@ def command(
     batch_size: BatchSize = None,
     workers: Workers = None,
     strict: Strict = False,
+    force: Force = False,
     as_json: Json = False,
     quietly: Quiet = False,
 ) -> None:
@@ -49,17 +67,20 @@ def command(
     """
     extra = choose_one(framework, "vit evaluate")
     if confusion is not None:
-        picture.check_output(confusion)
+        picture.check_output(confusion, force)
     with quiet():
         __import__(IMPORTS[extra])
 
+    from ..hub import resolve
+    from ..inference import device_name
     from ..training.evaluation import evaluate
 
     if device is not None:
-        device = device.lower().replace(*{"pt": ("gpu", "cuda"), "tf": ("cuda", "gpu"), "flax": ("cuda", "gpu")}[extra])
+        device = device_name(device, extra)
+    folder = resolve(model or DIGITS, revision=revision, token=token, cache_dir=cache_dir)
     found = evaluate(
-        data, model or DIGITS, extra, knn=knn, probe=probe, batch_size=batch_size or 32, workers=workers,
-        strict=strict, device=device, dtype=dtype,
+        data, folder, extra, knn=knn, probe=probe, batch_size=batch_size or 32, workers=workers, strict=strict,
+        device=device, dtype=dtype,
     )  # fmt: skip
     if confusion is not None and found.confusion is not None:
         from ..training import pictures

@@ -20,7 +20,19 @@ from ..errors import ConfigError, InputError, shown, summary
 from ..training.recipe import PRESETS, Recipe
 from .frameworks import DIGITS, choose_one, quiet
 from .journal import locked
-from .options import Device, Force, Framework, Json, Model, Quiet, Strict, Workers
+from .options import (
+    CacheDir,
+    Device,
+    Force,
+    Framework,
+    Json,
+    Model,
+    Quiet,
+    Revision,
+    Strict,
+    Token,
+    Workers,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -37,6 +49,9 @@ def command(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="The folder of the run.")],
     model: Model = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
     framework: Framework = None,
     variant: Annotated[
         str | None, typer.Option("--variant", metavar="SIZE", help="Begin with fresh weights: Ti/16, S/16, B/16, ...")
@@ -79,15 +94,18 @@ def command(
     with quiet():
         __import__(IMPORTS[extra])
 
-    from .. import families
+    from .. import families, hub
+    from ..inference import device_name
     from ..training.run import train
 
     start: Any = model or DIGITS
+    if revision or token or cache_dir:
+        start = hub.resolve(start, revision=revision, token=token, cache_dir=cache_dir)
     if variant is not None:
         size = {} if recipe is None or recipe.image_size is None else {"image_size": recipe.image_size}
         start = families.config_class(family).variant(variant, **size)
     if device is not None:
-        device = device.lower().replace(*{"pt": ("gpu", "cuda"), "tf": ("cuda", "gpu"), "flax": ("cuda", "gpu")}[extra])
+        device = device_name(device, extra)
     with locked([output]), _progress(quietly or as_json) as progress, _signals() as caught:
         bar = progress.add_task("Reading the data", total=None)
 
