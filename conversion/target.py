@@ -114,8 +114,11 @@ def staging(target: Path) -> Iterator[Path]:
     except (OSError, CheckpointError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, OSError):
-            name = "" if cause.filename is None else f" ({shown(Path(os.fsdecode(cause.filename)).name)})"
-            why = f"{cause.strerror or shown(cause)}{name}"
+            why = cause.strerror or shown(cause)
+            if cause.filename is not None:
+                path = Path(os.fsdecode(cause.filename))
+                ours = path.name == target.name or any(part.startswith(_PREFIX) for part in path.parts)
+                why += "" if ours else f" ({shown(path.name)})"
             raise CheckpointError(f"{shown(target)} cannot be written: {why}. It is as it was.") from error
         raise
     finally:

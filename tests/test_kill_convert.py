@@ -85,6 +85,9 @@ import vit.cli.convert as command
 from vit.cli import main
 
 class Bar:
+    def __init__(self, quiet):
+        self.quiet = quiet
+
     def __enter__(self):
         numbers = [int(sys.argv[1])]
         return lambda done, total: done > total * float(sys.argv[2]) and numbers and os.kill(os.getpid(), numbers.pop())
