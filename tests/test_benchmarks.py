@@ -516,7 +516,9 @@ def _says_where_it_is_from(results: Path) -> None:
 def test_an_unknown_suite_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         program.main(["speed"])
-    assert "unknown suite 'speed'; expected some of inference, training, cold-start" in capsys.readouterr().err
+    assert (
+        "unknown suite 'speed'; expected some of inference, families, training, cold-start" in capsys.readouterr().err
+    )
 
 
 def test_a_program_gets_the_options_that_it_takes_and_no_other(tmp_path: Path) -> None:

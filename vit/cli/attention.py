@@ -66,10 +66,10 @@ def command(
     picture.require("vit attention")
     if threshold is not None:
         check_threshold(threshold)
-    if model is None:
-        check_default(image)
     size = _size(image_size)
     extra = choose_one(framework, "vit attention")
+    if model is None:
+        check_default(image)
 
     from rich.console import Console
 
