@@ -324,6 +324,9 @@ MOVES = {
 @FRAMEWORKS
 @pytest.mark.parametrize("name", MOVES)
 def test_positions_are_moved_within_their_bounds_in_training_alone(name: str, framework: str, tmp_path: Path):
+    import keras
+
+    keras.utils.set_random_seed(0)
     """Seen as what each rotation makes of one pair of numbers, of the slowest pair, whose angle does not wrap."""
     from flax import nnx
 
