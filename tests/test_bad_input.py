@@ -19,7 +19,7 @@ import pytest
 import safetensors.numpy
 
 import vit
-from vit import CheckpointError, ConfigError, InputError, ViTConfig, families
+from vit import CheckpointError, ConfigError, InputError, ViTConfig, families, folders
 from vit.config import keys_of
 from vit.inputs import check_label_values
 
@@ -335,6 +335,34 @@ def test_labels_without_names_are_limited_and_those_with_names_are_not():
     with pytest.raises(ConfigError, match="num_labels is 100000000; expected at most 400,000, or id2label with"):
         ViTConfig(num_labels=10**8)
     assert ViTConfig(id2label=dict.fromkeys(range(400_001), "x")).num_labels == 400_001
+
+
+@pytest.mark.parametrize("gone", [WEIGHTS, "config.json of no save"])
+def test_weights_that_a_save_moves_meanwhile_are_no_error(gone, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    (tmp_path / WEIGHTS).write_bytes(bytes(100))
+    listed = os.listdir
+
+    def listdir(folder):
+        if os.path.basename(folder) == folders.COMPLETE:
+            raise FileNotFoundError(folder)
+        found = listed(folder)
+        (tmp_path / gone).unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert ViTConfig.from_pretrained(tmp_path).num_labels == 2
+
+
+def test_weights_that_a_save_has_not_moved_yet_count(tmp_path):
+    complete = tmp_path / folders.COMPLETE
+    complete.mkdir()
+    (complete / folders.REMOVED).write_text("[]")
+    (complete / WEIGHTS).write_bytes(bytes(100))
+    for place in (tmp_path, complete):
+        (place / "config.json").write_text(json.dumps({"model_type": "vit", "num_labels": 10**8}))
+        with pytest.raises(ConfigError, match="the 100 bytes of weights beside it"):
+            ViTConfig.from_pretrained(tmp_path)
 
 
 def test_labels_are_compared_with_weights_and_with_nothing_else(tmp_path):

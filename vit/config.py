@@ -9,6 +9,7 @@ import json
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -821,10 +822,22 @@ def config_in(path: Path) -> Any:
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx")
 
 
+def _bytes_of_weights(folder: Path) -> int:
+    """The bytes of a folder's files of weights, those that are moved or removed meanwhile left out."""
+    size = 0
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(folder):
+            with suppress(FileNotFoundError):
+                size += os.stat(folder / name).st_size if name.endswith(_WEIGHTS) else 0
+    return size
+
+
 def _check_counts(values: Mapping[str, Any], path: Path) -> None:
     """Compare what a config.json counts without naming it with the bytes of the weights beside it, if there are any."""
-    with os.scandir(path.parent) as entries:
-        size = sum(entry.stat().st_size for entry in entries if entry.name.endswith(_WEIGHTS) and entry.is_file())
+    from .folders import COMPLETE
+
+    folder = path.parent.parent if path.parent.name == COMPLETE else path.parent
+    size = _bytes_of_weights(folder) + _bytes_of_weights(folder / COMPLETE)  # where a save has what is not yet moved
     if not size:
         return
     named = values.get("id2label") is not None or values.get("label2id") is not None
