@@ -101,6 +101,36 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     assert (ended.folder / "README.md").read_text() == card
 
 
+def test_a_run_that_is_replaced_is_whole_until_the_new_one_can_be_resumed(
+    photos: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(photos, model, tmp_path / "run", "pt", RECIPE).folder
+    for place in (run, run / "last"):
+        (place / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("killed")
+
+    other = RECIPE.replace(seed=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingState, "write", fail)  # within the save of the new checkpoint
+        with pytest.raises(RuntimeError, match="killed"):
+            train(photos, run / "best", run, "pt", other, force=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vit.training.run.checkpoint.Checkpoint", fail)  # just after it
+        with pytest.raises(RuntimeError, match="killed"):
+            train(photos, run / "best", run, "pt", other, force=True)
+    assert {path.name for path in run.iterdir()} == {"last", "recipe.json", "metrics.jsonl", "notes.txt"}
+    again = train(photos, model, run, "pt", resume=True)
+    assert (again.is_done, Recipe.from_json_file(run / "recipe.json")) == (True, other)
+    rows = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [2, 4, 6]
+    assert [(place / "notes.txt").read_text() for place in (run, run / "last")] == ["mine", "mine"]
+
+
 def test_another_number_of_workers_gives_the_same_weights(photos: Path, model: Path, tmp_path: Path) -> None:
     one, three = (train(photos, model, tmp_path / str(n), "pt", RECIPE, workers=n).folder / "last" for n in (1, 3))
     expected = weights(one)

@@ -40,6 +40,7 @@ from .state import STATE, TrainingState
 
 LAST, BEST, METRICS, RECIPE, CARD = "last", "best", "metrics.jsonl", "recipe.json", "README.md"
 STALE = rf"({STALE_WEIGHTS})|training_state\..*"
+OUTCOME = r"README\.md|(curves|confusion)\.png"  # of an earlier run that is replaced
 EVALUATED = 64  # images of a batch of evaluation, at most
 
 
@@ -133,14 +134,12 @@ def train(
     teacher = _teacher(recipe, framework, split)
     if not begun:
         start = begin(model, split.training, recipe, from_scratch)
-        if folder.exists():
-            shutil.rmtree(folder)
-        with replace_files(last) as staging:
+        with replace_files(last, STALE) as staging:  # an earlier run is whole until this one can be resumed
             start.write(staging)
             TrainingState(0, _steps(recipe, split), recipe, split.identity()).write(staging)
-        with replace_files(folder) as staging:
-            write_text(staging / RECIPE, recipe.to_json())
-            write_text(staging / METRICS, "")
+        shutil.rmtree(folder / BEST, ignore_errors=True)
+    with replace_files(folder, None if begun else OUTCOME) as staging:
+        write_text(staging / RECIPE, recipe.to_json())
     opened = checkpoint.Checkpoint(last)
     head = checkpoint.head_of(opened)
     if head is None:
@@ -252,8 +251,6 @@ class _Loop:
         losses: list[Any] = []
         metrics: dict[str, Any] = {}
         began, first, step = time.perf_counter(), state.step, state.step
-        if step < steps and not self.rows:
-            self._write_rows([])
         while step < steps:
             rate = learning_rate(recipe, step, steps)
             losses.append(self.trainer.step(self._batch(next(batches)), step, rate))
@@ -332,9 +329,8 @@ class _Loop:
     def _write_rows(self, rows: list[dict[str, Any]]) -> None:
         """Append rows to metrics.jsonl; those of a run that was killed later than its checkpoint go first."""
         self.rows += rows
-        if rows:
-            with open(self.folder / METRICS, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def _finish(self, metrics: dict[str, Any]) -> None:
         with replace_files(self.folder) as staging:
