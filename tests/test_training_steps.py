@@ -150,3 +150,24 @@ def test_ten_steps_in_one_framework_and_ten_in_any_other_are_twenty(change: str,
             if dtype == "float64" or name.startswith("parameter."):
                 limit = 1e-9 if dtype == "float64" else 1e-5 * np.abs(expected).max()
                 assert np.abs(found[name] - expected).max() <= (0 if second == first else limit), (second, name)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_weights_are_themselves_again_after_their_averages_whatever_happened(
+    framework: str, tmp_path: Path
+) -> None:
+    random_checkpoint(tmp_path, tiny_config(), "classifier")
+    recipe = Recipe(batch_size=8, ema=0.9)
+    config = checkpoint.read_config(tmp_path)
+    model = families.model_class(framework, config.model_type, "classifier").from_pretrained(tmp_path)
+    trainer = importlib.import_module(f"vit.{framework}.training").Trainer(model, recipe)
+    for batch in batches(config, recipe, 3, np.float32):
+        trainer.step(batch, 0, 0.01)
+    before = trainer.logits(batch["pixel_values"])
+    try:
+        with trainer.averaged():
+            averaged = trainer.logits(batch["pixel_values"])
+            raise OSError("the disk is full")
+    except OSError:
+        assert np.array_equal(trainer.logits(batch["pixel_values"]), before)
+    assert not np.allclose(averaged, before)

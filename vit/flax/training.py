@@ -162,8 +162,10 @@ class Trainer:
     def averaged(self) -> Iterator[None]:
         """The model has the averages of its weights, where there are any, inside the block."""
         self.is_averaged = bool(self.recipe.ema)
-        yield
-        self.is_averaged = False
+        try:
+            yield
+        finally:
+            self.is_averaged = False
 
     def tensors(self) -> dict[str, np.ndarray]:
         """What the optimiser carries, "slot.parameter" -> array, under the names and in the layout of a checkpoint."""

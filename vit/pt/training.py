@@ -148,9 +148,11 @@ class Trainer:
         with torch.no_grad():
             for name, average in self.averages.items():
                 self.parameters[name].copy_(average)
-            yield
-            for name, value in held.items():
-                self.parameters[name].copy_(value)
+            try:
+                yield
+            finally:
+                for name, value in held.items():
+                    self.parameters[name].copy_(value)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """What the optimiser carries, "slot.parameter" -> array, under the names and in the layout of a checkpoint."""

@@ -149,9 +149,11 @@ class Trainer:
         held = {name: tf.identity(parameter.value) for name, parameter in self.parameters.items() if self.averages}
         for name, average in self.averages.items():
             self.parameters[name].assign(average)
-        yield
-        for name, value in held.items():
-            self.parameters[name].assign(value)
+        try:
+            yield
+        finally:
+            for name, value in held.items():
+                self.parameters[name].assign(value)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """What the optimiser carries, "slot.parameter" -> array, under the names and in the layout of a checkpoint."""
