@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import statistics
@@ -18,8 +17,7 @@ import typer
 
 from ..errors import FRAMEWORKS, InputError, install_line, quoted
 from . import picture
-from .frameworks import BUSY, DIGITS, busy_line, choose, open_model, version
-from .frameworks import quiet as keep_quiet
+from .frameworks import BUSY, DIGITS, busy_line, choose, import_quietly, open_model, version
 from .options import CacheDir, Device, DTypes, Force, Frameworks, Json, Model, Quiet, Revision, Token
 
 if TYPE_CHECKING:
@@ -281,8 +279,7 @@ def prepare(
     from ..config import to_pair
     from ..measure import seconds as clock
 
-    with keep_quiet():
-        importlib.import_module(f"vit.{framework}")  # whose time is not the model's
+    import_quietly(framework)  # whose time is not the model's
     loaded = _load.cache_info().misses
     start = time.perf_counter()
     forward = _load(model, framework, dtype, attn_implementation, device)

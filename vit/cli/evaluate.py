@@ -10,7 +10,7 @@ import typer
 
 from ..errors import shown, summary
 from . import picture
-from .frameworks import DIGITS, choose_one, quiet
+from .frameworks import DIGITS, choose_one, import_quietly
 from .options import (
     BatchSize,
     CacheDir,
@@ -30,7 +30,6 @@ from .options import (
 if TYPE_CHECKING:
     from ..training.evaluation import Evaluation
 
-IMPORTS = {"pt": "torch", "tf": "tensorflow", "flax": "flax.nnx"}
 SHOWN = 50
 """The most labels that the table on the terminal has; those of the lowest recall."""
 
@@ -58,7 +57,7 @@ def command(
     strict: Strict = False,
     force: Force = False,
     as_json: Json = False,
-    quietly: Quiet = False,
+    quiet: Quiet = False,
 ) -> None:
     """Evaluate a checkpoint on labelled images.
 
@@ -68,8 +67,7 @@ def command(
     extra = choose_one(framework, "vit evaluate")
     if confusion is not None:
         picture.check_output(confusion, force)
-    with quiet():
-        __import__(IMPORTS[extra])
+    import_quietly(extra)
 
     from ..hub import resolve
     from ..inference import device_name
@@ -91,7 +89,7 @@ def command(
         typer.echo(f"vit: {len(found.broken):,} files were skipped: {reasons}", err=True)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
-    elif not quietly:
+    elif not quiet:
         show(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
@@ -99,6 +100,12 @@ def quiet() -> Iterator[None]:
         os.close(terminal)
         os.close(nowhere)
         del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+
+
+def import_quietly(extra: str) -> None:
+    """Import a framework's models, without what it logs meanwhile."""
+    with quiet():
+        importlib.import_module(f"vit.{extra}")
 
 
 def open_model(

@@ -18,7 +18,7 @@ import typer
 
 from ..errors import ConfigError, InputError, shown, summary
 from ..training.recipe import PRESETS, Recipe
-from .frameworks import DIGITS, choose_one, quiet
+from .frameworks import DIGITS, choose_one, import_quietly
 from .journal import locked
 from .options import (
     CacheDir,
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from ..training.run import Run
 
 KINDS = {"float": float, "int": int, "str": str, "bool": bool}
-IMPORTS = {"pt": "torch", "tf": "tensorflow", "flax": "flax.nnx"}
 
 
 def command(
@@ -74,7 +73,7 @@ def command(
     force: Force = False,
     strict: Strict = False,
     as_json: Json = False,
-    quietly: Quiet = False,
+    quiet: Quiet = False,
     **fields: Any,
 ) -> int:
     """Train a model on images.
@@ -91,8 +90,7 @@ def command(
         raise InputError("--variant begins with fresh weights of a published size; leave --model out.")
     if recipe is not None and recipe.dtype == "float64":
         os.environ["JAX_ENABLE_X64"] = "1"
-    with quiet():
-        __import__(IMPORTS[extra])
+    import_quietly(extra)
 
     from .. import families, hub
     from ..inference import device_name
@@ -106,7 +104,7 @@ def command(
         start = families.config_class(family).variant(variant, **size)
     if device is not None:
         device = device_name(device, extra)
-    with locked([output]), _progress(quietly or as_json) as progress, _signals() as caught:
+    with locked([output]), _progress(quiet or as_json) as progress, _signals() as caught:
         bar = progress.add_task("Reading the data", total=None)
 
         def report(row: dict[str, Any]) -> None:
@@ -126,7 +124,7 @@ def command(
         typer.echo(f"vit: {len(run.broken):,} files were skipped: {reasons}", err=True)
     if as_json:
         typer.echo(json.dumps(_described(run), indent=2))
-    elif not quietly:
+    elif not quiet:
         typer.echo(_sentence(run))
     if caught and not run.is_done:
         typer.echo(f"vit: stopped after step {run.step:,} of {run.steps:,}; --resume goes on.", err=True)

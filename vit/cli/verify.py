@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import shown
-from .frameworks import choose
-from .frameworks import quiet as keep_quiet
+from .frameworks import choose, import_quietly
 from .options import CacheDir, DecoderHeads, Device, Frameworks, Heads, Json, Quiet, Revision, Token, dtype_name
 
 if TYPE_CHECKING:
@@ -55,8 +54,7 @@ def command(
 
     chosen = choose(framework, "vit verify")
     if "tf" in chosen:
-        with keep_quiet():
-            import tensorflow  # noqa: F401
+        import_quietly("tf")
     with Console(stderr=True).status("Starting") if sys.stderr.isatty() and not quiet else _Silent() as status:
         found = conversion.verify(
             checkpoint, images, frameworks=chosen, tolerance=tolerance, dtype=dtype, source_format=source_format,
