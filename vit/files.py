@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder: their names, and JSON read with errors that say what to do."""
+"""Files by their names: those of a checkpoint folder, images; and JSON read with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ FOREIGN = {
 """What transformers' TensorFlow and Flax classes wrote, which a conversion reads."""
 STALE_WEIGHTS = r"model(-(\d+-)?\d+-of-\d+)?\.safetensors(\.index\.json)?"
 """What an earlier save left and a new one takes away, such as shards where there is one file now."""
+
+IMAGES = (
+    ".avif", ".bmp", ".dib", ".gif", ".icns", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx",
+    ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+"""What files of a folder are taken for images; any file that is named itself is."""
 
 _SIGNS = (
     (0, b"PK\x03\x04", "a zip archive, as PyTorch writes: name it pytorch_model.bin if it is one"),

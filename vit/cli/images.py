@@ -11,12 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import InputError, shown, summary
-
-SUFFIXES = (
-    ".avif", ".bmp", ".dib", ".gif", ".icns", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx",
-    ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
-)  # fmt: skip
-"""What files of a folder are taken for images; any file that is named itself is."""
+from ..files import IMAGES
 
 BESIDE = (".csv", ".html", ".json", ".jsonl", ".md", ".npy", ".parquet", ".txt", ".xml", ".yaml", ".yml")
 """What commonly lies beside images, and is passed over without a word."""
@@ -64,7 +59,7 @@ def count(sources: Sequence[str]) -> tuple[int | None, str]:
         found = f" ({passed})" if passed_over else ""
         raise InputError(
             f"There are no images in {', '.join(map(shown, sources))}{found}; expected files that end in "
-            f"{', '.join(SUFFIXES)}."
+            f"{', '.join(IMAGES)}."
         )
     return total, passed if passed_over else ""
 
@@ -118,7 +113,7 @@ def _walk(folder: str, passed_over: Counter[str]) -> Iterator[str]:
             continue
         if is_folder:
             yield from _walk(path, passed_over)
-        elif name.lower().endswith(SUFFIXES):
+        elif name.lower().endswith(IMAGES):
             yield path
         elif not name.lower().endswith(BESIDE):
             passed_over[os.path.splitext(name.lower())[1]] += 1

@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, install_line, quoted, shown, summary
+from ..files import IMAGES
 
 TRAINING, VALIDATION = ("train", "training"), ("val", "valid", "validation", "test")
 """How the folders, splits and values of a column "split" are called."""
-SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".webp", ".tif", ".tiff",
-    ".avif", ".jp2", ".ico", ".pcx", ".qoi", ".tga",
-})  # fmt: skip
 TABLES = (".csv", ".jsonl", ".parquet")
 PATHS, LABELS = ("path", "image", "file", "file_name", "filename"), ("label", "labels", "class", "target", "targets")
 """The columns of a table that are looked for, in this order."""
@@ -175,7 +172,7 @@ def _from_folder(path: Path, labelled: bool, skipped: dict[str, str], notes: lis
             for file in sorted((folder / name).rglob("*")):
                 if file.is_dir() or any(each.startswith(".") for each in file.relative_to(folder).parts):
                     continue
-                if file.suffix.lower() not in SUFFIXES:
+                if not file.name.lower().endswith(IMAGES):
                     skipped[str(file)] = "is no image file, by its name"
                     continue
                 images.append(str(file))
