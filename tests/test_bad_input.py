@@ -430,14 +430,14 @@ def test_float64_is_refused_while_jax_has_it_switched_off(whole):
 def test_an_impossible_argument_of_save_pretrained_is_refused_and_nothing_is_written(whole, tmp_path, framework):
     model = model_class(framework).from_pretrained(whole)
     (tmp_path / "file").write_text("mine")
-    for arguments, message in (
-        ((tmp_path / "file",), f"{tmp_path / 'file'} is a file; expected a folder to save into"),
-        ((tmp_path / "file" / "below",), f"{tmp_path / 'file' / 'below'} cannot be saved into: Not a directory"),
-        ((tmp_path / "new", "five"), "max_shard_size is 'five'; expected a number of bytes, or a size such as '500MB'"),
-        ((tmp_path / "new", 0), "max_shard_size is 0; expected a number of bytes"),
+    for folder, size, message in (
+        ("file", "5GB", f"{tmp_path / 'file'} is a file; expected a folder to save into"),
+        ("file/below", "5GB", f"{tmp_path / 'file' / 'below'} cannot be saved into: Not a directory"),
+        ("new", "five", "max_shard_size is 'five'; expected a number of bytes, or a size such as '500MB'"),
+        ("new", 0, "max_shard_size is 0; expected a number of bytes"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            model.save_pretrained(*arguments)
+            model.save_pretrained(tmp_path / folder, max_shard_size=size)
     assert files(tmp_path) == {"file": b"mine"}
 
 
