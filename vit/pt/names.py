@@ -13,10 +13,7 @@ from ..config import to_pair
 from ..errors import ConfigError, InputError, quoted
 from ..flops import training_flops
 from ..names import ModelNames
-
-UNDECAYED = ("cls_token", "distillation_token", "mask_token", "register_tokens", "position_embeddings",
-             "decoder_pos_embed", "relative_position_bias_table")  # fmt: skip
-"""How names of parameters end that weight decay leaves out, as timm does: tokens, positions and tables of biases."""
+from ..weights import is_matrix
 
 
 class TorchNames(ModelNames, nn.Module):
@@ -102,8 +99,9 @@ class TorchNames(ModelNames, nn.Module):
         }
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves out, besides biases and all of one axis."""
-        return {name for name, _ in self.named_parameters() if name.endswith(UNDECAYED)}
+        """Names of the parameters that weight decay leaves out, besides biases and all of one axis: tokens, positions
+        and tables of biases."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim > 1 and not is_matrix(name)}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """`gradient_checkpointing_enable`, or `gradient_checkpointing_disable`."""

@@ -90,7 +90,7 @@ def _layer_of(name: str, config: PreTrainedConfig) -> int:
     base = config.base_model_prefix
     if name.startswith(f"{base}.embeddings."):
         return 0
-    match = re.match(rf"{re.escape(base)}\.encoder\.layer\.(\d+)\.", name)
+    match = re.match(rf"{re.escape(f'{base}.{config.layers}')}\.(\d+)\.", name)
     return int(match[1]) + 1 if match else config.num_hidden_layers + 1
 
 
