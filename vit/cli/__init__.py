@@ -24,6 +24,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "convert",
+    "export",
     "verify",
     "inspect",
     "attention",
