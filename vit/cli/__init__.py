@@ -30,6 +30,7 @@ COMMANDS = (
     "attention",
     "posemb",
     "bench",
+    "serve",
 )
 """The modules that hold the commands, in the order of the help."""
 
