@@ -89,7 +89,9 @@ def test_what_conversion_does_is_found_in_vit_and_imported_when_used():
     assert fresh(code).startswith("False conversion.engine ")
 
 
-@pytest.mark.parametrize("extra", ["pt", "tf", "flax", "plot", "convert", "table", "train", "onnx", "openvino", "all"])
+@pytest.mark.parametrize(
+    "extra", ["pt", "tf", "flax", "plot", "convert", "table", "train", "onnx", "openvino", "serve", "all"]
+)
 def test_the_line_that_installs_an_extra_names_what_an_index_has(extra):
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (several,) = project["all"]

@@ -8,11 +8,11 @@ import re
 import threading
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
-from ..errors import InputError, shown
+from ..errors import InputError, quoted, shown
 from .frameworks import DIGITS, choose_one, import_quietly
 from .options import CacheDir, Device, DType, Framework, Quiet, Revision, Token
 
@@ -20,10 +20,12 @@ KEY = "VIT_API_KEY"
 
 
 def command(
-    models: Annotated[
+    model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", metavar="NAME",
+            "--model",
+            "-m",
+            metavar="NAME",
             help="A checkpoint folder, a model on the hub, an .onnx file; NAME=MODEL names it; repeatable. "
             "[default: the bundled digits]",
         ),
@@ -67,7 +69,7 @@ def command(
     containers are spoken too; /docs lists the routes. SIGTERM finishes what was accepted; SIGHUP takes up checkpoints
     that changed. Vertex AI's AIP_HTTP_PORT, AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE are followed.
     """
-    sources = named(models or [f"digits={DIGITS}"])
+    sources = named(model or [f"digits={DIGITS}"])
     api_key = read_key(api_key_file)
     extra = None
     if any(not source.endswith(".onnx") for source in sources.values()):
@@ -86,14 +88,12 @@ def command(
         max_batch_size=max_batch_size, max_delay_ms=max_delay_ms, max_queue=max_queue,
         max_body=round(max_body_mb * 2**20), max_pixels=max_pixels, deadline=deadline,
     )  # fmt: skip
-    environment = os.environ
-    vertex = None
-    if "AIP_HTTP_PORT" in environment:  # a container of Vertex AI, which calls it from outside
-        host, port = host or "0.0.0.0", port if port is not None else int(environment["AIP_HTTP_PORT"])
-        vertex = (environment.get("AIP_HEALTH_ROUTE", "/health/ready"), environment.get("AIP_PREDICT_ROUTE", "/predict"))
+    vertex = vertex_ai()
+    if vertex:
+        host, port = host or "0.0.0.0", port if port is not None else vertex.port  # it is called from outside
     app = create_app(
-        sources, extra, limits=limits, api_key=api_key, vertex=vertex, wait=False, device=device, dtype=dtype,
-        revision=revision, token=token, cache_dir=cache_dir,
+        sources, extra, limits=limits, api_key=api_key, vertex=vertex and vertex.routes, wait=False, device=device,
+        dtype=dtype, revision=revision, token=token, cache_dir=cache_dir,
     )  # fmt: skip
     listener = listen(host or "127.0.0.1", 8000 if port is None else port)
     return run(app, listener, drain_seconds=drain_seconds)
@@ -109,12 +109,38 @@ def named(models: list[str]) -> dict[str, str]:
     for given in models:
         name, equals, model = given.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z0-9._-]+", name) or os.path.exists(given):
-            model = given
-            name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(os.path.abspath(given)).name.removesuffix(".onnx")).lstrip("._-")
+            model, last = given, Path(os.path.abspath(given)).name.removesuffix(".onnx")
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip("._-")
         if name in found:
             raise InputError(f"Two models are called {shown(name)}; name them with -m NAME=MODEL.")
         found[name or "model"] = model
     return found
+
+
+class Vertex(NamedTuple):
+    """What Vertex AI asks of a container: the port, and the routes of its health check and of predictions."""
+
+    port: int
+    routes: tuple[str, str]
+
+
+def vertex_ai() -> Vertex | None:
+    """What the environment says; None outside Vertex AI.
+
+    Raises:
+        InputError: it is no port, or no route.
+    """
+    given = {name: os.environ.get(f"AIP_{name}") for name in ("HTTP_PORT", "HEALTH_ROUTE", "PREDICT_ROUTE")}
+    port = given["HTTP_PORT"]
+    if port is None:
+        return None
+    if not (port.isascii() and port.isdigit() and 0 < int(port[:9]) < 2**16):
+        raise InputError(f"AIP_HTTP_PORT is {quoted(port)}; expected a port, 1 to 65535.")
+    routes = given["HEALTH_ROUTE"] or "/health", given["PREDICT_ROUTE"] or "/predict"
+    for route in routes:
+        if not re.fullmatch(r"(/[A-Za-z0-9._~:-]+)+", route):
+            raise InputError(f"A route of Vertex AI is {quoted(route)}; expected one such as /predict.")
+    return Vertex(int(port), routes)
 
 
 def read_key(path: Path | None) -> str | None:

@@ -12,9 +12,7 @@ try:
     import prometheus_client  # noqa: F401
     import python_multipart  # noqa: F401
 except ImportError as error:
-    raise MissingFrameworkError(
-        f"vit.serving needs {error.name}. Install it with: {install_line('serve')}"
-    ) from None
+    raise MissingFrameworkError(f"vit.serving needs {error.name}. Install it with: {install_line('serve')}") from None
 
 from .app import create_app
 from .limits import Limits

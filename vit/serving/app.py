@@ -19,7 +19,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..errors import quoted
-from ..inference import Forward
 from . import native, open_inference, openapi, tensorflow_serving
 from .limits import Limits
 from .metrics import NO_ROUTE, TYPE
@@ -31,7 +30,7 @@ logger = logging.getLogger("vit.serving")
 OPEN = {"/", "/docs", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
 """What needs no key: nothing of it tells or costs anything."""
 
-Source = str | os.PathLike[str] | Forward
+Source = str | os.PathLike[str]
 
 
 def create_app(
@@ -49,7 +48,7 @@ def create_app(
     The models are loaded when it is started (ASGI's lifespan).
 
     Args:
-        models: a checkpoint folder, a name on the hub, a `Forward` or an .onnx file, which is called "default"; or
+        models: a checkpoint folder, a name on the hub or an .onnx file, which is called "default"; or
             {name: one of these}.
         framework: "pt", "tf" or "flax"; None for the first that is installed.
         limits: how much it takes on.
@@ -76,7 +75,7 @@ def create_app(
         await service.stop()
 
     app = FastAPI(
-        title="trivit", version=__version__, description="Vision Transformers: labels, vectors and attention of images.",
+        title="trivit", version=__version__, description="Labels, vectors and attention of images.",
         lifespan=lifespan, docs_url=None, redoc_url=None, responses=openapi.RESPONSES,
         exception_handlers={Refusal: _refuse, HTTPException: _no_route, RequestValidationError: _invalid},
     )  # fmt: skip

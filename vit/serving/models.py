@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from .. import attention, hub, pipeline
 from ..checkpoint import head_of, parts_of
 from ..errors import CheckpointError, InputError, shown
 from ..image_processing import ViTImageProcessor
 from ..image_processing.options import output_size
-from ..image_processing.sources import FORMATS, naming
+from ..image_processing.sources import naming, open_header
 from ..inference import Forward, device_name
 from ..loading import open_checkpoint
 from ..outputs import ModelOutput
@@ -181,7 +180,7 @@ class Model:
         Args:
             data: of its file, turned as its EXIF orientation says.
         """
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with open_header(BytesIO(data)) as image:
             turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
             width, height = image.size[::-1] if turned else image.size
         processor = self.processor
@@ -263,7 +262,7 @@ def check_pixels(data: bytes, most: int) -> None:
         Refusal: no image, or one of more pixels than `most`.
     """
     try:
-        with naming("The image"), Image.open(BytesIO(data), formats=FORMATS) as image:
+        with naming("The image"), open_header(BytesIO(data)) as image:
             width, height = image.size
     except InputError as error:
         raise Refusal(413 if "too large" in str(error) else 422, _sentence(error)) from None
@@ -276,7 +275,7 @@ def check_pixels(data: bytes, most: int) -> None:
 
 def load(
     name: str,
-    source: str | os.PathLike[str] | Forward,
+    source: str | os.PathLike[str],
     framework: str | None = None,
     max_batch_size: int | None = None,
     version: int = 1,
@@ -286,7 +285,7 @@ def load(
 
     Args:
         name: in routes.
-        source: a checkpoint folder, the name of a model on the hub, a `Forward`, or an exported .onnx file.
+        source: a checkpoint folder, the name of a model on the hub, or an exported .onnx file.
         framework: "pt", "tf" or "flax"; None for the first that is installed.
         max_batch_size: images of a batch; chosen for the device when None.
         version: of the model.
@@ -298,7 +297,7 @@ def load(
         ImportError: a framework that is not installed.
     """
     hub_options, options = hub.split_options({key: value for key, value in options.items() if value is not None})
-    if not isinstance(source, Forward) and Path(source).suffix == ".onnx":
+    if Path(source).suffix == ".onnx":
         raise InputError("not yet")
     folder = hub.resolve(source, **hub_options)
     processor = ViTImageProcessor.from_pretrained(folder)
@@ -344,7 +343,7 @@ def fingerprint(source: str | os.PathLike[str], hub_options: Mapping[str, Any]) 
         path = hub.resolve(source, **hub_options)
         files = sorted({file for pattern in FILES for file in path.glob(pattern)})
     try:
-        found = [(file.name, state.st_mtime_ns, state.st_size, state.st_ino) for file in files if (state := file.stat())]
+        states = [(file.name, file.stat()) for file in files]
     except OSError as error:
         raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror}.") from None
-    return str(path), found
+    return str(path), [(name, state.st_mtime_ns, state.st_size, state.st_ino) for name, state in states]

@@ -6,7 +6,7 @@ POST /classify, /embed and /attention; one image or many.
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -153,17 +153,20 @@ async def _images(
 
 
 async def _form(request: Request, body: bytes, service: Service) -> tuple[list[Given], list[tuple[str, str]]]:
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
+    most = service.limits.max_queue
     parser = MultiPartParser(
-        request.headers, stream(), max_files=service.limits.max_queue, max_fields=len(OPTIONS["attention"]),
+        request.headers, stream(), max_files=most, max_fields=len(OPTIONS["attention"]),
         max_part_size=1024,
     )  # fmt: skip
     parser.spool_max_size = service.limits.max_body + 1  # nothing is written to disk
     try:
         form = await parser.parse()
     except MultiPartException as error:
+        if "Too many files" in error.message:
+            raise Refusal(413, f"The request has too many images; expected at most {most}.") from None
         raise Refusal(400, f"The request's form is broken: {error.message.rstrip('.')}.") from None
     except (KeyError, ValueError):
         raise Refusal(400, "The request's form is broken.") from None

@@ -186,7 +186,7 @@ def _images(given: dict[str, Any], rest: memoryview) -> list[Given]:
         raise Refusal(400, f"inputs is no list of one tensor, which is one of {', '.join(INPUTS)}.")
     (tensor,) = inputs
     name, shape, datatype = (tensor.get(key) for key in ("name", "shape", "datatype"))
-    if name not in INPUTS:
+    if not isinstance(name, str) or name not in INPUTS:
         raise Refusal(400, f"There is no input {quoted(name, 60)}; {expected(INPUTS)}")
     if not (
         isinstance(shape, list) and shape and len(shape) <= 4
@@ -212,7 +212,7 @@ def _images(given: dict[str, Any], rest: memoryview) -> list[Given]:
         if len(elements) != count:
             raise Refusal(400, f"image_bytes has {len(elements)} elements; its shape says {count}.")
         return [Given("encoded", each) for each in elements]
-    if datatype not in DTYPES:
+    if not isinstance(datatype, str) or datatype not in DTYPES:
         raise Refusal(400, f"The datatype of {name} is {quoted(datatype, 60)}; {expected(DTYPES)}")
     if len(shape) < 2:
         raise Refusal(400, f"The shape of {name} is {shape}; expected the number of images first.")

@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -69,9 +70,7 @@ CLOSE = {"Connection": "close"}
 
 
 def _too_long(service: Service) -> Refusal:
-    return Refusal(
-        413, f"The request's body is too large; expected at most {service.limits.max_body:,} bytes.", CLOSE
-    )
+    return Refusal(413, f"The request's body is too large; expected at most {service.limits.max_body:,} bytes.", CLOSE)
 
 
 # === JSON ===
@@ -104,7 +103,9 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def _where(error: ValueError) -> str:
-    return f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else "a number is too long"
+    return (
+        f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else "a number is too long"
+    )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -135,11 +136,11 @@ def number(value: Any, name: str, least: int, most: int | None = None) -> int:
         Refusal: it is none, or out of range.
     """
     wanted = f"an int of at least {least}" if most is None else f"an int of {least} to {most}"
-    if isinstance(value, str) and value.removeprefix("-").isdecimal() and len(value) < 10:
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+    is_text = isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value)
+    found = int(value) if is_text else value
+    if not isinstance(found, int) or isinstance(found, bool) or found < least or (most is not None and found > most):
         raise Refusal(400, f"{name} is {quoted(value, 60)}; expected {wanted}.")
-    return value
+    return found
 
 
 def share(value: Any, name: str) -> float:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from ..errors import InputError, quoted, shown
 from ..hub import split_options
-from ..inference import Forward
 from ..outputs import ModelOutput
 from .batching import Batcher, Full, Job
 from .limits import Limits
@@ -35,7 +34,7 @@ class Service:
     """
 
     def __init__(
-        self, sources: Mapping[str, str | os.PathLike[str] | Forward], options: Mapping[str, Any], limits: Limits
+        self, sources: Mapping[str, str | os.PathLike[str]], options: Mapping[str, Any], limits: Limits
     ) -> None:
         for name in sources:
             if not NAME.fullmatch(name):
@@ -77,9 +76,9 @@ class Service:
         """
         changed = []
         async with self._changes:
-            for name, source in self.sources.items():
+            for name in self.sources:
                 try:
-                    if not isinstance(source, Forward) and await self._print(name) != self._prints.get(name):
+                    if await self._print(name) != self._prints.get(name):
                         await self._load(name, self.models[name].version + 1)
                         changed.append(name)
                 except Exception as error:
@@ -87,7 +86,7 @@ class Service:
         return changed
 
     async def _load(self, name: str, version: int) -> None:
-        found = None if isinstance(self.sources[name], Forward) else await self._print(name)
+        found = await self._print(name)
         call = partial(load, name, self.sources[name], version=version, max_batch_size=self.limits.max_batch_size,
                        **self.options)  # fmt: skip
         self.models[name] = await asyncio.get_running_loop().run_in_executor(self._loading, call)
@@ -153,18 +152,18 @@ class Service:
         if len(images) > self.limits.max_queue:
             raise Refusal(413, f"The request has {len(images)} images; expected at most {self.limits.max_queue}.")
         assert self.batcher is not None
-        jobs = [
-            Job(partial(task.model.read, image, self.limits.max_pixels), task, answer) for image in images
-        ]
+        jobs = [Job(partial(task.model.read, image, self.limits.max_pixels), task, answer) for image in images]
         try:
             self.batcher.submit(jobs)
         except Full:
             raise self._full() from None
-        waiting = asyncio.gather(*(job.result for job in jobs)) if len(jobs) > 1 else jobs[0].result
+        waiting: asyncio.Future[Any] = (
+            asyncio.gather(*(job.result for job in jobs)) if len(jobs) > 1 else jobs[0].result
+        )
         gone = None if watch is None else asyncio.ensure_future(watch())
         try:
             done, _ = await asyncio.wait(
-                {waiting, gone} if gone else {waiting},  # type: ignore[arg-type]
+                {waiting, gone} if gone else {waiting},
                 timeout=self.limits.deadline, return_when=asyncio.FIRST_COMPLETED,
             )  # fmt: skip
             if waiting not in done:
@@ -175,7 +174,7 @@ class Service:
                 found = waiting.result()
             except Refusal as refusal:
                 raise _naming(refusal, images, jobs) from None
-            return found if len(jobs) > 1 else [found]
+            return list(found) if len(jobs) > 1 else [found]
         finally:
             if gone:
                 gone.cancel()

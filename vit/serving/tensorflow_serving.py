@@ -141,7 +141,9 @@ def _columns(inputs: Any, name: str | None) -> list[Given]:
 def _image(value: Any, name: str | None) -> Given:
     if name and isinstance(value, dict) and "b64" not in value:
         if set(value) != {name}:
-            raise Refusal(400, f"An instance has {quoted(sorted(map(str, value))[:9], 100)}; the signature takes {name}.")
+            raise Refusal(
+                400, f"An instance has {quoted(sorted(map(str, value))[:9], 100)}; the signature takes {name}."
+            )
         value = value[name]
     return image_in(value, name)
 
@@ -186,5 +188,3 @@ def _metadata(model: Model) -> dict[str, Any]:
         "model_spec": {"name": model.name, "signature_name": "", "version": str(model.version)},
         "metadata": {"signature_def": {"signature_def": signatures}},
     }
-
-
