@@ -21,11 +21,44 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from vit import ViTImageProcessor
 from vit.config import PreTrainedConfig, to_pair
 
 from .tiny import tiny_checkpoint
 
 T = TypeVar("T")
+
+LABELS = ("ant", "bee", "cat")
+
+
+def onnx_file(path: Path, task: str = "classify") -> Path:
+    """A model of one step, as `vit export` writes them: the means of the colours, as logits or as a vector."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node("GlobalAveragePool", ["pixel_values"], ["means"]),
+             helper.make_node("Flatten", ["means"], ["logits" if task == "classify" else "embedding"])]  # fmt: skip
+    outputs = {"logits": (TensorProto.FLOAT, ["n", 3]), "probabilities": (TensorProto.FLOAT, ["n", 3]),
+               "labels": (TensorProto.INT64, ["n"])}  # fmt: skip
+    about: dict[str, Any] = {"labels": list(LABELS), "problem_type": "single_label_classification"}
+    if task == "embed":
+        outputs, about = {"embedding": (TensorProto.FLOAT, ["n", 3])}, {"pool": "mean"}
+    else:
+        nodes += [helper.make_node("Softmax", ["logits"], ["probabilities"]),
+                  helper.make_node("ArgMax", ["logits"], ["labels"], axis=1, keepdims=0)]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "means", [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["n", 3, 16, 12])],
+        [helper.make_tensor_value_info(name, *each) for name, each in outputs.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    processor = ViTImageProcessor(size={"height": 16, "width": 12})
+    about |= {"trivit": "0.1.0", "format": "onnx", "task": task, "preprocessing": processor.to_dict(),
+              "inputs": {"pixel_values": {"shape": [None, 3, 16, 12], "dtype": "float32"}},
+              "outputs": {name: {"shape": [None, 3][: len(shape)], "dtype": "float32"}
+                          for name, (_, shape) in outputs.items()}}  # fmt: skip
+    helper.set_model_props(model, {"trivit": json.dumps(about)})
+    onnx.save(model, path)
+    return path
 
 
 def checkpoint(folder: Path, model_type: str = "vit", head: str | None = "classifier", **options: Any) -> Path:
@@ -93,16 +126,29 @@ class Client:
         return self.run(all_of_them())
 
 
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {without!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+from vit.cli import main
+main({arguments!r})
+"""
+
+
 class Process:
-    """`vit serve` on a free port of loopback.
+    """`vit serve` on a free port of loopback, where the modules `without` cannot be imported.
 
     Attributes:
         address: (host, port).
         said: its log so far.
     """
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "vit", "serve", "--port", "0", *arguments]
+    def __init__(self, *arguments: str, without: tuple[str, ...] = (), **environment: str) -> None:
+        code = BLOCKED.format(without=without, arguments=["serve", "--port", "0", *arguments])
+        command = [sys.executable, "-c", code]
         root = str(Path(__file__).parents[1])
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root, **environment}
@@ -139,9 +185,9 @@ class Process:
 
 
 @contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[Process]:
+def process(*arguments: str, without: tuple[str, ...] = (), **environment: str) -> Iterator[Process]:
     """`Process`, ended at the end."""
-    started = Process(*arguments, **environment)
+    started = Process(*arguments, without=without, **environment)
     try:
         yield started
     finally:

@@ -21,7 +21,7 @@ from vit.errors import ConfigError, InputError
 from vit.serving import Limits, create_app
 from vit.serving.open_inference import HEADER
 
-from .served import Client, checkpoint, picture
+from .served import LABELS, Client, checkpoint, onnx_file, picture
 
 PNG, JPEG = picture(), picture(1, "jpeg")
 B64 = base64.b64encode(PNG).decode()
@@ -436,7 +436,7 @@ def test_an_app_without_a_classifier_gives_vectors(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "base", "dinov2", None)
     with Client(create_app({"dino": folder}, "pt")) as client:
         assert client.post("/classify", content=PNG).json()["error"] == (
-            "The model dino cannot classify; expected embed, attention."
+            "The model dino has no task classify; expected embed, attention."
         )
         (wanted,) = predict([PNG], str(folder), "pt", task="embed", pool="pooler")
         (found,) = client.post("/embed?pool=pooler", content=PNG).json()["results"]
@@ -458,6 +458,31 @@ def test_other_frameworks_answer_the_same(folder: Path, expected: dict[str, Any]
         (vector,) = client.post("/embed", content=PNG).json()["results"]
         near(vector["embedding"], expected["vectors"][0])
         assert client.post("/attention", content=PNG).status_code == 200
+
+
+def test_an_export_is_served_as_the_checkpoint_is(tmp_path: Path) -> None:
+    models = {"labels": onnx_file(tmp_path / "a.onnx"), "vectors": onnx_file(tmp_path / "b.onnx", "embed")}
+    wanted = ViTImageProcessor(size={"height": 16, "width": 12})(PNG, return_tensors="np").pixel_values.mean((0, 2, 3))
+    with Client(create_app(models)) as client:
+        (found,) = client.post("/classify?top_k=2", content=PNG).json()["results"]
+        assert found["labels"] == [LABELS[i] for i in np.argsort(-wanted)[:2]]
+        near(found["probabilities"], np.sort(np.exp(wanted) / np.exp(wanted).sum())[:0:-1])
+        one, _ = tensor("image_bytes", [B64])
+        answer = client.post("/v2/models/labels/infer", json={"inputs": [one], "outputs": [{"name": "logits"}]})
+        near(answer.json()["outputs"][0]["data"], wanted)
+        (vector,) = client.post("/embed?model=vectors", content=PNG).json()["results"]
+        near(vector["embedding"], wanted)
+        request = {"instances": [{"b64": B64}]}
+        near(client.post("/v1/models/vectors:predict", json=request).json()["predictions"], [wanted])
+        for name, platform, task in (("labels", "onnx", "classify"), ("vectors", "onnx", "embed")):
+            assert client.get(f"/v2/models/{name}").json()["platform"] == f"trivit_{platform}"
+            signatures = client.get(f"/v1/models/{name}/metadata").json()["metadata"]["signature_def"]["signature_def"]
+            assert set(signatures) & {"classify", "embed"} == {task}
+        for path, said in (("/attention", "labels has no task attention; expected classify."),
+                           ("/embed?model=vectors&pool=cls", "gives the pool mean, and no other."),
+                           ("/embed", "has no task embed")):  # fmt: skip
+            answer = client.post(path, content=PNG)
+            assert (answer.status_code, said in answer.json()["error"]) == (400, True), answer.text
 
 
 # === Room, time, keys ===

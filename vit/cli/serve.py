@@ -26,7 +26,7 @@ def command(
             "--model",
             "-m",
             metavar="NAME",
-            help="A checkpoint folder, a model on the hub, an .onnx file; NAME=MODEL names it; repeatable. "
+            help="A checkpoint folder, a model on the hub, or an export; NAME=MODEL names it; repeatable. "
             "[default: the bundled digits]",
         ),
     ] = None,
@@ -69,10 +69,12 @@ def command(
     containers are spoken too; /docs lists the routes. SIGTERM finishes what was accepted; SIGHUP takes up checkpoints
     that changed. Vertex AI's AIP_HTTP_PORT, AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE are followed.
     """
+    from ..exporting.formats import is_export
+
     sources = named(model or [f"digits={DIGITS}"])
     api_key = read_key(api_key_file)
     extra = None
-    if any(not source.endswith(".onnx") for source in sources.values()):
+    if not all(map(is_export, sources.values())):
         extra = choose_one(framework, "vit serve")
         if dtype == "float64" and extra == "flax":
             os.environ["JAX_ENABLE_X64"] = "1"

@@ -214,6 +214,15 @@ def format_of(path: str | os.PathLike[str], name: str | None = None) -> str:
     return name
 
 
+def is_export(path: str | os.PathLike[str]) -> bool:
+    """Whether a file or folder is, by its name or what lies in it, of a format of exports."""
+    try:
+        format_of(path)
+    except InputError:
+        return False
+    return True
+
+
 def module_of(name: str, to_write: bool = False) -> Any:
     """The file of a format, whose libraries are there.
 

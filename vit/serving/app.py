@@ -48,7 +48,7 @@ def create_app(
     The models are loaded when it is started (ASGI's lifespan).
 
     Args:
-        models: a checkpoint folder, a name on the hub or an .onnx file, which is called "default"; or
+        models: a checkpoint folder, a name on the hub or what `vit export` wrote, which is called "default"; or
             {name: one of these}.
         framework: "pt", "tf" or "flax"; None for the first that is installed.
         limits: how much it takes on.

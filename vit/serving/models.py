@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import attention, hub, pipeline
-from ..checkpoint import head_of, parts_of
-from ..errors import CheckpointError, InputError, shown
+from .. import attention
+from ..errors import InputError
 from ..image_processing import ViTImageProcessor
 from ..image_processing.options import output_size
 from ..image_processing.sources import naming, open_header
-from ..inference import Forward, device_name
-from ..loading import open_checkpoint
 from ..outputs import ModelOutput
-from ..pipeline import CLASSIFICATION, POOLS
+from ..pipeline import POOLS
 from .refusals import Refusal, expected
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What a model may be called, in routes and labels of metrics."""
-
-FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.index.json", "*.bin", "*.h5", "*.msgpack",
-         "*.ckpt", "*.pt", "*.pth", "*.onnx")  # fmt: skip
-"""What tells whether a checkpoint has changed."""
 
 ORIENTATION = 0x0112  # of EXIF
 LARGE = re.compile(r" Raise PIL\.Image.*$")  # a remedy for who runs the server
@@ -79,15 +70,16 @@ class Task:
 
 
 class Model:
-    """A model that is served. `load` makes one.
+    """A model that is served; `vit.serving.loading` makes one.
 
     Attributes:
         name: in routes.
         version: 1, and one more each time that it changed.
         platform: what computes, such as "pt" or "onnxruntime".
-        config: of the checkpoint.
+        config: of the checkpoint; of an export what it says of its labels.
         processor: makes what the model gets of an image.
         shape: (channels, height, width) of that.
+        pool: what the vector is of who asks for none.
         tasks: name -> Task; a model without labels has no "classify".
     """
 
@@ -96,6 +88,7 @@ class Model:
     ) -> None:
         self.name, self.version, self.platform = name, version, platform
         self.config, self.processor, self.shape = config, processor, shape
+        self.pool = "cls"
         self.tasks: dict[str, Task] = {}
 
     @property
@@ -110,7 +103,7 @@ class Model:
             Refusal: it has no such task.
         """
         if name not in self.tasks:
-            raise Refusal(400, f"The model {self.name} cannot {name}; {expected(self.tasks)}")
+            raise Refusal(400, f"The model {self.name} has no task {name}; {expected(self.tasks)}")
         return self.tasks[name]
 
     def warm(self) -> None:
@@ -218,7 +211,15 @@ class Model:
         return _finite(outputs.logits[row])
 
     def embedding(self, outputs: ModelOutput, row: int, pool: str) -> np.ndarray:
-        """The vector of a pool."""
+        """The vector of a pool.
+
+        Raises:
+            Refusal: the model does not give it.
+        """
+        if "embedding" in outputs:  # of an export, which gives but one
+            if pool != self.pool:
+                raise Refusal(400, f"The model {self.name} gives the pool {self.pool}, and no other.")
+            return _finite(outputs["embedding"][row])
         if pool == "pooler" and "pooler_output" not in outputs:
             raise Refusal(400, f"The model {self.name} has no pooler; {expected(set(POOLS) - {'pooler'})}")
         one = ModelOutput({key: outputs[key][row : row + 1] for key in ("last_hidden_state", "pooler_output")
@@ -268,82 +269,3 @@ def check_pixels(data: bytes, most: int) -> None:
         raise Refusal(413 if "too large" in str(error) else 422, _sentence(error)) from None
     if width * height > most:
         raise _too_large(width, height, most)
-
-
-# === Loading ===
-
-
-def load(
-    name: str,
-    source: str | os.PathLike[str],
-    framework: str | None = None,
-    max_batch_size: int | None = None,
-    version: int = 1,
-    **options: Any,
-) -> Model:
-    """Load a model, compiled and warmed up.
-
-    Args:
-        name: in routes.
-        source: a checkpoint folder, the name of a model on the hub, or an exported .onnx file.
-        framework: "pt", "tf" or "flax"; None for the first that is installed.
-        max_batch_size: images of a batch; chosen for the device when None.
-        version: of the model.
-        **options: of the loading: dtype, device, revision, ...
-
-    Raises:
-        CheckpointError: no checkpoint there, or a broken one.
-        InputError: an impossible argument.
-        ImportError: a framework that is not installed.
-    """
-    hub_options, options = hub.split_options({key: value for key, value in options.items() if value is not None})
-    if Path(source).suffix == ".onnx":
-        raise InputError("not yet")
-    folder = hub.resolve(source, **hub_options)
-    processor = ViTImageProcessor.from_pretrained(folder)
-    if framework and "device" in options:
-        options["device"] = device_name(options["device"], framework)
-    forward = Forward(folder, framework, **_parts(folder), **options)
-    shape = pipeline.shape_of_images(processor, forward.config)
-    model = Model(name, version, forward.framework, forward.config, processor, shape)
-    most = max_batch_size or (16 if forward.device_type == "cpu" else 64)
-    sizes = None if forward.framework == "pt" else tuple(sorted({most, *(1 << i for i in range(most.bit_length()))}))
-    base = forward
-    if forward.head is not None:
-        model.tasks["classify"] = Task(model, "classify", most, forward, sizes)
-        base = Forward(getattr(forward.model, forward.config.base_model_prefix))
-    model.tasks["embed"] = Task(model, "embed", most, base, sizes)
-    looks = Task(model, "attention", 1, lambda batch: forward(batch, output_attentions=True), sizes and (1,))
-    model.tasks["attention"] = looks
-    model.warm()
-    return model
-
-
-def _parts(folder: Path) -> dict[str, Any]:
-    """The arguments of `Forward` that give all that a checkpoint can do: its labels, or else its vectors."""
-    opened = open_checkpoint(folder)
-    config = opened.config
-    regression = config.problem_type == "regression" or config.num_labels == 1
-    if head_of(opened, CLASSIFICATION) and not regression:
-        return pipeline.parts_for(folder, "classify", "cls")
-    has_pooler = parts_of(opened).get("add_pooling_layer", False)
-    return pipeline.parts_for(folder, "embed", "pooler" if has_pooler else "cls")
-
-
-def fingerprint(source: str | os.PathLike[str], hub_options: Mapping[str, Any]) -> object:
-    """What changes when a checkpoint does: its files, when they were written and how large they are.
-
-    Raises:
-        CheckpointError: it is not there.
-    """
-    path = Path(source)
-    if path.suffix == ".onnx":
-        files = [path]
-    else:
-        path = hub.resolve(source, **hub_options)
-        files = sorted({file for pattern in FILES for file in path.glob(pattern)})
-    try:
-        states = [(file.name, file.stat()) for file in files]
-    except OSError as error:
-        raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror}.") from None
-    return str(path), [(name, state.st_mtime_ns, state.st_size, state.st_ino) for name, state in states]

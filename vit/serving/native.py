@@ -56,11 +56,12 @@ def router(service: Service) -> APIRouter:
             async with body_of(request, service) as body:
                 images, options = await _images(request, body, OPTIONS[task], service)
                 model = service.model(options.get("model"))
+                computes = model.task(task)
                 row = answer(model, options)
                 picture = choice(options.get("format", "json"), "format", {"json": False, "png": True})
                 if picture and len(images) != 1:
                     raise Refusal(400, f"The request has {len(images)} images; expected 1 for format=png.")
-                found = await service.answer(model.task(task), images, row, _leaves(request))
+                found = await service.answer(computes, images, row, _leaves(request))
             if picture:
                 return Response(png(found[0]["map"], model.shape[1:]), media_type="image/png")
             results = []
@@ -84,7 +85,7 @@ def _classify(model: Model, options: Mapping[str, str]) -> Row:
 
 
 def _embed(model: Model, options: Mapping[str, str]) -> Row:
-    pool = options.get("pool", "cls")
+    pool = options.get("pool", model.pool)
     choice(pool, "pool", POOLS)
     return lambda outputs, row: {"embedding": model.embedding(outputs, row, pool).tolist()}
 

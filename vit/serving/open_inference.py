@@ -80,7 +80,7 @@ def _metadata(model: Model) -> dict[str, Any]:
     channels, height, width = model.shape
     inputs = [("image_bytes", "BYTES", [-1]), ("image_uint8", "UINT8", [-1, -1, -1, channels]),
               ("pixel_values", "FP32", [-1, channels, height, width])]  # fmt: skip
-    outputs = [("embedding", "FP32", [-1, model.config.hidden_size])]
+    outputs = [("embedding", "FP32", [-1, model.config.hidden_size])] if "embed" in model.tasks else []
     if "classify" in model.tasks:
         labels = model.config.num_labels
         outputs = [("labels", "BYTES", [-1, -1]), ("probabilities", "FP32", [-1, -1]),
@@ -106,7 +106,7 @@ async def _infer(service: Service, model: Model, given: dict[str, Any], rest: me
 
         def row(outputs: ModelOutput, row: int, task: str = task) -> dict[str, Any]:
             if task == "embed":
-                return {"embedding": model.embedding(outputs, row, "cls")}
+                return {"embedding": model.embedding(outputs, row, model.pool)}
             return {**model.labels(outputs, row, top_k), "logits": model.logits(outputs, row)}
 
         for each in await service.answer(model.task(task), images, row):

@@ -16,8 +16,9 @@ from ..hub import split_options
 from ..outputs import ModelOutput
 from .batching import Batcher, Full, Job
 from .limits import Limits
+from .loading import fingerprint, load
 from .metrics import Metrics
-from .models import NAME, Given, Model, Task, fingerprint, load
+from .models import NAME, Given, Model, Task
 from .refusals import Refusal, busy
 
 T = TypeVar("T")

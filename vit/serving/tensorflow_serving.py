@@ -116,7 +116,7 @@ def _outputs(model: Model, signature: str, top_k: int) -> tuple[Task, Callable[[
     name = signature if signature in ("classify", "embed") else model.default
     if name == "classify":
         return model.task(name), lambda outputs, row: model.labels(outputs, row, top_k)
-    return model.task(name), lambda outputs, row: {"embedding": model.embedding(outputs, row, "cls").tolist()}
+    return model.task(name), lambda outputs, row: {"embedding": model.embedding(outputs, row, model.pool).tolist()}
 
 
 def _rows(instances: Any, name: str | None) -> list[Given]:
@@ -175,7 +175,7 @@ def _metadata(model: Model) -> dict[str, Any]:
 
     signatures = {}
     for signature in SIGNATURES:
-        if signature == "classify" and "classify" not in model.tasks:
+        if signature in ("classify", "embed") and signature not in model.tasks:
             continue
         task = signature if signature in ("classify", "embed") else model.default
         outputs = ("labels", "probabilities") if task == "classify" else ("embedding",)
