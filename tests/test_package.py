@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import vit
+from vit import families
 from vit.errors import install_line
 
 ROOT = Path(vit.__file__).parent
@@ -144,6 +145,15 @@ def test_every_class_of_a_framework_has_its_counterpart_in_the_others():
         for framework, prefix in (("pt", ""), ("tf", "TF"), ("flax", "Flax"))
     ]
     assert names[0] == names[1] == names[2]
+
+
+@pytest.mark.parametrize("room", ["families", *FRAMEWORKS])
+def test_a_familys_file_has_at_most_200_lines_and_what_families_share_350(room):
+    names = {entry.partition(".")[0] for entry in families.CONFIGS.values()}
+    shared = set() if room == "families" else {"base", "dino", "heads", "layers"}
+    for name in names | shared:
+        lines = (ROOT / room / f"{name}.py").read_text().count("\n")
+        assert lines <= (350 if name in shared else 200), f"{room}/{name}.py has {lines} lines"
 
 
 # === Arrows point down ===

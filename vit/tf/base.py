@@ -48,7 +48,8 @@ class TFBaseModel(TFPreTrainedModel):
                 the tensors of this call.
             bool_masked_pos: (batch, patches), true where a patch is replaced by the mask token.
             interpolate_pos_encoding: take images of another size than `config.image_size`. It changes nothing in a
-                family that takes any (BEiT, DINOv2, DINOv3), where positions are always fitted to the image.
+                family that takes any (BEiT, DINOv2, DINOv3), where positions are always fitted to the image. BEiT takes
+                a size that a graph does not know to be the configured one.
             output_hidden_states: also return the embeddings and every layer's output.
             output_attentions: also return every layer's attention probabilities.
             return_dict: False for a tuple. None takes this and the two above from the configuration.
