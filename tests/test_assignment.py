@@ -153,13 +153,35 @@ def test_a_probability_assigned_to_one_dropout_holds_for_that_one(prefix: str, t
     assert getattr(model.vit.encoder.layer[0].output.dropout, name) == 0.1
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_of_a_torch_model_has_a_configuration_of_its_own(clone: Any, tiny_config: Any):
-    model = build("", tiny_config())
-    same = clone(model)
+def merged(model: Any) -> Any:
+    from flax import nnx
+
+    return nnx.merge(*nnx.split(model))
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle.dumps(model))}
+FLAX_COPIES = {"merge": merged}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "clone"),
+    [(prefix, each) for prefix in PREFIXES for each in ({**COPIES, **FLAX_COPIES} if prefix == "Flax" else COPIES)],
+)
+def test_a_copy_of_a_model_has_a_configuration_of_its_own_that_is_guarded_as_well(
+    prefix: str, clone: str, tiny_config: Any
+):
+    model = build(prefix, tiny_config())
+    same = {**COPIES, **FLAX_COPIES}[clone](model)
     same.config.output_attentions = True
     assert same.vit.config is same.config
     assert not model.config.output_attentions
+    with pytest.raises(ConfigError, match="hidden_size is part of what a model is made of"):
+        same.config.update({"hidden_size": 64})
+    with pytest.raises(ConfigError, match="The model has hidden_size 32"):
+        same.config = same.config.replace(hidden_size=64)
+    free = copy.deepcopy(same.config)  # no model has that one
+    free.update({"hidden_size": 64})
+    assert same.config.hidden_size == 32
 
 
 def test_flax_modules_share_their_configuration_through_split_merge_and_transformations(tiny_config: Any):

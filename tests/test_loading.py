@@ -260,8 +260,16 @@ def test_an_adapter_is_told_from_the_file_of_a_training(tmp_path):
     config = tiny_checkpoint(tmp_path, "vit", "classifier")
     (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="is an adapter: load its base model, then merge it: peft"):
-        vit.ViTForImageClassification.from_pretrained(tmp_path, config=config)
+    (tmp_path / "config.json").unlink()
+    for load in (
+        lambda: vit.ViTForImageClassification.from_pretrained(tmp_path, config=config),
+        lambda: vit.ViTForImageClassification.from_pretrained(tmp_path),
+        lambda: vit.TFAutoModel.from_pretrained(tmp_path),
+        lambda: vit.FlaxAutoModelForImageClassification.from_pretrained(str(tmp_path)),
+        lambda: vit.AutoConfig.from_pretrained(tmp_path),
+    ):
+        with pytest.raises(CheckpointError, match="is an adapter: load its base model, then merge it: peft"):
+            load()
 
 
 def test_the_file_of_another_format_is_refused_with_the_command_that_converts_it(tmp_path):

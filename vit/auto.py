@@ -76,8 +76,9 @@ class _AutoModel:
         config = options.get("config")
         if not isinstance(config, PreTrainedConfig):
             path = os.path.expanduser(name_or_folder)
-            beside = os.path.dirname(os.path.abspath(path)) if os.path.isfile(path) else name_or_folder
-            config = PreTrainedConfig.from_pretrained(beside, **hub.split_options(options)[0])
+            source = os.path.dirname(os.path.abspath(path)) if os.path.isfile(path) else name_or_folder
+            source = config if isinstance(config, str | os.PathLike) else source
+            config = PreTrainedConfig.from_pretrained(source, **hub.split_options(options)[0])
         return cls._class_of(config, os.fspath(name_or_folder)).from_pretrained(name_or_folder, **options)
 
     @classmethod

@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from . import budgets, families
-from .errors import ConfigError, quoted, shown
+from .errors import ConfigError, MissingCheckpointError, quoted, shown
 from .weights import Shape, initial_value, layer_norm_shapes, linear_shapes
 
 if TYPE_CHECKING:
@@ -393,13 +393,6 @@ class PreTrainedConfig(metaclass=_ConfigType):
         """Width of what a linear classifier is applied to."""
         return self.hidden_size
 
-    def wanted(self, hidden_states: bool | None, attentions: bool | None) -> tuple[bool, bool]:
-        """Whether a call returns hidden states, and attentions: as its arguments say, or these keys for a None."""
-        return (
-            self.output_hidden_states if hidden_states is None else hidden_states,
-            self.output_attentions if attentions is None else attentions,
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """The keys and values of config.json; `from_dict` reads them back."""
         values: dict[str, Any] = {name: getattr(self, name) for name in keys_of(type(self))}
@@ -433,7 +426,7 @@ class PreTrainedConfig(metaclass=_ConfigType):
         """Read the configuration of a checkpoint.
 
         Args:
-            name_or_folder: a checkpoint folder, or the name of a model on the hub.
+            name_or_folder: a checkpoint folder, its config.json, or the name of a model on the hub.
             **kwargs: `revision`, `token`, `cache_dir` and `local_files_only` of the hub; anything else overrides a key.
                 With `return_unused_kwargs`, (configuration, those of them that are none of its keys) is returned.
 
@@ -444,15 +437,15 @@ class PreTrainedConfig(metaclass=_ConfigType):
         from . import hub  # what reads and writes files is imported by who does: a configuration is made in less time
 
         hub_options, overrides = hub.split_options(kwargs)
-        folder = hub.resolve(name_or_folder, config_only=True, **hub_options)
+        path = _find_file(name_or_folder, **hub_options)
         with_unused = overrides.pop("return_unused_kwargs", False)
-        config = read_config(folder)
+        config = _read(path)
         overrides, unused = _split(type(config), overrides) if with_unused else (overrides, {})
         config = config.replace(**overrides) if overrides else config
-        config.came_from(name_or_folder, hub.commit_of(folder))
+        config.came_from(name_or_folder, hub.commit_of(path.parent))
         if cls.model_type not in ("", config.model_type):
             raise ConfigError(
-                f"{folder / 'config.json'}: model_type is {config.model_type!r}, which {type(config).__name__} reads; "
+                f"{path}: model_type is {config.model_type!r}, which {type(config).__name__} reads; "
                 f"{cls.__name__} reads {cls.model_type!r}."
             )
         return (config, unused) if with_unused else config
@@ -519,11 +512,10 @@ class PreTrainedConfig(metaclass=_ConfigType):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The content of a checkpoint's config.json, and those of `kwargs` that are no options of the hub."""
         from . import hub
-        from .files import CONFIG, read_json
+        from .files import read_json
 
         hub_options, others = hub.split_options(kwargs)
-        folder = hub.resolve(pretrained_model_name_or_path, config_only=True, **hub_options)
-        return read_json(folder / CONFIG), others
+        return read_json(_find_file(pretrained_model_name_or_path, **hub_options)), others
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The keys of `to_dict` that differ from the family's defaults, and its model_type."""
@@ -759,13 +751,6 @@ class PreTrainedConfig(metaclass=_ConfigType):
         truncated normal of `initializer_range`."""
         return initial_value(name)
 
-    def check_head(self, head: str | None) -> None:
-        """Check that a model with the head, one of `heads`, can have this configuration.
-
-        Raises:
-            ConfigError: it cannot.
-        """
-
     def check_buffer(self, name: str, array: np.ndarray) -> None:
         """Check a stored tensor, one of `buffers`, against this configuration, its checkpoint's.
 
@@ -787,9 +772,9 @@ class Snapshot:
     config: PreTrainedConfig
 
     def restored(self) -> Any:
-        """A configuration of its own with these values."""
+        """A configuration of its own with these values, in use by a model, whose copy is what it is made for."""
         restored = copy.copy(self.config)
-        restored.__dict__["_snapshot"] = self
+        restored.__dict__.update(_snapshot=self, _in_use=True)
         return restored
 
 
@@ -815,10 +800,34 @@ def read_config(folder: Path, **overrides: Any) -> Any:
         ConfigError: impossible values, or those of no family here; the file is named.
     """
     from .files import CONFIG
+
+    config = _read(folder / CONFIG)
+    return config.replace(**overrides) if overrides else config
+
+
+def _find_file(name_or_folder: str | os.PathLike[str], **hub_options: Any) -> Path:
+    """The config.json of a checkpoint, or the file itself that was named."""
+    from pathlib import Path
+
+    from . import hub
+    from .files import CONFIG
+
+    file = Path(os.path.expanduser(name_or_folder))
+    if os.path.isfile(file) and not hub_options.get("subfolder"):
+        return file
+    return hub.resolve(name_or_folder, config_only=True, **hub_options) / CONFIG
+
+
+def _read(path: Path) -> Any:
+    from .files import ADAPTER, ADAPTER_REMEDY
     from .folders import read_current
 
-    config = read_current(folder / CONFIG, config_in)
-    return config.replace(**overrides) if overrides else config
+    try:
+        return read_current(path, config_in)
+    except MissingCheckpointError:
+        if (path.parent / ADAPTER).exists():
+            raise MissingCheckpointError(f"{shown(path.parent)} is an adapter: {ADAPTER_REMEDY}.") from None
+        raise
 
 
 def config_in(path: Path) -> Any:

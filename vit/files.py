@@ -22,6 +22,10 @@ FOREIGN = {
 STALE_WEIGHTS = r"model(-(\d+-)?\d+-of-\d+)?\.safetensors(\.index\.json)?"
 """What an earlier save left and a new one takes away, such as shards where there is one file now."""
 
+ADAPTER = "adapter_config.json"
+"""What peft writes beside the weights of an adapter."""
+ADAPTER_REMEDY = "load its base model, then merge it: peft.PeftModel.from_pretrained(model, folder).merge_and_unload()"
+
 IMAGES = (
     ".avif", ".bmp", ".dib", ".gif", ".icns", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx",
     ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from .budgets import HUB_ANSWERS, HUB_FAILURES, HUB_SECONDS, JSON, within
 from .errors import CheckpointError, ConfigError, MissingCheckpointError, quoted, shown
+from .files import ADAPTER, ADAPTER_REMEDY
 
 OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "trust_remote_code",
            "resume_download", "use_auth_token", "proxies")  # fmt: skip
@@ -140,7 +141,8 @@ def _download(
             if info:
                 wanted = sorted(file for file in info[1] if _is_wanted(file, inner, _CONFIGS + weights))
                 if not wanted:
-                    raise EntryNotFoundError("it has no config.json")
+                    adapter = (inner / ADAPTER).as_posix() in info[1]
+                    raise EntryNotFoundError(f"it has no config.json{f', as an adapter: {ADAPTER_REMEDY}' * adapter}")
                 snapshot = _fetch(name, wanted, info[0], force, options)
             else:
                 snapshot = cached

@@ -21,15 +21,13 @@ from . import hub
 from .checkpoint import Checkpoint, Fit, Tensor, check_family, dtype_of, fit, in_order
 from .config import PreTrainedConfig, check_config, config_in
 from .errors import CheckpointError, ConfigError, MissingCheckpointError, NoStateDictError, shown
-from .files import CONFIG, FOREIGN, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
+from .files import ADAPTER, ADAPTER_REMEDY, CONFIG, FOREIGN, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from .folders import Find, at_one_moment
 
 if TYPE_CHECKING:
     from conversion.rules import Source
 
 CANONICAL = (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX)
-ADAPTER = "adapter_config.json"
-"""What peft writes beside the weights of an adapter."""
 TRAININGS = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 """How the names of files end that trainings write, of which a folder may have one beside its config.json."""
 _OTHERS = r"(optimizer|scheduler|scaler|rng_state.*|training_args|random_states.*)\.(pt|pth|bin)"
@@ -143,10 +141,7 @@ def _weights(folder: Path, source: str | None) -> str:
         return found
     held = sorted(path.name for path in folder.iterdir() if path.is_file())
     if ADAPTER in held:
-        raise MissingCheckpointError(
-            f"{shown(folder)} is an adapter: load its base model, then merge it: "
-            "peft.PeftModel.from_pretrained(model, folder).merge_and_unload()."
-        )
+        raise MissingCheckpointError(f"{shown(folder)} is an adapter: {ADAPTER_REMEDY}.")
     trained = [name for name in held if name.endswith(TRAININGS) and not re.fullmatch(_OTHERS, name)]
     if source in (None, "pt") and len(trained) == 1:
         return trained[0]
