@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vit import InputError, families
+from vit import inputs as checks
 from vit.inputs import check_arrays, check_labels_shape, check_pixel_values
 
 from .tiny import HEADS, tiny_family
@@ -152,7 +153,7 @@ def good_inputs(model: Any, framework: str) -> dict[str, Any]:
     return {name: native(framework, array) for name, array in arrays.items()}
 
 
-def refused(model: Any, **inputs: Any) -> str:
+def refused(model: Callable[..., Any], **inputs: Any) -> str:
     with pytest.raises(InputError) as error:
         model(**inputs)
     assert type(error.value) is InputError
@@ -185,6 +186,107 @@ def test_what_is_no_array_of_numbers_or_of_another_rank_is_refused_in_the_same_w
         assert message == (
             "labels is of bool; expected integers for one label an image, or floats for several. Convert it first."
         )
+
+
+# === Options of the loss ===
+
+FACTORS = {name: row for name, row in ANYWHERE.items() if name != "a list"}  # which is five factors
+WEIGHTS: dict[str, tuple[Any, str]] = {
+    "a dict": ({0: 1.0, 1: 2.0}, "class_weights is the dict {0: 1.0, 1: 2.0}"),
+    "a dict of texts": ({"cat": "much"}, "class_weights is the dict {'cat': 'much'}"),
+    "texts": (["1"] * 5, "class_weights is the list ['1', '1', '1', '1', '1']; expected a number for each label."),
+    "a list of None": ([None] * 5, "class_weights is the list [None, None, None, None, None]; expected a number"),
+    "a list of lists": (
+        [[1.0]] * 5,
+        "class_weights is the list [[1.0], [1.0], [1.0], [1.0], [1.0]]; expected a number",
+    ),
+    "too few": ([1.0] * 4, "class_weights has the shape (4,); expected (5,), one a label."),
+    "no list": (np.ones((5, 1)), "class_weights has the shape (5, 1); expected (5,), one a label."),
+}
+SMOOTHING: list[Any] = ["0.1", None, {}, [0.1], 1j, True, 1.0, -0.1, float("nan"), 10**400, np.array([0.1])]
+
+
+@pytest.mark.parametrize("framework", families.PREFIXES)
+def test_options_of_the_loss_that_mean_nothing_are_refused_in_the_same_words(framework):
+    loss = __import__(f"vit.{framework}.loss", fromlist=["loss"]).classification_loss
+    labels, logits = (native(framework, array) for array in (np.array([0, 1]), np.zeros((2, 5), "f4")))
+
+    def refused_option(**options: Any) -> str:
+        return refused(lambda: loss(labels, logits, tiny_family("vit"), **options))
+
+    for name in ("class_weights", "sample_weight"):
+        rows = {**(FACTORS if name == "class_weights" else ANYWHERE), **OWN[framework]}
+        if name == "class_weights":
+            rows.pop("an array", None)  # PyTorch takes one of NumPy as well
+        for kind, (make, _) in rows.items():
+            message = refused_option(**{name: make((5,) if name == "class_weights" else (2,))})
+            assert message.startswith(f"{name} "), (kind, message)
+    for kind, (value, expected) in WEIGHTS.items():
+        message = refused_option(class_weights=value)
+        assert message.startswith(expected), (kind, message)
+    for value in SMOOTHING:
+        message = refused_option(label_smoothing=value)
+        assert message.startswith("label_smoothing is "), message
+        assert message.endswith("; expected a share of at least 0 and less than 1."), message
+    for fine in ([1, 2.0, np.float32(3), np.int64(4), native(framework, np.array(5.0))], (1,) * 5, np.ones(5, "f2")):
+        assert np.isfinite(float(loss(labels, logits, tiny_family("vit"), class_weights=fine, label_smoothing=0)))
+
+
+CLASS_WEIGHT = [[1.0] * 5, 3, "balanced", {"cat": 1.0}, {9: 1.0}, {-1: 1.0}, {True: 1.0}, {0.5: 1.0}, {0: "much"},
+                {0: None}, {0: [1.0]}]  # fmt: skip
+
+
+def test_class_weight_of_fit_is_looked_at_before_anything_is_trained(keras_model):
+    keras_model.compile("sgd")
+    images, labels = np.zeros((2, 3, 16, 12), "f4"), np.array([0, 1])
+    for value in CLASS_WEIGHT:
+        for x, y in ((images, labels), ({"pixel_values": images, "labels": labels}, None)):
+            message = refused(lambda x=x, y=y, v=value: keras_model.fit(x, y, class_weight=v, verbose=0))
+            assert message.endswith("; expected a dict of label -> number, with labels of 0 to 4."), message
+        message = refused(lambda v=value: keras_model.train_on_batch(images, labels, class_weight=v))
+    keras_model.fit(images, labels, class_weight={np.int64(0): np.float32(2), 4: 1}, verbose=0)
+
+
+# === Pixels as they are stored ===
+
+
+@pytest.mark.parametrize("framework", families.PREFIXES)
+def test_integer_pixels_are_warned_of_once_with_the_remedy(framework):
+    model = model_of(framework, "vit", "classifier")
+    checks._warn_of_integers.cache_clear()
+    bytes_, floats = (native(framework, np.zeros(ARGUMENTS["pixel_values"], kind)) for kind in ("u1", "f4"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(floats)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            model(bytes_)
+    (warning,) = caught
+    assert warning.category is UserWarning
+    assert str(warning.message).startswith("pixel_values is of uint8, as photographs are stored; ")
+    assert "Call ViTImageProcessor first" in str(warning.message)
+
+
+def test_a_compiled_model_takes_integer_pixels_as_it_takes_floats():
+    import tensorflow as tf
+    import torch
+    from flax import nnx
+
+    images = np.full((1, 3, 16, 12), 3, "u1")
+    pt, keras_model, flax = (model_of(framework, "vit", "classifier") for framework in ("pt", "tf", "flax"))
+    compiled = torch.compile(pt.eval(), fullgraph=True, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = {
+            "pt": (compiled(torch.from_numpy(images)), pt(torch.from_numpy(images).float())),
+            "tf": (tf.function(lambda x: keras_model(x))(tf.constant(images)), keras_model(images.astype("f4"))),
+            "flax": (nnx.jit(lambda model, x: model(x))(flax, images), flax(images.astype("f4"))),
+        }
+    for name, (ours, expected) in found.items():
+        difference = abs(np.asarray(ours.logits.detach() if name == "pt" else ours.logits) -
+                         np.asarray(expected.logits.detach() if name == "pt" else expected.logits))  # fmt: skip
+        assert difference.max() < 1e-4, name
 
 
 def test_a_tensor_without_values_is_what_a_model_without_values_takes():

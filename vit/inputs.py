@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from .config import PreTrainedConfig, to_pair
-from .errors import InputError, quoted, shown
+from .errors import InputError, quoted, shown, warn
 
 IGNORED_LABEL = -100
 """A label that the single-label loss leaves out, as in PyTorch."""
 
 
-_DTYPES = frozenset(
-    ["bool", "float16", "bfloat16", "float32", "float64"]
-    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-)
+_INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+_DTYPES = frozenset({"bool", "float16", "bfloat16", "float32", "float64"}) | _INTEGERS
 
 
 def check_arrays(**values: Any) -> None:
@@ -51,6 +51,27 @@ def check_arrays(**values: Any) -> None:
         _check_dtype(name, str(getattr(dtype, "name", dtype)))
 
 
+def check_class_weights(value: Any) -> None:
+    """Check that `class_weights` are an array, or numbers in a list; their shape is looked at afterwards.
+
+    Raises:
+        InputError: they are not, such as a dict.
+    """
+    if not isinstance(value, list | tuple):
+        check_arrays(class_weights=value)
+    elif not all(_is_number(each) or _is_scalar(each) for each in value):
+        raise InputError(f"class_weights is {_said(value)}; expected a number for each label.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating)
+
+
+def _is_scalar(value: object) -> bool:
+    """Whether it is a framework's tensor without axes."""
+    return getattr(value, "shape", None) == () and not isinstance(value, np.ndarray | np.generic)
+
+
 def check_tensors(kind: Any, device: Any, **values: Any) -> None:
     """As `check_arrays`, in a framework that takes nothing but its own tensors: PyTorch.
 
@@ -79,6 +100,8 @@ def check_tensors(kind: Any, device: Any, **values: Any) -> None:
 
 
 def _check_dtype(name: str, dtype: str) -> None:
+    if name == "pixel_values" and dtype in _INTEGERS and not _is_compiling():
+        _warn_of_integers(dtype)
     if dtype not in _DTYPES:
         raise InputError(
             f"{name} is of {shown(dtype)}; expected real numbers of at most 64 bits. Convert it first, such as to "
@@ -88,6 +111,22 @@ def _check_dtype(name: str, dtype: str) -> None:
         raise InputError(
             "labels is of bool; expected integers for one label an image, or floats for several. Convert it first."
         )
+
+
+@cache
+def _warn_of_integers(dtype: str) -> None:
+    """Warn of pixels that no image processor made; once in a process, as a model and its base both look."""
+    warn(
+        f"pixel_values is of {dtype}, as photographs are stored; the model computes with them as they are, and expects "
+        "what an image processor makes of them: floats, rescaled and normalised. Call ViTImageProcessor first, or "
+        "convert them to float32 if this is meant."
+    )
+
+
+def _is_compiling() -> bool:
+    """Whether torch.compile looks on, which takes no warnings; this file imports no framework."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
 
 
 def _said(value: object) -> str:
@@ -278,7 +317,7 @@ def check_loss_options(
         raise InputError(
             "A regression has no classes to weight or smooth: leave class_weights and label_smoothing out."
         )
-    if not 0 <= label_smoothing < 1:
+    if not (_is_number(label_smoothing) and 0 <= label_smoothing < 1):
         raise InputError(
             f"label_smoothing is {quoted(label_smoothing)}; expected a share of at least 0 and less than 1."
         )
@@ -289,6 +328,21 @@ def check_loss_options(
         if not fits or list(sample_weight[1:]) not in ([], [1]):
             batch = "batch" if logits[0] is None else logits[0]
             raise InputError(f"sample_weight has the shape {tuple(sample_weight)}; expected ({batch},), one an image.")
+
+
+def check_class_weight(class_weight: Any, num_labels: int) -> None:
+    """Check the `class_weight` of Keras's `fit`: a factor for the labels that it names by their numbers.
+
+    Raises:
+        InputError: no dict, a key that is no label, or a factor that is no number.
+    """
+    expected = f"expected a dict of label -> number, with labels of 0 to {num_labels - 1}."
+    if not isinstance(class_weight, Mapping):
+        raise InputError(f"class_weight is {_said(class_weight)}; {expected}")
+    for label, factor in class_weight.items():
+        is_label = isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < num_labels
+        if not is_label or not _is_number(factor):
+            raise InputError(f"class_weight has {quoted({label: factor})}; {expected}")
 
 
 def check_visual_tokens(labels: Sequence[int | None], masked: int | None, has_mask: bool) -> None:

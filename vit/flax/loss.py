@@ -14,6 +14,7 @@ from ..families.mae import ViTMAEConfig
 from ..inputs import (
     IGNORED_LABEL,
     check_arrays,
+    check_class_weights,
     check_label_values,
     check_labels_shape,
     check_loss_options,
@@ -48,6 +49,7 @@ def classification_loss(
         no error can be raised, a label out of range makes it NaN.
     """
     check_arrays(labels=labels, sample_weight=sample_weight)
+    check_class_weights(class_weights)
     labels = jnp.asarray(labels)
     integers = not jnp.issubdtype(labels.dtype, jnp.floating)
     problem_type = resolve_problem_type(config, integers)

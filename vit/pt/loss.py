@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..errors import InputError
 from ..families.mae import ViTMAEConfig
 from ..inputs import (
     IGNORED_LABEL,
+    check_class_weights,
     check_label_values,
     check_labels_shape,
     check_loss_options,
@@ -49,6 +51,10 @@ def classification_loss(
         Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32.
     """
     check_tensors(Tensor, logits.device, labels=labels, sample_weight=sample_weight)
+    if isinstance(class_weights, list | tuple | np.ndarray):
+        check_class_weights(class_weights)
+    else:
+        check_tensors(Tensor, logits.device, class_weights=class_weights)
     integers = not labels.is_floating_point()
     problem_type = resolve_problem_type(config, integers)
     check_labels_shape(problem_type, labels.shape, logits.shape)

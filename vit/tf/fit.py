@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import InputError
+from ..inputs import check_class_weight
 
 TENSORS = ("pixel_values", "bool_masked_pos", "labels", "noise")
 """Arguments of calls that hold a value an image or more; all others are flags."""
@@ -70,6 +71,8 @@ class FittedModel(keras.Model):
     @contextmanager
     def _arranged(self, x: Any, y: Any = None, options: Any = None) -> Iterator[tuple[Any, Any]]:
         flags: dict[str, Any] = {}
+        if options and options.get("class_weight") is not None:
+            check_class_weight(options["class_weight"], self.config.num_labels)
         if isinstance(x, dict):
             x, flags = split_flags(x)
             if y is None and any((options or {}).get(name) is not None for name in WEIGHTS):

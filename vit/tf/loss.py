@@ -13,6 +13,7 @@ from ..families.mae import ViTMAEConfig
 from ..inputs import (
     IGNORED_LABEL,
     check_arrays,
+    check_class_weights,
     check_label_values,
     check_labels_shape,
     check_loss_options,
@@ -46,7 +47,8 @@ def classification_loss(
         Cross-entropy, binary cross-entropy or mean squared error, a scalar of at least float32. In a graph, where no
         error can be raised, a label out of range makes it NaN.
     """
-    check_arrays(labels=labels)
+    check_arrays(labels=labels, sample_weight=sample_weight)
+    check_class_weights(class_weights)
     labels = ops.convert_to_tensor(labels)
     integers = not keras.backend.is_float_dtype(labels.dtype)
     problem_type = resolve_problem_type(config, integers)
