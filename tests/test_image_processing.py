@@ -833,7 +833,7 @@ def test_a_crop_is_saved_under_the_name_that_crops_in_transformers(tmp_path):
 @pytest.mark.parametrize(
     ("text", "error", "match"),
     [
-        (None, CheckpointError, "has no preprocessor_config.json"),
+        (None, CheckpointError, r"has no preprocessor_config\.json, .* Save there the image processor that the model"),
         ("{", CheckpointError, "is not JSON"),
         ("[]", CheckpointError, "holds a JSON list"),
         (

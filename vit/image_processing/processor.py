@@ -21,7 +21,7 @@ from PIL import Image
 from .. import hub
 from ..budgets import give_up, image_bytes, one_image, output_pixels
 from ..config import PreTrainedConfig, read_config
-from ..errors import ConfigError, InputError, quoted
+from ..errors import ConfigError, InputError, MissingCheckpointError, quoted, shown
 from ..families import CONFIGS
 from ..files import read_json
 from ..folders import at_one_moment, read_current, replace_files, write_text
@@ -343,7 +343,14 @@ def read_file(name_or_folder: str | os.PathLike[str], **hub_options: Any) -> tup
         is_file = False
     if not is_file:
         path = hub.resolve(name_or_folder, config_only=True, **hub_options) / opts.FILE
-    values = read_current(path, read_json)
+    try:
+        values = read_current(path, read_json)
+    except MissingCheckpointError:
+        raise MissingCheckpointError(
+            f"{shown(name_or_folder)} has no {path.name}, which says how images become pixel_values. Save there the "
+            "image processor that the model was trained with, such as that of the checkpoint it was made from: "
+            "vit.ViTImageProcessor.from_pretrained(CHECKPOINT).save_pretrained(FOLDER)."
+        ) from None
     inner = values.get("image_processor")  # where one file describes several processors
     return path, inner if isinstance(inner, dict) else values
 
