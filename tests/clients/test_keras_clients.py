@@ -88,6 +88,38 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(folder: Path, tmp_path:
     np.testing.assert_allclose(resumed(pixels()).logits, whole(pixels()).logits, atol=1e-5)
 
 
+@needs("datasets")
+def test_a_dataset_of_pictures_is_prepared_batched_and_trained_on(folder: Path, images: Path):
+    import datasets
+
+    processor = vit.ViTImageProcessor.from_pretrained(folder)
+    pictures = datasets.load_dataset("imagefolder", data_dir=str(images), split="train")
+
+    def prepared(batch: dict[str, Any]) -> dict[str, Any]:
+        return {"pixel_values": processor(batch["image"], return_tensors="np").pixel_values, "label": batch["label"]}
+
+    kinds = {
+        "mapped": pictures.map(prepared, batched=True, remove_columns=["image"]),
+        "transformed": pictures.with_transform(prepared),  # images are read when they are asked for
+    }
+    kinds["in NumPy"] = kinds["mapped"].with_format("numpy")
+    kinds["shuffled and cut"] = kinds["mapped"].shuffle(seed=0).select(range(10))
+    model = vit.TFViTForImageClassification.from_pretrained(folder)
+    for name, dataset in kinds.items():
+        data = model.prepare_tf_dataset(dataset, batch_size=4, shuffle=False)
+        count = len(dataset)
+        assert len(data) == -(-count // 4), name
+        rows = [dataset[i] for i in range(count)]
+        found, labels = (np.concatenate(each) for each in zip(*data.as_numpy_iterator(), strict=True))
+        np.testing.assert_array_equal(found, [np.asarray(row["pixel_values"], np.float32) for row in rows], name)
+        assert labels.tolist() == [int(row["label"]) for row in rows], name
+    model.compile("adam")
+    history = model.fit(model.prepare_tf_dataset(kinds["transformed"], batch_size=4), epochs=2, verbose=0).history[
+        "loss"
+    ]
+    assert history[1] < history[0]
+
+
 @needs("keras_tuner")
 def test_keras_tuner_searches(folder: Path, tmp_path: Path):
     import keras

@@ -76,6 +76,28 @@ def test_a_trainers_options_hold(options: dict[str, Any], folder: Path, tmp_path
 
 
 @needs("accelerate")
+def test_accumulated_small_batches_are_one_big_batch_to_the_trainer(folder: Path, tmp_path: Path):
+    import torch
+
+    examples = dataset(8)
+    for left_out in (0, 5, 6):  # another number of labels in each small batch
+        examples[left_out]["labels"] = -100
+    found = []
+    for small, steps in ((8, 1), (2, 4)):
+        run = trainer(
+            vit.ViTForImageClassification.from_pretrained(folder), tmp_path, max_steps=1, report_to="none",
+            per_device_train_batch_size=small, gradient_accumulation_steps=steps, save_strategy="no",
+            optim="sgd", lr_scheduler_type="constant", learning_rate=0.5, max_grad_norm=0.0,
+        )  # fmt: skip
+        run.train_dataset = examples
+        loss = run.train().training_loss
+        found.append((loss, torch.cat([p.detach().flatten() for p in run.model.parameters()])))
+    (one, expected), (many, weights) = found
+    assert many == pytest.approx(one, abs=1e-5)
+    np.testing.assert_allclose(weights, expected, atol=1e-5)
+
+
+@needs("accelerate")
 def test_a_trainer_predicts_and_makes_its_model_anew(folder: Path, tmp_path: Path):
     from transformers import Trainer, TrainingArguments
 
