@@ -96,6 +96,29 @@ def test_a_given_configuration_is_the_models(prefix: str, load: Any, tiny_config
         load(prefix, config=3)
 
 
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_the_file_of_a_configuration_is_as_good_as_its_folder(prefix: str, load: Any, tiny_config: Any, tmp_path: Any):
+    file = tmp_path / "other" / "mine.json"
+    file.parent.mkdir()
+    tiny_config(problem_type="regression").to_json_file(file)
+    assert load(prefix, config=file).config.problem_type == "regression"
+    auto = getattr(vit, f"{prefix}AutoModelForImageClassification")
+    (tmp_path / "config.json").unlink()
+    assert auto.from_pretrained(tmp_path, config=str(file)).config.problem_type == "regression"
+
+
+def test_a_configuration_is_read_from_a_file_of_any_name(tmp_path: Any):
+    file = tmp_path / "mine.json"
+    vit.BeitConfig(drop_path_rate=0.25).to_json_file(file)
+    for cls in (vit.BeitConfig, vit.AutoConfig):
+        config = cls.from_pretrained(file, image_size=32)
+        assert (config.model_type, config.drop_path_rate, config.image_size) == ("beit", 0.25, 32)
+        assert config.name_or_path == str(file)
+    assert vit.BeitConfig.get_config_dict(str(file))[0]["drop_path_rate"] == 0.25
+    with pytest.raises(ConfigError, match=r"mine\.json: model_type is 'beit', which BeitConfig reads"):
+        vit.ViTConfig.from_pretrained(file)
+
+
 @pytest.mark.parametrize("name", ["Model", "ForImageClassification"])
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_the_configuration_of_transformers_is_told_from_ours(prefix: str, name: str, load: Any):
@@ -144,6 +167,12 @@ def test_models_have_the_names_that_transformers_users_know(prefix: str, load: A
     assert model.is_gradient_checkpointing
     model.set_attn_implementation("eager")
     assert model.vit.config.attn_implementation == "eager"
+    model.num_labels, model.name_or_path = 5, "mine"
+    assert model.config.name_or_path == model.name_or_path == "mine"
+    with pytest.raises(
+        ConfigError, match=r"num_labels has 9 labels, but there are 5\. Another number needs another head"
+    ):
+        model.num_labels = 9
 
 
 def test_the_number_of_parameters_is_that_of_transformers(load: Any, tmp_path: Any):
@@ -177,10 +206,60 @@ def test_accelerates_documented_call_saves_the_state_it_gives_in_the_main_proces
         saved = load("").from_pretrained(tmp_path / "saved")
         assert saved.config.dtype == "float16"
         assert all(saved.state_dict()[name].equal(value.half()) for name, value in state.items())
-    with pytest.raises(TypeError, match="positional"):
-        model.save_pretrained(tmp_path / "saved", True)  # no size of a shard
+    with pytest.raises(InputError, match="is_main_process is '1GB'; expected True or False"):
+        model.save_pretrained(tmp_path / "saved", "1GB")  # no size of a shard
     with pytest.raises(InputError, match="nothing is pickled"):
         model.save_pretrained(tmp_path / "saved", safe_serialization=False)
+
+
+def test_arguments_that_are_given_by_place_are_those_of_transformers(load: Any, tmp_path: Any):
+    import inspect
+
+    import transformers
+    from flax import nnx
+
+    def by_place(function: Any) -> list[str]:
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+        return [name for name, each in inspect.signature(function).parameters.items() if each.kind in kinds]
+
+    for prefix in PREFIXES:
+        ours, theirs = (getattr(each, f"{prefix}ViTForImageClassification") for each in (vit, transformers))
+        for name in ("save_pretrained", "from_pretrained", "push_to_hub"):
+            own = by_place(getattr(ours, name))
+            assert own == by_place(getattr(theirs, name))[: len(own)], (prefix, name)
+    model, flax = load(""), load("Flax", dtype="float16")
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "saved", True, state)
+    assert load("").from_pretrained(tmp_path / "saved").classifier.bias.equal(state["classifier.bias"])
+    model.save_pretrained(tmp_path / "not", False)
+    with pytest.raises(InputError, match="saved_model cannot be honoured; use model"):
+        load("TF").save_pretrained(tmp_path / "not", True)
+    with pytest.raises(InputError, match="params is True; expected nnx"):
+        flax.save_pretrained(tmp_path / "not", True)
+    assert not (tmp_path / "not").exists()
+    flax.save_pretrained(tmp_path / "flax", nnx.state(flax, nnx.Param), False, "1KB")
+    assert len(list((tmp_path / "flax").glob("*.safetensors"))) > 1
+    assert type(flax).from_pretrained(tmp_path / "flax", "float32").dtype == "float32"
+
+
+def test_a_state_without_values_or_of_codes_is_refused_by_name(load: Any, tmp_path: Any):
+    import torch
+
+    model = load("")
+    state, bias = model.state_dict(), torch.zeros(5)
+    for value, said in (
+        (bias.to("meta"), "classifier.bias is on the meta device: it has no values"),
+        (bias.numpy(), "classifier.bias is a numpy.ndarray"),
+        (bias.to_sparse(), "classifier.bias is a torch.float32 tensor of the layout torch.sparse_coo"),
+        (bias.long(), "classifier.bias is a torch.int64 tensor"),
+        (torch.quantize_per_tensor(bias, 1.0, 0, torch.qint8), "classifier.bias is a torch.qint8 tensor"),
+        (None, "classifier.bias is a builtins.NoneType"),
+    ):
+        with pytest.raises(InputError, match=said):
+            model.save_pretrained(tmp_path / "not", state_dict={**state, "classifier.bias": value})
+    with pytest.raises(InputError, match="state_dict is 3; expected the parameters by their names"):
+        model.save_pretrained(tmp_path / "not", state_dict=3)
+    assert not (tmp_path / "not").exists()
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from torch.nn.utils import parametrizations, prune
 
 import vit
 from vit import CheckpointError
+
+from .tiny import tiny_checkpoint
 
 X = np.random.default_rng(0).standard_normal((2, 3, 16, 16), np.float32)
 
@@ -41,6 +44,14 @@ class Tagged(torch.Tensor):
 
 def query(model: Any) -> Any:
     return model.vit.encoder.layer[1].attention.attention
+
+
+@pytest.fixture(autouse=True)
+def quick_quantisation() -> Any:
+    """Keras collects the garbage of the whole process for each layer that it quantises."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def put(owner: Any, name: str, value: Any) -> None:
@@ -208,8 +219,11 @@ def replace_dense(model: Any) -> None:
 
 KEPT_TF = {"nothing": lambda m: None, "enable_lora": enable_lora, "compiled": lambda m: m.compile("adam")}
 REFUSED_TF = {
-    "int8": (lambda m: m.quantize("int8"), "quantised to int8.*Save it before"),
-    "int4": (lambda m: m.quantize("int4"), "quantised to int4"),
+    "int8": (
+        lambda m: m.quantize("int8"),
+        "quantised to int8.*Save it before it is quantised, or pass dequantize=True",
+    ),
+    "int4": (lambda m: m.quantize("int4"), "quantised to int4.*or pass dequantize=True"),
     "one layer of int8": (lambda m: query(m).query.quantize("int8"), "quantised to int8"),
     "float8": (lambda m: query(m).query.quantize("float8"), "quantised to float8"),
     "a user's layer": (replace_dense, "DoubledDense"),
@@ -234,6 +248,57 @@ def test_keras_models_that_no_checkpoint_reproduces_are_refused_by_name(change, 
     change(model)
     with pytest.raises(CheckpointError, match=message):
         model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def with_adapters(model: Any) -> None:
+    model.quantize("int8")
+    enable_lora(model)
+
+
+QUANTISED = {
+    "int8": lambda m: m.quantize("int8"),
+    "int4": lambda m: m.quantize("int4"),
+    "int4, no groups": lambda m: m.quantize(config=keras.quantizers.Int4QuantizationConfig(block_size=None)),
+    "int4, odd groups": lambda m: m.quantize(config=keras.quantizers.Int4QuantizationConfig(block_size=12)),
+    "some layers": lambda m: m.quantize("int4", filters="query|intermediate"),
+    "adapters over int8": with_adapters,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", ["vit", "dinov3_vit"])
+def test_keras_weights_that_were_quantised_are_written_as_what_they_stand_for_on_request(model_type, tmp_path):
+    head = "classifier" if model_type == "vit" else None
+    tiny_checkpoint(tmp_path / "in", model_type, head)
+    x, auto = X[:, :, :, :12], vit.TFAutoModelForImageClassification if head else vit.TFAutoModel
+    for name, quantise in QUANTISED.items() if head else [("int4", QUANTISED["int4"])]:
+        model = auto.from_pretrained(tmp_path / "in")
+        plain = model(x)[0]
+        quantise(model)
+        model.save_pretrained(tmp_path / "out", dequantize=True)
+        for layer in model._flatten_layers():
+            if getattr(layer, "quantization_mode", None) == "int8":
+                layer.inputs_quantizer = None  # which rounds what is multiplied with the weights
+        expected = model(x)[0]
+        found = type(model).from_pretrained(tmp_path / "out")
+        assert found.config == vit.AutoConfig.from_pretrained(tmp_path / "in")
+        np.testing.assert_allclose(found(x)[0], expected, rtol=0, atol=2e-5, err_msg=name)
+        assert abs(np.asarray(plain - expected)).max() > 1e-4, name
+    before, after = (checkpoint_arrays(tmp_path / place) for place in ("in", "out"))
+    assert before.keys() == after.keys()
+
+
+def test_what_is_quantised_otherwise_or_is_not_ours_is_refused_all_the_same(folder, tmp_path):
+    def own(model: Any) -> None:
+        replace_dense(model)
+        model.classifier.quantize("int8", type_check=False)
+
+    for change, message in ((lambda m: m.quantize("float8"), "quantised to float8"), (own, "DoubledDense")):
+        model = vit.TFViTForImageClassification.from_pretrained(folder)
+        change(model)
+        with pytest.raises(CheckpointError, match=message):
+            model.save_pretrained(tmp_path / "out", dequantize=True)
     assert not (tmp_path / "out").exists()
 
 

@@ -80,7 +80,7 @@ def _is_unset(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, dict | str) and not value)
 
 
-SAVING_WITHOUT_EFFECT = ("save_function", "save_peft_format", "signatures", "use_temp_dir", "_internal_call")
+SAVING_WITHOUT_EFFECT = ("save_function", "save_peft_format", "signatures", "version", "use_temp_dir", "_internal_call")
 """Keywords of save_pretrained: files are written whole or not at all, by nobody else."""
 
 SAVING_REFUSED = {

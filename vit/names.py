@@ -40,10 +40,18 @@ class ModelNames:
         """Where it was loaded from, as the caller said it."""
         return self.config.name_or_path
 
+    @name_or_path.setter
+    def name_or_path(self, value: object) -> None:
+        self.config.name_or_path = value
+
     @property
     def num_labels(self) -> int:
-        """Number of labels of the configuration."""
+        """Number of labels of the configuration, which takes no other than its own."""
         return self.config.num_labels
+
+    @num_labels.setter
+    def num_labels(self, value: int) -> None:
+        self.config.num_labels = value
 
     @property
     def is_gradient_checkpointing(self) -> bool:

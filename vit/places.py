@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from .errors import CheckpointError, shown
 from .weights import Shape
 
+_DEQUANTIZE = "Save it before it is quantised, or pass dequantize=True."
 _REMEDIES = {
     "peft": "Merge the adapters first: model = peft_model.merge_and_unload().",
-    "torchao": "Save it before it is quantised, or pass dequantize=True.",
+    "torchao": _DEQUANTIZE,
     "lora": "Merge the adapters into the layers first.",
+    "quantised to int8": _DEQUANTIZE,
+    "quantised to int4": _DEQUANTIZE,
     "quant": "Save it before it is quantised, or dequantise it first.",
     "ao.": "Save it before it is quantised, or dequantise it first.",
     "int8": "Save it before it is quantised, or dequantise it first.",

@@ -24,13 +24,11 @@ COMMANDS = (
     "train",
     "evaluate",
     "convert",
-    "export",
     "verify",
     "inspect",
     "attention",
     "posemb",
     "bench",
-    "serve",
 )
 """The modules that hold the commands, in the order of the help."""
 

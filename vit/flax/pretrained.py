@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar
 
@@ -100,6 +101,10 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
                     module.dtype = value
         super().__setattr__(name, value)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.config.mark_in_use()  # of a copy, that of a model, too
+
     framework = "flax"
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
@@ -135,8 +140,8 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
         dtype: DTypeLike | None = None,
+        *,
         param_dtype: DTypeLike | None = None,
         attn_implementation: str | None = None,
         device: jax.Device | jax.sharding.Sharding | str | None = None,
@@ -202,11 +207,11 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
-        *,
-        max_shard_size: int | str = "5GB",
-        is_main_process: bool = True,
         params: nnx.State | None = None,
         push_to_hub: bool = False,
+        max_shard_size: int | str = "5GB",
+        *,
+        is_main_process: bool = True,
         **keywords: Any,
     ) -> None:
         """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into a folder.
@@ -215,10 +220,10 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
 
         Args:
             save_directory: the folder, made if needed.
-            max_shard_size: bytes, or a number with KB, MB or GB.
-            is_main_process: False in the processes that are to write nothing.
             params: another state of the model to save, such as `nnx.state(model, nnx.Param)`; None for its own.
             push_to_hub: whether to upload it as well, as `push_to_hub` does, to `repo_id` or the folder's name.
+            max_shard_size: bytes, or a number with KB, MB or GB.
+            is_main_process: False in the processes that are to write nothing.
             **keywords: those of `push_to_hub`; and transformers' others, which change nothing or are refused.
 
         Raises:
@@ -228,6 +233,8 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
         if not is_main_process:
             return
         if params is not None:
+            if not isinstance(params, Mapping):
+                raise InputError(f"params is {quoted(params)}; expected nnx.state(model), or None for the model's own.")
             graphdef, own = nnx.split(self)
             held, given = dict(nnx.to_flat_state(own)), dict(nnx.to_flat_state(nnx.State(params)))
             if odd := [".".join(map(str, path)) for path in given if path not in held]:

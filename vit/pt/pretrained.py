@@ -14,7 +14,7 @@ from torch.utils import _pytree
 
 from .. import checkpoint
 from ..config import PreTrainedConfig, check_config
-from ..errors import ConfigError, InputError, warn
+from ..errors import ConfigError, InputError, quoted, warn
 from ..inputs import check_torch_device
 from ..keywords import loading_keywords, saving_keywords
 from ..loading import plan
@@ -75,6 +75,10 @@ class PreTrainedModel(TorchNames):
         super().__setattr__(name, value)
         if name == LOSS and name in self._modules:
             self.__dict__[name] = value  # the class has one, too, which is found before a module's modules
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.config.mark_in_use()  # of a copy, that of a model, too
 
     @property
     def dtype(self) -> torch.dtype:
@@ -173,10 +177,10 @@ class PreTrainedModel(TorchNames):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
-        *,
-        max_shard_size: int | str = "5GB",
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
+        *,
+        max_shard_size: int | str = "5GB",
         push_to_hub: bool = False,
         dequantize: bool = False,
         **keywords: Any,
@@ -187,23 +191,26 @@ class PreTrainedModel(TorchNames):
 
         Args:
             save_directory: the folder, made if needed.
-            max_shard_size: bytes, or a number with KB, MB or GB.
             is_main_process: False in the processes that are to write nothing.
             state_dict: the model's, gathered elsewhere (Accelerate's `get_state_dict`), with torch.compile's and
                 DataParallel's prefixes or without; None for its own.
+            max_shard_size: bytes, or a number with KB, MB or GB.
             push_to_hub: whether to upload it as well, as `push_to_hub` does, to `repo_id` or the folder's name.
             dequantize: write the weights that quantised ones (torchao's) stand for, instead of refusing them.
             **keywords: those of `push_to_hub`; and transformers' others, which change nothing or are refused.
 
         Raises:
-            InputError: a `state_dict` of other names or shapes than the model's, or a keyword that cannot be honoured.
+            InputError: a `state_dict` of other names or shapes than the model's, or without values; or a keyword that
+                cannot be honoured.
         """
         options = saving_keywords(keywords)
+        if not isinstance(is_main_process, bool):  # the size of a shard, say
+            raise InputError(f"is_main_process is {quoted(is_main_process)}; expected True or False.")
         if state_dict is not None and not is_main_process:  # where it may be empty
             return
         if self.inference_only:
             raise InputError(f"The model is {self.inference_only}; save it before that.")
-        state = parameters(self, dequantize) if state_dict is None else gathered_elsewhere(self, state_dict)
+        state = parameters(self, dequantize) if state_dict is None else gathered_elsewhere(self, state_dict, dequantize)
         if not (state and is_main_process):  # of another process than the first, whose parameters were gathered there
             return
         cls_token = self.config.model_name(f"{self.config.base_model_prefix}.embeddings.cls_token", self.head)

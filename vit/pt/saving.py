@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..errors import InputError
+from ..errors import InputError, quoted
 from ..places import check_places, check_shape
 from .linear import InferenceLinear
 
@@ -49,13 +49,15 @@ LOSS = "loss_function"
 """What a user may put in its place trains the model, and is no part of what it computes."""
 
 
-def gathered_elsewhere(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gathered_elsewhere(model: Any, state: Mapping[str, Tensor], dequantize: bool = False) -> dict[str, Tensor]:
     """The parameters of a model that the caller has gathered, without the prefixes of what wrapped the model.
 
     Raises:
-        InputError: other names or shapes than the model's.
+        InputError: other names or shapes than the model's, or what is no plain tensor with values.
     """
-    found = dict(state)
+    if not isinstance(state, Mapping):
+        raise InputError(f"state_dict is {quoted(state)}; expected the parameters by their names.")
+    found = {name: _dequantised(value) if dequantize else value for name, value in state.items()}
     for prefix in _PREFIXES * 2:  # either may be around the other
         if found and all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): value for name, value in found.items()}
@@ -68,6 +70,13 @@ def gathered_elsewhere(model: Any, state: Mapping[str, Tensor]) -> dict[str, Ten
                  if name in found or not names[name].startswith(config.optional))  # fmt: skip
     if odd:
         raise InputError(f"state_dict has other names than the model: {', '.join(odd[:8])}.")
+    if unfit := [f"{name} {why}" for name, value in found.items() if (why := _unfit(value))]:
+        raise InputError(f"state_dict holds what no checkpoint can: {'; '.join(unfit[:8])}.")
+    if sharded := [name for name, value in found.items() if _is_sharded(value)]:
+        raise InputError(
+            f"state_dict is sharded over processes: {', '.join(sharded[:8])}. Gather it first "
+            "(torch.distributed.checkpoint.state_dict), or leave state_dict out: save_pretrained gathers."
+        )
     wrong = [f"{name} {why}" for name, value in found.items() if (why := check_shape(value.shape, shapes[names[name]]))]
     if wrong:
         raise InputError(f"state_dict has other shapes than the model: {'; '.join(wrong[:8])}.")
@@ -115,14 +124,9 @@ class _Places:
     def _found(self, name: str, shape: tuple[int, ...], value: Any) -> str | None:
         if value is None:
             return _ABSENT
-        if self.dequantize and "torchao" in type(value).__module__:
-            value = value.dequantize().detach()
-        if type(value) not in (Tensor, nn.Parameter) and not _is_sharded(value):
-            return f"is a {type(value).__module__}.{type(value).__qualname__}"
-        if value.is_meta:
-            return "is on the meta device: it has no values"
-        if value.layout != torch.strided or value.is_quantized or not value.is_floating_point():
-            return f"is a {value.dtype} tensor of the layout {value.layout}"
+        value = _dequantised(value) if self.dequantize else value
+        if why := _unfit(value):
+            return why
         self.values[name] = value
         return check_shape(value.shape, shape)
 
@@ -130,6 +134,21 @@ class _Places:
         """The names of the parameters and buffers that are in no place."""
         held = self.model.state_dict(keep_vars=True)  # without buffers that are not to be stored
         return [name for name, value in held.items() if id(value) not in self.placed and not name.startswith(LOSS)]
+
+
+def _dequantised(value: Any) -> Any:
+    return value.dequantize().detach() if "torchao" in type(value).__module__ else value
+
+
+def _unfit(value: Any) -> str | None:
+    """Why something is no plain tensor with values, such as a checkpoint holds; None if it is one."""
+    if type(value) not in (Tensor, nn.Parameter) and not _is_sharded(value):
+        return f"is a {type(value).__module__}.{type(value).__qualname__}"
+    if value.is_meta:
+        return "is on the meta device: it has no values"
+    if value.layout != torch.strided or value.is_quantized or not value.is_floating_point():
+        return f"is a {value.dtype} tensor of the layout {value.layout}"
+    return None
 
 
 def _kind(module: nn.Module) -> type:

@@ -227,10 +227,12 @@ class TFPreTrainedModel(ModelNames, FittedModel):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
+        saved_model: bool = False,
         *,
         max_shard_size: int | str = "5GB",
         is_main_process: bool = True,
         push_to_hub: bool = False,
+        dequantize: bool = False,
         **keywords: Any,
     ) -> None:
         """Write config.json and model.safetensors (or shards of at most `max_shard_size`) into a folder.
@@ -239,19 +241,21 @@ class TFPreTrainedModel(ModelNames, FittedModel):
 
         Args:
             save_directory: the folder, made if needed.
+            saved_model: False; `export` writes a SavedModel.
             max_shard_size: bytes, or a number with KB, MB or GB.
             is_main_process: False in the processes that are to write nothing.
             push_to_hub: whether to upload it as well, as `push_to_hub` does, to `repo_id` or the folder's name.
+            dequantize: write the weights that those quantised to int8 and int4 stand for, instead of refusing them.
             **keywords: those of `push_to_hub`; and transformers' others, which change nothing or are refused.
 
         Raises:
             InputError: a keyword that cannot be honoured.
         """
-        options = saving_keywords(keywords)
+        options = saving_keywords({**keywords, "saved_model": saved_model})
         if not is_main_process:
             return
         shapes = self.config.parameter_shapes(head=self.head, **self._base().parts())
-        found = parameters(self)
+        found = parameters(self, dequantize)
         dtype = checkpoint.dtype_of(self.variable_dtype)
         stored = {self.config.model_name(name, self.head): name for name in shapes}
         checkpoint.write(
