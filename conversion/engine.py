@@ -32,7 +32,7 @@ from .google import GOOGLE
 from .labels import label_names
 from .mae import MAE
 from .rules import Foreign, Format, Source, foreign_tensors, unwrap, write_part
-from .target import PREPROCESSOR, TARGETS, WEIGHT_FILES, check_target, publish, staging, sync
+from .target import OWN, PREPROCESSOR, TARGETS, WEIGHT_FILES, check_target, publish, staging, sync
 from .timm import read_hub_config
 from .torchvision import TORCHVISION
 from .transformers import HF, TRANSFORMERS_FLAX, TRANSFORMERS_PT, TRANSFORMERS_TF, write_tf_h5
@@ -359,7 +359,7 @@ def convert(
         if verify:
             _verify(staged, format, config, opened, kept, changed, meter)
         on_disk.result()
-        publish(staged, target, target_format)
+        publish(staged, target, OWN.get(target_format, ""))
     said = [*opened.said, *_differences(format, config)]
     used = {opened.places[name].stored for name in kept if name in opened.places}
     parameters = sum(int(np.prod(shape)) for shape, _ in kept.values())

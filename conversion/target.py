@@ -53,7 +53,7 @@ WEIGHT_FILES = tuple(
 """The files of weights in a folder, in the order in which they are looked for."""
 
 _DESCRIBED = r"config\.json|preprocessor_config\.json"
-_OWN = {
+OWN = {
     "hf": rf"{_DESCRIBED}|model(-(\d+-)?\d+-of-\d+)?\.safetensors(\.index\.json)?",
     "transformers-tf": rf"{_DESCRIBED}|tf_model\.h5",
     "transformers-flax": rf"{_DESCRIBED}|flax_model\.msgpack",
@@ -169,8 +169,13 @@ def sync(staged: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def publish(staged: Path, target: Path, target_format: str) -> None:
+def publish(staged: Path, target: Path, own: str) -> None:
     """Put what was staged in its place, in one step.
+
+    Args:
+        staged: the file or folder, on the same disk.
+        target: its place.
+        own: a pattern of the paths in a folder that what was staged replaces; whatever else lies there is kept.
 
     Raises:
         CheckpointError: something in the target is in the way.
@@ -179,16 +184,16 @@ def publish(staged: Path, target: Path, target_format: str) -> None:
     if staged.is_file() or not target.exists():
         os.replace(staged, target)
     else:
-        own = re.compile(_OWN[target_format], re.DOTALL)
+        pattern = re.compile(own, re.DOTALL)
         try:
             with settled(target):
-                _keep_others(target, staged, own)
+                _keep_others(target, staged, pattern)
                 shutil.copymode(target, staged)
                 _exchange(staged, target)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EBUSY):  # a mounted folder stays where it is
                 raise
-            _into(staged, target, own)
+            _into(staged, target, pattern)
     _sync_folder(target.absolute().parent)
 
 

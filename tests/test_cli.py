@@ -130,8 +130,8 @@ SHARED = {
     "--framework": {"convert", "inspect", "posemb"},
     "--device": {"demo", "convert", "inspect", "posemb"},
     "--quiet": set(),
-    "--json": set(),
-    "--force": {"verify", "inspect"},
+    "--json": {"serve"},
+    "--force": {"verify", "inspect", "serve"},
     **{each: {"demo", "convert", "inspect"} for each in HUB},
 }
 """Option -> the commands to which it means nothing: they load no model, take it as an argument, or write no file."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import vit
+from vit import families
 from vit.errors import install_line
 
 ROOT = Path(vit.__file__).parent
@@ -89,7 +90,9 @@ def test_what_conversion_does_is_found_in_vit_and_imported_when_used():
     assert fresh(code).startswith("False conversion.engine ")
 
 
-@pytest.mark.parametrize("extra", ["pt", "tf", "flax", "plot", "convert", "table", "train", "all"])
+@pytest.mark.parametrize(
+    "extra", ["pt", "tf", "flax", "plot", "convert", "table", "train", "onnx", "openvino", "serve", "all"]
+)
 def test_the_line_that_installs_an_extra_names_what_an_index_has(extra):
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (several,) = project["all"]
@@ -142,6 +145,15 @@ def test_every_class_of_a_framework_has_its_counterpart_in_the_others():
         for framework, prefix in (("pt", ""), ("tf", "TF"), ("flax", "Flax"))
     ]
     assert names[0] == names[1] == names[2]
+
+
+@pytest.mark.parametrize("room", ["families", *FRAMEWORKS])
+def test_a_familys_file_has_at_most_200_lines_and_what_families_share_350(room):
+    names = {entry.partition(".")[0] for entry in families.CONFIGS.values()}
+    shared = set() if room == "families" else {"base", "dino", "heads", "layers"}
+    for name in names | shared:
+        lines = (ROOT / room / f"{name}.py").read_text().count("\n")
+        assert lines <= (350 if name in shared else 200), f"{room}/{name}.py has {lines} lines"
 
 
 # === Arrows point down ===

@@ -58,6 +58,7 @@ _MODULES = {
     "vit.attention": ("attention_mask", "attention_rollout", "cls_attention"),
     "vit.pipeline": ("Prediction", "predict"),
     "conversion": ("convert", "inspect", "verify"),
+    "vit.exporting": ("export",),
     "vit.training.recipe": ("Recipe",),
     "vit.training.run": ("Run", "TrainingError", "train"),
     "vit.training.evaluation": ("Evaluation", "evaluate"),
@@ -149,6 +150,7 @@ if TYPE_CHECKING:
         TFAutoModelForPreTraining,
     )
     from .errors import CheckpointError, ConfigError, InputError, MissingFrameworkError
+    from .exporting import export
     from .families.beit import BeitConfig
     from .families.deit import DeiTConfig
     from .families.dinov2 import Dinov2Config, Dinov2WithRegistersConfig

@@ -393,6 +393,13 @@ class PreTrainedConfig(metaclass=_ConfigType):
         """Width of what a linear classifier is applied to."""
         return self.hidden_size
 
+    def wanted(self, hidden_states: bool | None, attentions: bool | None) -> tuple[bool, bool]:
+        """Whether a call returns hidden states, and attentions: as its arguments say, or these keys for a None."""
+        return (
+            self.output_hidden_states if hidden_states is None else hidden_states,
+            self.output_attentions if attentions is None else attentions,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The keys and values of config.json; `from_dict` reads them back."""
         values: dict[str, Any] = {name: getattr(self, name) for name in keys_of(type(self))}
@@ -750,6 +757,13 @@ class PreTrainedConfig(metaclass=_ConfigType):
         """What a fresh parameter starts from: a number, an array, numbers drawn as "xavier_uniform" says, or None for a
         truncated normal of `initializer_range`."""
         return initial_value(name)
+
+    def check_head(self, head: str | None) -> None:
+        """Check that a model with the head, one of `heads`, can have this configuration.
+
+        Raises:
+            ConfigError: it cannot.
+        """
 
     def check_buffer(self, name: str, array: np.ndarray) -> None:
         """Check a stored tensor, one of `buffers`, against this configuration, its checkpoint's.

@@ -59,7 +59,12 @@ def install_line(extra: str) -> str:
         marked = [requirement.partition(";") for requirement in metadata.requires("trivit") or ()]
     except metadata.PackageNotFoundError:  # a checkout that is not installed
         return f"pip install '.[{extra}]'"
-    found = [name.strip() for name, _, marker in marked if re.search(rf"extra\s*==\s*['\"]{extra}['\"]", marker)]
+    of_extra = re.compile(rf"(\s+and\s+)?extra\s*==\s*['\"]{extra}['\"]")
+    found = []
+    for name, _, marker in marked:
+        if of_extra.search(marker):
+            rest = of_extra.sub("", marker).strip().removeprefix("(").removesuffix(")")  # such as of a system
+            found.append(f"{name.strip()}; {rest}" if rest else name.strip())
     return f"pip install {' '.join(map(shlex.quote, found))}"
 
 

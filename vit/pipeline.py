@@ -304,7 +304,7 @@ def _run(
 
     pending: deque[tuple[Future[list[Prediction]], list[Future[np.ndarray]]]] = deque()
     stopped = threading.Event()
-    readers, models = _Threads("vit-read", workers), _Threads("vit-model", CALLS)
+    readers, models = Threads("vit-read", workers), Threads("vit-model", CALLS)
     try:
         while True:
             while len(pending) < CALLS + AHEAD:
@@ -330,10 +330,10 @@ def _run(
         readers.join(end)
 
 
-_running: weakref.WeakSet[_Threads] = weakref.WeakSet()
+_running: weakref.WeakSet[Threads] = weakref.WeakSet()
 
 
-class _Threads:
+class Threads:
     """Threads that call functions, and that nobody waits for without end: a read may hang, a batch take minutes.
 
     Those of `concurrent.futures` keep the process from ending until they do.

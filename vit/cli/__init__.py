@@ -24,11 +24,13 @@ COMMANDS = (
     "train",
     "evaluate",
     "convert",
+    "export",
     "verify",
     "inspect",
     "attention",
     "posemb",
     "bench",
+    "serve",
 )
 """The modules that hold the commands, in the order of the help."""
 

@@ -80,7 +80,7 @@ def command(
                                "decoder_num_attention_heads": decoder_num_attention_heads, "hidden_act": hidden_act,
                                "layer_norm_eps": layer_norm_eps, "image_size": _size(image_size),
                                "patch_size": _size(patch_size), "num_channels": num_channels}  # fmt: skip
-    with _terminated(), _Bar(quiet) as progress:
+    with terminated(), _Bar(quiet) as progress:
         report = conversion.convert(
             source, target, source_format, target_format, dtype=dtype, labels=labels, published_config=published_config,
             linear_head=linear_head, verify=verify, force=force, max_shard_size=max_shard_size, progress=progress,
@@ -93,7 +93,7 @@ def command(
 
 
 @contextmanager
-def _terminated() -> Iterator[None]:
+def terminated() -> Iterator[None]:
     """SIGTERM ends this as Ctrl-C does, which removes what is half-written; a second one ends the process as it is."""
 
     def stop(number: int, frame: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import shown
 from .frameworks import choose, import_quietly
+from .frameworks import quiet as quietly
 from .options import CacheDir, DecoderHeads, Device, Frameworks, Heads, Json, Quiet, Revision, Token, dtype_name
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 def command(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, a model on the hub, or a foreign file.")],
+    artifact: Annotated[
+        Path | None, typer.Option("--artifact", metavar="PATH", help="What 'vit export' wrote, to compare it instead.")
+    ] = None,
     images: Annotated[
         list[Path] | None, typer.Option("--images", "-i", metavar="FILE", help="An image to run; repeatable.")
     ] = None,
@@ -40,11 +44,14 @@ def command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Compare a checkpoint in every framework.
+    """Compare a checkpoint in every framework, or an export with it.
 
     Runs the same images (random ones, if none are given) and prints the largest difference of each layer. The exit
     status is 1 when one is past the tolerance, or when an image is classified differently.
     """
+    if artifact is not None:
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        return _artifact(checkpoint, artifact, images, as_json, quiet, hub)
     import conversion
 
     given = {"num_attention_heads": num_attention_heads, "decoder_num_attention_heads": decoder_num_attention_heads,
@@ -64,6 +71,23 @@ def command(
         typer.echo(json.dumps(found.to_dict(), indent=2))
     elif not quiet:
         show(found)
+    return 0 if found.passed else 1
+
+
+def _artifact(
+    checkpoint: str, artifact: Path, images: list[Path] | None, as_json: bool, quiet: bool, hub: dict[str, Any]
+) -> int:
+    from ..exporting import verify
+    from ..exporting.engine import verdict
+    from . import export
+
+    with quietly():
+        found = verify(checkpoint, artifact, images, **{key: value for key, value in hub.items() if value is not None})
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    elif not quiet:
+        export.show(found)
+        typer.echo(f"{'the same function' if found.passed else 'NOT the same function'}: {verdict(found)}")
     return 0 if found.passed else 1
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..config import ACTIVATIONS, Head, PreTrainedConfig, to_pair
+from ..errors import ConfigError
 from ..weights import Shape, layer_norm_shapes, linear_shapes
 
 # name: (hidden_size, num_hidden_layers, num_attention_heads, intermediate_size)
@@ -88,6 +89,13 @@ class ViTConfig(PreTrainedConfig):
         self._check_sizes("encoder_stride")
         self._check_ints("pooler_output_size")
         self._check_choice("pooler_act", ACTIVATIONS)
+
+    def check_head(self, head: str | None) -> None:
+        if head == "decoder" and to_pair(self.encoder_stride) != to_pair(self.patch_size):
+            raise ConfigError(
+                f"encoder_stride is {self.encoder_stride} and patch_size {self.patch_size}; masked image modelling "
+                "needs them to be equal, so that the reconstruction has the size of the image."
+            )
 
     def parameter_shapes(
         self, head: str | None = None, add_pooling_layer: bool = False, use_mask_token: bool = False

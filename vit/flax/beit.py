@@ -8,21 +8,20 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
 from ..families.beit import BeitConfig
-from ..inputs import check_arrays, check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .attention import RelativePositionBias
+from .base import FlaxBaseModel
 from .eager import call
+from .heads import FlaxHeadedModel, FlaxImageClassifier
 from .layers import ViTEmbeddings, ViTEncoder, dense
 from .loss import visual_token_loss
 from .norm import layer_norm
 from .pretrained import FlaxPreTrainedModel
-from .vit import FlaxViTForImageClassification
 
 
 class BeitEncoder(ViTEncoder):
@@ -76,8 +75,10 @@ class FlaxBeitPreTrainedModel(FlaxPreTrainedModel):
     config: BeitConfig
 
 
-class FlaxBeitModel(FlaxBeitPreTrainedModel):
+class FlaxBeitModel(FlaxBeitPreTrainedModel, FlaxBaseModel):
     """BEiT without a head (Bao et al. 2022; transformers' FlaxBeitModel). It takes images of any size.
+
+    Its last_hidden_state is normalised unless `config.use_mean_pooling`.
 
     Args:
         config: its shape.
@@ -103,61 +104,20 @@ class FlaxBeitModel(FlaxBeitPreTrainedModel):
         self.layernorm = None if config.use_mean_pooling else layer_norm(config, **options)
         self.pooler = BeitPooler(config, **options) if add_pooling_layer else None
 
-    def __call__(
+    def encode(
         self,
         pixel_values: Array,
-        bool_masked_pos: Array | None = None,
-        interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> ModelOutput | tuple[Array, ...]:
-        """Encode images.
-
-        Args:
-            interpolate_pos_encoding: changes nothing: tables and positions are always fitted to the image.
-            rngs: of the dropout and the stochastic depth, for a model in train mode whose configuration has some.
-            The other arguments are those of `FlaxViTModel`.
-
-        Returns:
-            last_hidden_state (batch, tokens, hidden_size), normalised unless `config.use_mean_pooling`; pooler_output
-            (batch, hidden_size); hidden_states, num_hidden_layers + 1 of (batch, tokens, hidden_size); attentions,
-            num_hidden_layers of (batch, heads, tokens, tokens).
-
-        Raises:
-            InputError: inputs of another shape.
-        """
-        config = self.config
-        check_arrays(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
-        grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding=True)
-        if bool_masked_pos is not None:
-            bool_masked_pos = jnp.asarray(bool_masked_pos)
-            batch, patches = np.shape(pixel_values)[0], grid[0] * grid[1]
-            check_bool_masked_pos(bool_masked_pos.shape, batch, patches, config.use_mask_token)
-        pixel_values = jnp.asarray(pixel_values, self.dtype)
-        hidden_states, all_hidden_states, all_attentions = self.encoder(
-            call(self.embeddings, pixel_values, grid, bool_masked_pos, rngs),
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            config.output_attentions if output_attentions is None else output_attentions,
-            grid,
-            rngs,
-        )
-        hidden_states = hidden_states if self.layernorm is None else call(self.layernorm, hidden_states)
-        return collect(
-            config.return_dict if return_dict is None else return_dict,
-            last_hidden_state=hidden_states,
-            pooler_output=None if self.pooler is None else call(self.pooler, hidden_states),
-            hidden_states=all_hidden_states,
-            attentions=all_attentions,
-        )
-
-    def parts(self) -> dict[str, bool]:
-        return {"add_pooling_layer": self.pooler is not None}
+        grid: tuple[int, int],
+        mask: Array | None,
+        wanted: tuple[bool, bool],
+        rngs: nnx.Rngs | None,
+    ) -> Any:
+        embedded = call(self.embeddings, pixel_values, grid, mask, rngs)
+        hidden_states, *others = self.encoder(embedded, *wanted, grid, rngs)
+        return hidden_states if self.layernorm is None else call(self.layernorm, hidden_states), *others
 
 
-class FlaxBeitForImageClassification(FlaxBeitPreTrainedModel, FlaxViTForImageClassification):  # type: ignore[misc]  # config
+class FlaxBeitForImageClassification(FlaxBeitPreTrainedModel, FlaxImageClassifier):
     """BEiT with a linear head on what its pooler gives (transformers' FlaxBeitForImageClassification)."""
 
     base_class = FlaxBeitModel
@@ -166,22 +126,13 @@ class FlaxBeitForImageClassification(FlaxBeitPreTrainedModel, FlaxViTForImageCla
         return outputs["pooler_output"]
 
 
-class FlaxBeitForMaskedImageModeling(FlaxBeitPreTrainedModel):
+class FlaxBeitForMaskedImageModeling(FlaxBeitPreTrainedModel, FlaxHeadedModel):
     """BEiT with a linear head that predicts the visual token of each patch (Bao et al. 2022, Section 2.3)."""
 
     head = "lm_head"
+    base_class = FlaxBeitModel
 
-    def __init__(
-        self,
-        config: BeitConfig,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(config, param_dtype if dtype is None else dtype)
-        self.beit = FlaxBeitModel(config, add_pooling_layer=False, **options)
+    def add_head(self, config: BeitConfig, **options: Any) -> None:
         self.layernorm = layer_norm(config, **options)
         self.lm_head = dense(config, config.hidden_size, config.vocab_size, **options)
 
@@ -209,7 +160,7 @@ class FlaxBeitForMaskedImageModeling(FlaxBeitPreTrainedModel):
         Raises:
             InputError: inputs of another shape, labels out of range, or another number of them than of masked patches.
         """
-        outputs: Any = self.beit(
+        outputs: Any = self._base()(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             output_hidden_states=output_hidden_states,

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 from ..families.deit import DeiTConfig
 from ..outputs import ModelOutput, collect
 from .eager import call
+from .heads import FlaxHeadedModel
 from .layers import ViTEmbeddings, dense
 from .vit import FlaxViTForImageClassification, FlaxViTForMaskedImageModeling, FlaxViTModel, FlaxViTPreTrainedModel
 
@@ -44,22 +43,13 @@ class FlaxDeiTForImageClassification(FlaxDeiTPreTrainedModel, FlaxViTForImageCla
     base_class = FlaxDeiTModel
 
 
-class FlaxDeiTForImageClassificationWithTeacher(FlaxDeiTPreTrainedModel):
+class FlaxDeiTForImageClassificationWithTeacher(FlaxDeiTPreTrainedModel, FlaxHeadedModel):
     """DeiT with a linear head on the CLS token and one on the distillation token (Touvron et al. 2021, Section 4)."""
 
     head = "teacher"
+    base_class = FlaxDeiTModel
 
-    def __init__(
-        self,
-        config: DeiTConfig,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(config, param_dtype if dtype is None else dtype)
-        self.deit = FlaxDeiTModel(config, add_pooling_layer=False, **options)
+    def add_head(self, config: DeiTConfig, **options: Any) -> None:
         width, labels = config.hidden_size, config.num_labels
         self.cls_classifier = dense(config, width, labels, **options) if labels else None
         self.distillation_classifier = dense(config, width, labels, **options) if labels else None
@@ -83,7 +73,7 @@ class FlaxDeiTForImageClassificationWithTeacher(FlaxDeiTPreTrainedModel):
         Raises:
             InputError: inputs of another shape.
         """
-        outputs: Any = self.deit(
+        outputs: Any = self._base()(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,

@@ -8,18 +8,15 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
 from ..config import PreTrainedConfig
-from ..inputs import check_arrays, check_bool_masked_pos, check_pixel_values
-from ..outputs import ModelOutput, collect
+from .base import FlaxBaseModel
 from .dropout import DropPath
 from .eager import first_token
 from .layers import ACTIVATIONS, ViTAttention, ViTEmbeddings, dense, initializer, residual
 from .norm import layer_norm
-from .pretrained import FlaxPreTrainedModel
 
 
 class DinoEmbeddings(ViTEmbeddings):
@@ -99,67 +96,8 @@ class DinoLayer(nnx.Module):
         return residual(hidden_states, mlp, self.layer_scale2.lambda1, self.drop_path, rngs), attentions
 
 
-class FlaxDinoModel(FlaxPreTrainedModel):
-    """A model without a head of DINOv2, or one that follows it: its call, around what `encode` computes."""
+class FlaxDinoModel(FlaxBaseModel):
+    """A model without a head of DINOv2, or one that follows it; pooler_output is CLS. It takes images of any size."""
 
-    config: Any
-    embeddings: Any
-
-    def encode(self, *inputs: Any, **options: Any) -> Any:
-        """Images, their grid, the mask, and which of the last two are wanted -> tokens, hidden states, attentions."""
-        raise NotImplementedError
-
-    def __call__(
-        self,
-        pixel_values: Array,
-        bool_masked_pos: Array | None = None,
-        interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> ModelOutput | tuple[Array, ...]:
-        """Encode images of any size.
-
-        Args:
-            pixel_values: (batch, channels, height, width), float, as the image processor gives them.
-            bool_masked_pos: (batch, patches), true where a patch is replaced by the mask token.
-            interpolate_pos_encoding: changes nothing: positions are always fitted to the image.
-            output_hidden_states: also return the embeddings and every layer's output.
-            output_attentions: also return every layer's attention probabilities.
-            return_dict: False for a tuple. None takes this and the two above from the configuration.
-            rngs: of dropout and stochastic depth, for a model in train mode whose configuration has some.
-
-        Returns:
-            last_hidden_state (batch, tokens, hidden_size), of CLS, the registers if there are any, and the patches;
-            pooler_output (batch, hidden_size), that of CLS; hidden_states, num_hidden_layers + 1 of (batch, tokens,
-            hidden_size); attentions, num_hidden_layers of (batch, heads, tokens, tokens).
-
-        Raises:
-            InputError: inputs of another shape.
-        """
-        config = self.config
-        check_arrays(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
-        grid = check_pixel_values(config, np.shape(pixel_values), interpolate_pos_encoding=True)
-        if bool_masked_pos is not None:
-            bool_masked_pos, patches = jnp.asarray(bool_masked_pos), grid[0] * grid[1]
-            check_bool_masked_pos(bool_masked_pos.shape, np.shape(pixel_values)[0], patches, config.use_mask_token)
-        pixel_values = jnp.asarray(pixel_values, self.dtype)
-        hidden_states, all_hidden_states, all_attentions = self.encode(
-            pixel_values,
-            grid,
-            bool_masked_pos,
-            (
-                config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-                config.output_attentions if output_attentions is None else output_attentions,
-            ),
-            rngs=rngs,
-        )
-        return collect(
-            config.return_dict if return_dict is None else return_dict,
-            last_hidden_state=hidden_states,
-            pooler_output=first_token(hidden_states),
-            hidden_states=all_hidden_states,
-            attentions=all_attentions,
-        )
+    def pool(self, hidden_states: Array) -> Array | None:
+        return first_token(hidden_states)

@@ -16,11 +16,10 @@ from jax.typing import DTypeLike
 from ..families.dinov2 import Dinov2Config, Dinov2WithRegistersConfig
 from ..outputs import ModelOutput
 from .dino import DinoEmbeddings, DinoLayer, DinoMLP, FlaxDinoModel
-from .eager import call
+from .heads import FlaxImageClassifier
 from .layers import ViTEncoder, dense
 from .norm import layer_norm
 from .pretrained import FlaxPreTrainedModel
-from .vit import FlaxViTForImageClassification
 
 
 class FlaxDinov2PreTrainedModel(FlaxPreTrainedModel):
@@ -81,19 +80,8 @@ class FlaxDinov2Model(FlaxDinoModel):
         self.encoder = Dinov2Encoder(config, **options)
         self.layernorm = layer_norm(config, **options)
 
-    def encode(
-        self,
-        pixel_values: Array,
-        grid: tuple[int, int],
-        mask: Array | None,
-        wanted: tuple[bool, bool],
-        rngs: nnx.Rngs | None,
-    ) -> Any:
-        hidden_states, *others = self.encoder(call(self.embeddings, pixel_values, grid, mask, rngs), *wanted, rngs)
-        return call(self.layernorm, hidden_states), *others
 
-
-class FlaxDinov2ForImageClassification(FlaxDinov2PreTrainedModel, FlaxViTForImageClassification):  # type: ignore[misc]
+class FlaxDinov2ForImageClassification(FlaxDinov2PreTrainedModel, FlaxImageClassifier):
     """DINOv2 with a linear head on CLS and the mean of the patches (transformers' Dinov2ForImageClassification)."""
 
     base_class = FlaxDinov2Model

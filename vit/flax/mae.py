@@ -19,10 +19,10 @@ from ..families.mae import ViTMAEConfig
 from ..inputs import check_arrays, check_patch_values, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .eager import call
-from .layers import ViTEmbeddings, ViTEncoder, ViTLayer, dense, initializer
+from .heads import FlaxHeadedModel, ViTMAEDecoder
+from .layers import ViTEmbeddings, ViTEncoder
 from .loss import masked_patch_loss, patchify, unpatchify
 from .norm import layer_norm
-from .posemb import interpolate
 from .pretrained import Fixed, FlaxPreTrainedModel
 
 
@@ -42,10 +42,9 @@ class ViTMAEEmbeddings(ViTEmbeddings):
         super().__init__(config, **options)
         rngs, dtype = options["rngs"], options["param_dtype"]
         self.position_embeddings = Fixed(jnp.asarray(config.positions(config.hidden_size), dtype))
-        projection = self.patch_embeddings.projection
+        kernel = self.patch_embeddings.projection.kernel
         if (key := rngs.params()) is not None:
-            draw = jax.nn.initializers.glorot_uniform()
-            projection.kernel = nnx.Param(draw(key, projection.kernel[...].shape, dtype))
+            kernel.set_value(jax.nn.initializers.glorot_uniform()(key, kernel[...].shape, dtype))
 
     def __call__(  # type: ignore[override]
         self, pixel_values: Array, grid: tuple[int, int], ids_shuffle: Array, rngs: nnx.Rngs | None = None
@@ -59,8 +58,7 @@ class ViTMAEEmbeddings(ViTEmbeddings):
         cls_token = jnp.zeros_like(hidden_states[:, :1]) + cls_token  # sharded as the patches
         hidden_states = jnp.take_along_axis(hidden_states, ids_shuffle[:, :kept, None], axis=1)
         mask = (ids_restore >= kept).astype(jnp.float32)
-        hidden_states = jnp.concatenate([cls_token, hidden_states], axis=1)
-        return self.dropout(hidden_states, rngs=rngs), mask, ids_restore
+        return self.dropout(jnp.concatenate([cls_token, hidden_states], axis=1), rngs=rngs), mask, ids_restore
 
 
 class FlaxViTMAEModel(FlaxViTMAEPreTrainedModel):
@@ -132,12 +130,8 @@ class FlaxViTMAEModel(FlaxViTMAEPreTrainedModel):
         ids_shuffle = jnp.argsort(noise, axis=1, stable=True)
         pixel_values = jnp.asarray(pixel_values, self.dtype)
         hidden_states, mask, ids_restore = call(self.embeddings, pixel_values, grid, ids_shuffle, rngs)
-        hidden_states, all_hidden_states, all_attentions = self.encoder(
-            hidden_states,
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            config.output_attentions if output_attentions is None else output_attentions,
-            rngs,
-        )
+        wanted = config.wanted(output_hidden_states, output_attentions)
+        hidden_states, all_hidden_states, all_attentions = self.encoder(hidden_states, *wanted, rngs)
         return collect(
             config.return_dict if return_dict is None else return_dict,
             last_hidden_state=call(self.layernorm, hidden_states),
@@ -148,58 +142,13 @@ class FlaxViTMAEModel(FlaxViTMAEPreTrainedModel):
         )
 
 
-class ViTMAEDecoder(nnx.Module):
-    """From the tokens of the encoder to the pixels of every patch (He et al. 2022, Section 3)."""
-
-    def __init__(self, config: ViTMAEConfig, **options: Any) -> None:
-        self.config, decoder = config, config.decoder_config()
-        rngs, dtype, width = options["rngs"], options["param_dtype"], decoder.hidden_size
-        self.decoder_embed = dense(config, config.hidden_size, width, **options)
-        self.mask_token = nnx.Param(initializer(config)(rngs.params(), (1, 1, width), dtype))
-        self.decoder_pos_embed = Fixed(jnp.asarray(config.positions(width), dtype))
-        self.decoder_layers = nnx.List([ViTLayer(decoder, **options) for _ in range(decoder.num_hidden_layers)])
-        self.decoder_norm = layer_norm(decoder, **options)
-        self.decoder_pred = dense(config, width, config.patch_values, **options)
-
-    def __call__(
-        self,
-        hidden_states: Array,
-        ids_restore: Array,
-        grid: tuple[int, int],
-        checkpointing: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Array:
-        hidden_states = self.decoder_embed(hidden_states)
-        patches, tokens = ids_restore.shape[1], hidden_states.shape[1]
-        mask_token = jnp.zeros_like(hidden_states[:, :1]) + self.mask_token[...].astype(hidden_states.dtype)
-        mask_tokens = jnp.repeat(mask_token, patches + 1 - tokens, axis=1)
-        shuffled = jnp.concatenate([hidden_states[:, 1:], mask_tokens], axis=1)  # (B, N, E)
-        restored = jnp.take_along_axis(shuffled, ids_restore[:, :, None], axis=1)
-        positions = interpolate(self.decoder_pos_embed[...], *self.config.decoder_grids(grid))
-        positions = jax.lax.stop_gradient(positions).astype(hidden_states.dtype)
-        hidden_states = jnp.concatenate([hidden_states[:, :1], restored], axis=1) + positions
-        run = nnx.remat(ViTLayer.__call__, static_argnums=2) if checkpointing else call
-        for layer in self.decoder_layers:
-            hidden_states, _ = run(layer, hidden_states, False, rngs, None)
-        return self.decoder_pred(self.decoder_norm(hidden_states))[:, 1:]
-
-
-class FlaxViTMAEForPreTraining(FlaxViTMAEPreTrainedModel):
+class FlaxViTMAEForPreTraining(FlaxViTMAEPreTrainedModel, FlaxHeadedModel):
     """A masked autoencoder with its decoder (He et al. 2022; transformers' ViTMAEForPreTraining)."""
 
     head = "decoder"
+    base_class = FlaxViTMAEModel
 
-    def __init__(
-        self,
-        config: ViTMAEConfig,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(config, param_dtype if dtype is None else dtype)
-        self.vit = FlaxViTMAEModel(config, **options)
+    def add_head(self, config: ViTMAEConfig, **options: Any) -> None:
         self.decoder = ViTMAEDecoder(config, **options)
 
     def __call__(
@@ -222,7 +171,7 @@ class FlaxViTMAEForPreTraining(FlaxViTMAEPreTrainedModel):
         Raises:
             InputError: inputs of another shape, or neither noise nor rngs.
         """
-        outputs: Any = self.vit(
+        outputs: Any = self._base()(
             pixel_values,
             noise=noise,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -232,8 +181,8 @@ class FlaxViTMAEForPreTraining(FlaxViTMAEPreTrainedModel):
             rngs=rngs,
         )
         grid = check_pixel_values(self.config, np.shape(pixel_values), interpolate_pos_encoding)
-        rngs = None if self.vit.embeddings.dropout.deterministic else rngs
-        checkpointing = self.vit.encoder.gradient_checkpointing
+        rngs = None if self._base().embeddings.dropout.deterministic else rngs
+        checkpointing = self._base().encoder.gradient_checkpointing
         logits = call(self.decoder, outputs["last_hidden_state"], outputs["ids_restore"], grid, checkpointing, rngs)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,

@@ -127,13 +127,17 @@ def _formats() -> list[str]:
     return [name.upper() for name in FORMATS]
 
 
-def _decode(file: IO[bytes], name: str) -> Image.Image:
+def open_header(file: IO[bytes]) -> Image.Image:
+    """An image of an allowed format whose header alone has been read; raises whatever Pillow does."""
     formats = _formats()
     try:
-        opened = Image.open(file, formats=formats)
+        return Image.open(file, formats=formats)
     except KeyError:  # a format that this Pillow was built without
-        opened = Image.open(file, formats=[name for name in formats if name in Image.OPEN])
-    with opened as image:
+        return Image.open(file, formats=[name for name in formats if name in Image.OPEN])
+
+
+def _decode(file: IO[bytes], name: str) -> Image.Image:
+    with open_header(file) as image:
         size = _check_memory(name, image)
         image.load()
         if image.getexif().get(_ORIENTATION, 1) in range(2, 9):

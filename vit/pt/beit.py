@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..families.beit import BeitConfig
-from ..inputs import check_bool_masked_pos, check_pixel_values, check_tensors
 from ..outputs import ModelOutput, collect
 from .attention import RelativePositionBias, relative_position_index
+from .base import BaseModel
+from .heads import HeadedModel, ImageClassifier
 from .layers import ViTEmbeddings, ViTEncoder
-from .linear import keep_freed_memory, linear, takes_kernels
+from .linear import linear
 from .loss import visual_token_loss
 from .pretrained import PreTrainedModel
-from .vit import ViTForImageClassification
 
 
 class BeitEncoder(ViTEncoder):
@@ -70,8 +69,10 @@ class BeitPreTrainedModel(PreTrainedModel):
     config: BeitConfig
 
 
-class BeitModel(BeitPreTrainedModel):
+class BeitModel(BeitPreTrainedModel, BaseModel):
     """BEiT without a head (Bao et al. 2022; transformers' BeitModel). It takes images of any size.
+
+    Its last_hidden_state is normalised unless `config.use_mean_pooling`.
 
     Args:
         config: its shape.
@@ -87,59 +88,14 @@ class BeitModel(BeitPreTrainedModel):
         self.pooler = BeitPooler(config) if add_pooling_layer else None
         self.init_weights(self, "beit")
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        bool_masked_pos: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ModelOutput | tuple[Tensor, ...]:
-        """Encode images.
-
-        Args:
-            pixel_values: (batch, channels, height, width), float, as the image processor gives them.
-            bool_masked_pos: (batch, patches), true where a patch is replaced by the mask token.
-            interpolate_pos_encoding: changes nothing: tables and positions are always fitted to the image.
-            output_hidden_states: also return the embeddings and every layer's output.
-            output_attentions: also return every layer's attention probabilities.
-            return_dict: False for a tuple. None takes this and the two above from the configuration.
-
-        Returns:
-            last_hidden_state (batch, tokens, hidden_size), normalised unless `config.use_mean_pooling`; pooler_output
-            (batch, hidden_size); hidden_states, num_hidden_layers + 1 of (batch, tokens, hidden_size); attentions,
-            num_hidden_layers of (batch, heads, tokens, tokens).
-
-        Raises:
-            InputError: inputs of another shape.
-        """
-        config = self.config
-        check_tensors(Tensor, self.device, pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
-        grid = check_pixel_values(config, pixel_values.shape, interpolate_pos_encoding=True)
-        if bool_masked_pos is not None:
-            patches = grid[0] * grid[1]
-            check_bool_masked_pos(bool_masked_pos.shape, pixel_values.shape[0], patches, config.use_mask_token)
-        pixel_values = pixel_values.to(self.dtype)
-        if takes_kernels(pixel_values) and not torch.is_grad_enabled():
-            keep_freed_memory()
-        hidden_states, all_hidden_states, all_attentions = self.encoder(
-            self.embeddings(pixel_values, grid, bool_masked_pos),
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            config.output_attentions if output_attentions is None else output_attentions,
-            grid,
-        )
-        hidden_states = hidden_states if self.layernorm is None else self.layernorm(hidden_states)
-        return collect(
-            config.return_dict if return_dict is None else return_dict,
-            last_hidden_state=hidden_states,
-            pooler_output=None if self.pooler is None else self.pooler(hidden_states),
-            hidden_states=all_hidden_states,
-            attentions=all_attentions,
-        )
+    def encode(
+        self, pixel_values: Tensor, grid: tuple[int, int], mask: Tensor | None, wanted: tuple[bool, bool]
+    ) -> Any:
+        hidden_states, *others = self.encoder(self.embeddings(pixel_values, grid, mask), *wanted, grid)
+        return hidden_states if self.layernorm is None else self.layernorm(hidden_states), *others
 
 
-class BeitForImageClassification(BeitPreTrainedModel, ViTForImageClassification):  # type: ignore[misc]  # config
+class BeitForImageClassification(BeitPreTrainedModel, ImageClassifier):
     """BEiT with a linear head on what its pooler gives (transformers' BeitForImageClassification)."""
 
     base_class = BeitModel
@@ -148,19 +104,16 @@ class BeitForImageClassification(BeitPreTrainedModel, ViTForImageClassification)
         return outputs["pooler_output"]
 
 
-class BeitForMaskedImageModeling(BeitPreTrainedModel):
+class BeitForMaskedImageModeling(BeitPreTrainedModel, HeadedModel):
     """BEiT with a linear head that predicts the visual token of each patch (Bao et al. 2022, Section 2.3)."""
 
     head = "lm_head"
+    base_class = BeitModel
     accepts_loss_kwargs = True
 
-    def __init__(self, config: BeitConfig) -> None:
-        super().__init__(config)
-        self.beit = BeitModel(config, add_pooling_layer=False)
+    def add_head(self, config: BeitConfig) -> None:
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
-        self.init_weights(self.layernorm, "layernorm")
-        self.init_weights(self.lm_head, "lm_head")
 
     def forward(
         self,
@@ -188,9 +141,9 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel):
         Raises:
             InputError: inputs of another shape, labels out of range, or another number of them than of masked patches.
         """
-        outputs: Any = self.beit(
+        outputs: Any = self._base()(
             pixel_values,
-            bool_masked_pos,
+            bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..families.deit import DeiTConfig
 from ..outputs import ModelOutput, collect
+from .heads import HeadedModel
 from .layers import ViTEmbeddings
 from .vit import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel, ViTPreTrainedModel
 
@@ -40,19 +41,16 @@ class DeiTForImageClassification(DeiTPreTrainedModel, ViTForImageClassification)
     base_class = DeiTModel
 
 
-class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
+class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel, HeadedModel):
     """DeiT with a linear head on the CLS token and one on the distillation token (Touvron et al. 2021, Section 4)."""
 
     head = "teacher"
+    base_class = DeiTModel
 
-    def __init__(self, config: DeiTConfig) -> None:
-        super().__init__(config)
-        self.deit = DeiTModel(config, add_pooling_layer=False)
+    def add_head(self, config: DeiTConfig) -> None:
         width, labels = config.hidden_size, config.num_labels
         self.cls_classifier = nn.Linear(width, labels) if labels else nn.Identity()
         self.distillation_classifier = nn.Linear(width, labels) if labels else nn.Identity()
-        self.init_weights(self.cls_classifier, "cls_classifier")
-        self.init_weights(self.distillation_classifier, "distillation_classifier")
 
     def forward(
         self,
@@ -71,7 +69,7 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
         Raises:
             InputError: inputs of another shape.
         """
-        outputs: Any = self.deit(
+        outputs: Any = self._base()(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PreTrainedConfig
-from ..inputs import check_bool_masked_pos, check_pixel_values, check_tensors
-from ..outputs import ModelOutput, collect
+from .base import BaseModel
 from .dropout import DropPath
 from .layers import ViTAttention, ViTEmbeddings, residual
-from .linear import keep_freed_memory, linear, takes_kernels
-from .pretrained import PreTrainedModel
+from .linear import linear
 
 
 class DinoEmbeddings(ViTEmbeddings):
@@ -86,65 +84,8 @@ class DinoLayer(nn.Module):
         return residual(hidden_states, mlp, self.layer_scale2.lambda1, self.drop_path), attentions
 
 
-class DinoModel(PreTrainedModel):
-    """A model without a head of DINOv2, or one that follows it: its call, around what `encode` computes."""
+class DinoModel(BaseModel):
+    """A model without a head of DINOv2, or one that follows it; pooler_output is CLS. It takes images of any size."""
 
-    config: Any
-    embeddings: Any
-
-    def encode(self, *inputs: Any) -> Any:
-        """Images, their grid, the mask, and which of the last two are wanted -> tokens, hidden states, attentions."""
-        raise NotImplementedError
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        bool_masked_pos: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ModelOutput | tuple[Tensor, ...]:
-        """Encode images of any size.
-
-        Args:
-            pixel_values: (batch, channels, height, width), float, as the image processor gives them.
-            bool_masked_pos: (batch, patches), true where a patch is replaced by the mask token.
-            interpolate_pos_encoding: changes nothing: positions are always fitted to the image.
-            output_hidden_states: also return the embeddings and every layer's output.
-            output_attentions: also return every layer's attention probabilities.
-            return_dict: False for a tuple. None takes this and the two above from the configuration.
-
-        Returns:
-            last_hidden_state (batch, tokens, hidden_size), of CLS, the registers if there are any, and the patches;
-            pooler_output (batch, hidden_size), that of CLS; hidden_states, num_hidden_layers + 1 of (batch, tokens,
-            hidden_size); attentions, num_hidden_layers of (batch, heads, tokens, tokens).
-
-        Raises:
-            InputError: inputs of another shape.
-        """
-        config = self.config
-        check_tensors(Tensor, self.device, pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
-        grid = check_pixel_values(config, pixel_values.shape, interpolate_pos_encoding=True)
-        if bool_masked_pos is not None:
-            patches = grid[0] * grid[1]
-            check_bool_masked_pos(bool_masked_pos.shape, pixel_values.shape[0], patches, config.use_mask_token)
-        pixel_values = pixel_values.to(self.dtype)
-        if takes_kernels(pixel_values) and not torch.is_grad_enabled():
-            keep_freed_memory()
-        hidden_states, all_hidden_states, all_attentions = self.encode(
-            pixel_values,
-            grid,
-            bool_masked_pos,
-            (
-                config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-                config.output_attentions if output_attentions is None else output_attentions,
-            ),
-        )
-        return collect(
-            config.return_dict if return_dict is None else return_dict,
-            last_hidden_state=hidden_states,
-            pooler_output=hidden_states[:, 0],
-            hidden_states=all_hidden_states,
-            attentions=all_attentions,
-        )
+    def pool(self, hidden_states: Tensor) -> Tensor | None:
+        return hidden_states[:, 0]

@@ -5,7 +5,7 @@ Side by side with vit/tf/dinov2.py and vit/flax/dinov2.py: the same classes, the
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..families.dinov2 import Dinov2Config, Dinov2WithRegistersConfig
 from ..outputs import ModelOutput
 from .dino import DinoEmbeddings, DinoLayer, DinoMLP, DinoModel
+from .heads import ImageClassifier
 from .layers import ViTEncoder
 from .linear import linear
 from .pretrained import PreTrainedModel
-from .vit import ViTForImageClassification
 
 
 class Dinov2PreTrainedModel(PreTrainedModel):
@@ -65,14 +65,8 @@ class Dinov2Model(DinoModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.init_weights(self, config.base_model_prefix)
 
-    def encode(
-        self, pixel_values: Tensor, grid: tuple[int, int], mask: Tensor | None, wanted: tuple[bool, bool]
-    ) -> Any:
-        hidden_states, *others = self.encoder(self.embeddings(pixel_values, grid, mask), *wanted)
-        return self.layernorm(hidden_states), *others
 
-
-class Dinov2ForImageClassification(Dinov2PreTrainedModel, ViTForImageClassification):  # type: ignore[misc]  # config
+class Dinov2ForImageClassification(Dinov2PreTrainedModel, ImageClassifier):
     """DINOv2 with a linear head on CLS and the mean of the patches (transformers' Dinov2ForImageClassification)."""
 
     base_class = Dinov2Model

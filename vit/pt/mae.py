@@ -5,20 +5,18 @@ Side by side with vit/tf/mae.py and vit/flax/mae.py: the same classes, the same 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..families.mae import ViTMAEConfig
 from ..inputs import check_patch_values, check_pixel_values, check_tensors
 from ..outputs import ModelOutput, collect
-from .layers import ViTEmbeddings, ViTEncoder, ViTLayer
-from .linear import keep_freed_memory, linear, takes_kernels
+from .heads import HeadedModel, ViTMAEDecoder
+from .layers import ViTEmbeddings, ViTEncoder
+from .linear import keep_freed_memory, takes_kernels
 from .loss import masked_patch_loss, patchify, unpatchify
-from .posemb import interpolate
 from .pretrained import PreTrainedModel
 
 
@@ -99,11 +97,8 @@ class ViTMAEModel(ViTMAEPreTrainedModel):
         if takes_kernels(pixel_values) and not torch.is_grad_enabled():
             keep_freed_memory()
         hidden_states, mask, ids_restore = self.embeddings(pixel_values, grid, noise.argsort(dim=1, stable=True))
-        hidden_states, all_hidden_states, all_attentions = self.encoder(
-            hidden_states,
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            config.output_attentions if output_attentions is None else output_attentions,
-        )
+        wanted = config.wanted(output_hidden_states, output_attentions)
+        hidden_states, all_hidden_states, all_attentions = self.encoder(hidden_states, *wanted)
         return collect(
             config.return_dict if return_dict is None else return_dict,
             last_hidden_state=self.layernorm(hidden_states),
@@ -114,47 +109,14 @@ class ViTMAEModel(ViTMAEPreTrainedModel):
         )
 
 
-class ViTMAEDecoder(nn.Module):
-    """From the tokens of the encoder to the pixels of every patch (He et al. 2022, Section 3)."""
-
-    def __init__(self, config: ViTMAEConfig) -> None:
-        super().__init__()
-        self.config, decoder = config, config.decoder_config()
-        width = decoder.hidden_size
-        self.decoder_embed = nn.Linear(config.hidden_size, width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        positions = torch.empty(1, config.num_patches + 1, width)
-        self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
-        self.decoder_layers = nn.ModuleList(ViTLayer(decoder) for _ in range(decoder.num_hidden_layers))
-        self.decoder_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.decoder_pred = nn.Linear(width, config.patch_values)
-
-    def forward(
-        self, hidden_states: Tensor, ids_restore: Tensor, grid: tuple[int, int], checkpointing: dict[str, Any] | None
-    ) -> Tensor:
-        hidden_states = linear(self.decoder_embed, hidden_states)
-        (batch, patches), (_, tokens, width) = ids_restore.shape, hidden_states.shape
-        mask_tokens = self.mask_token.expand(batch, patches + 1 - tokens, -1)
-        shuffled = torch.cat([hidden_states[:, 1:], mask_tokens], dim=1)  # (B, N, E)
-        restored = shuffled.gather(1, ids_restore[:, :, None].expand(-1, -1, width))
-        positions = interpolate(self.decoder_pos_embed, *self.config.decoder_grids(grid))
-        hidden_states = torch.cat([hidden_states[:, :1], restored], dim=1) + positions
-        for layer in self.decoder_layers:
-            run = layer if checkpointing is None or not self.training else partial(checkpoint, layer, **checkpointing)
-            hidden_states, _ = run(hidden_states)
-        return linear(self.decoder_pred, self.decoder_norm(hidden_states))[:, 1:]
-
-
-class ViTMAEForPreTraining(ViTMAEPreTrainedModel):
+class ViTMAEForPreTraining(ViTMAEPreTrainedModel, HeadedModel):
     """A masked autoencoder with its decoder (He et al. 2022; transformers' ViTMAEForPreTraining)."""
 
     head = "decoder"
+    base_class = ViTMAEModel
 
-    def __init__(self, config: ViTMAEConfig) -> None:
-        super().__init__(config)
-        self.vit = ViTMAEModel(config)
+    def add_head(self, config: ViTMAEConfig) -> None:
         self.decoder = ViTMAEDecoder(config)
-        self.init_weights(self.decoder, "decoder")
 
     def forward(
         self,
@@ -174,7 +136,7 @@ class ViTMAEForPreTraining(ViTMAEPreTrainedModel):
         Raises:
             InputError: inputs of another shape.
         """
-        outputs: Any = self.vit(
+        outputs: Any = self._base()(
             pixel_values,
             noise=noise,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -183,7 +145,7 @@ class ViTMAEForPreTraining(ViTMAEPreTrainedModel):
             return_dict=True,
         )
         grid = check_pixel_values(self.config, pixel_values.shape, interpolate_pos_encoding)
-        checkpointing = self.vit.encoder.gradient_checkpointing
+        checkpointing = self._base().encoder.gradient_checkpointing
         logits = self.decoder(outputs["last_hidden_state"], outputs["ids_restore"], grid, checkpointing)
         return collect(
             self.config.return_dict if return_dict is None else return_dict,

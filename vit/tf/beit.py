@@ -12,15 +12,15 @@ import tensorflow as tf
 from keras import ops
 
 from ..families.beit import BeitConfig
-from ..inputs import check_bool_masked_pos, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .attention import RelativePositionBias
+from .base import TFBaseModel
+from .heads import TFHeadedModel, TFImageClassifier
 from .layers import ViTEmbeddings, ViTEncoder, ViTKerasLayer
 from .linear import dense, linear
 from .loss import visual_token_loss
 from .norm import layer_norm
 from .pretrained import TFPreTrainedModel
-from .vit import TFViTForImageClassification
 
 
 class BeitEncoder(ViTEncoder):
@@ -92,8 +92,10 @@ class TFBeitPreTrainedModel(TFPreTrainedModel):
 
 
 @keras.saving.register_keras_serializable("trivit")
-class TFBeitModel(TFBeitPreTrainedModel):
+class TFBeitModel(TFBeitPreTrainedModel, TFBaseModel):
     """BEiT without a head (Bao et al. 2022; transformers' BeitModel). It takes images of any size.
+
+    Its last_hidden_state is normalised unless `config.use_mean_pooling`.
 
     Args:
         config: its shape.
@@ -101,76 +103,33 @@ class TFBeitModel(TFBeitPreTrainedModel):
         **kwargs: those of keras.Model, such as `dtype`; and `build`, False to leave the weights uncreated.
     """
 
+    assumes_size = True
+
     def __init__(self, config: BeitConfig, add_pooling_layer: bool = True, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        options = {"use_mask_token": config.use_mask_token, "name": "embeddings", **self.options}
-        self.embeddings = ViTEmbeddings(config, **options)
+        self.embeddings = ViTEmbeddings(config, config.use_mask_token, name="embeddings", **self.options)
         self.encoder = BeitEncoder(config, name="encoder", **self.options)
         self.layernorm = None if config.use_mean_pooling else layer_norm(config, "layernorm", **self.options)
         self.pooler = BeitPooler(config, name="pooler", **self.options) if add_pooling_layer else None
         self.maybe_build()
 
-    def build(self, input_shape: Any) -> None:
-        self.embeddings.build(input_shape)
-        for layer in (self.encoder, self.layernorm, self.pooler):
-            if layer is not None:
-                layer.build((None, None, self.config.hidden_size))
-
-    def call(
+    def encode(
         self,
         pixel_values: tf.Tensor,
-        bool_masked_pos: tf.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        training: bool | None = None,
-    ) -> ModelOutput | tuple[tf.Tensor, ...]:
-        """Encode images.
-
-        Args:
-            interpolate_pos_encoding: changes nothing: tables and positions are always fitted to the image, whose
-                height and width are taken to be the configured ones where a graph does not know them.
-            The other arguments are those of `TFViTModel`.
-
-        Returns:
-            last_hidden_state (batch, tokens, hidden_size), normalised unless `config.use_mean_pooling`; pooler_output
-            (batch, hidden_size); hidden_states, num_hidden_layers + 1 of (batch, tokens, hidden_size); attentions,
-            num_hidden_layers of (batch, heads, tokens, tokens).
-
-        Raises:
-            InputError: inputs of another shape.
-        """
-        if isinstance(pixel_values, dict):
-            pixel_values, bool_masked_pos = self.unpack(pixel_values, bool_masked_pos=bool_masked_pos)
-        config = self.config
-        grid = check_pixel_values(config, pixel_values.shape, None not in pixel_values.shape[2:])
-        if bool_masked_pos is not None:
-            patches = grid[0] * grid[1]
-            check_bool_masked_pos(bool_masked_pos.shape, pixel_values.shape[0], patches, config.use_mask_token)
-        pixel_values = ops.cast(pixel_values, self.compute_dtype)
-        encoded = self.encoder(
-            self.embeddings(pixel_values, grid=grid, bool_masked_pos=bool_masked_pos),
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            grid=grid,
-        )
+        grid: tuple[int, int],
+        mask: tf.Tensor | None,
+        wanted: tuple[bool, bool],
+        training: bool | None,
+    ) -> Any:
+        hidden_states = self.embeddings(pixel_values, grid=grid, bool_masked_pos=mask)
+        encoded = self.encoder(hidden_states, output_hidden_states=wanted[0], output_attentions=wanted[1], grid=grid)
         hidden_states = encoded["last_hidden_state"]
         hidden_states = hidden_states if self.layernorm is None else self.layernorm(hidden_states)
-        return collect(
-            config.return_dict if return_dict is None else return_dict,
-            last_hidden_state=hidden_states,
-            pooler_output=None if self.pooler is None else self.pooler(hidden_states),
-            hidden_states=encoded.get("hidden_states"),
-            attentions=encoded.get("attentions"),
-        )
-
-    def parts(self) -> dict[str, bool]:
-        return {"add_pooling_layer": self.pooler is not None}
+        return hidden_states, encoded.get("hidden_states"), encoded.get("attentions")
 
 
 @keras.saving.register_keras_serializable("trivit")
-class TFBeitForImageClassification(TFBeitPreTrainedModel, TFViTForImageClassification):  # type: ignore[misc]  # config
+class TFBeitForImageClassification(TFBeitPreTrainedModel, TFImageClassifier):
     """BEiT with a linear head on what its pooler gives (transformers' BeitForImageClassification)."""
 
     base_class = TFBeitModel
@@ -180,23 +139,21 @@ class TFBeitForImageClassification(TFBeitPreTrainedModel, TFViTForImageClassific
 
 
 @keras.saving.register_keras_serializable("trivit")
-class TFBeitForMaskedImageModeling(TFBeitPreTrainedModel):
+class TFBeitForMaskedImageModeling(TFBeitPreTrainedModel, TFHeadedModel):
     """BEiT with a linear head that predicts the visual token of each patch (Bao et al. 2022, Section 2.3).
 
     `compile` without a loss trains with that of the labels of a dict of inputs; one given sees the logits.
     """
 
     head = "lm_head"
+    base_class = TFBeitModel
 
-    def __init__(self, config: BeitConfig, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.beit = TFBeitModel(config, **self.base_options)
+    def add_head(self, config: BeitConfig) -> None:
         self.layernorm = layer_norm(config, "layernorm", **self.options)
         self.lm_head = dense(config, config.vocab_size, "lm_head", **self.options)
-        self.maybe_build()
 
     def build(self, input_shape: Any) -> None:
-        self.beit.build(input_shape)
+        super().build(input_shape)
         for layer in (self.layernorm, self.lm_head):
             layer.build((None, None, self.config.hidden_size))
 
@@ -226,7 +183,7 @@ class TFBeitForMaskedImageModeling(TFBeitPreTrainedModel):
         if isinstance(pixel_values, dict):
             known = {"bool_masked_pos": bool_masked_pos, "labels": labels}
             pixel_values, bool_masked_pos, labels = self.unpack(pixel_values, **known)
-        outputs: Any = self.beit(
+        outputs: Any = self._base()(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             output_hidden_states=output_hidden_states,

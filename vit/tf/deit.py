@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from ..families.deit import DeiTConfig
 from ..outputs import ModelOutput, collect
+from .heads import TFHeadedModel
 from .layers import ViTEmbeddings
 from .linear import dense
 from .vit import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel, TFViTPreTrainedModel
@@ -45,26 +46,24 @@ class TFDeiTForImageClassification(TFDeiTPreTrainedModel, TFViTForImageClassific
 
 
 @keras.saving.register_keras_serializable("trivit")
-class TFDeiTForImageClassificationWithTeacher(TFDeiTPreTrainedModel):
+class TFDeiTForImageClassificationWithTeacher(TFDeiTPreTrainedModel, TFHeadedModel):
     """DeiT with a linear head on the CLS token and one on the distillation token (Touvron et al. 2021, Section 4).
 
     It has no loss of its own; one given to `compile` sees the logits.
     """
 
     head = "teacher"
+    base_class = TFDeiTModel
 
-    def __init__(self, config: DeiTConfig, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.deit = TFDeiTModel(config, **self.base_options)
+    def add_head(self, config: DeiTConfig) -> None:
         labels = config.num_labels
         self.cls_classifier = dense(config, labels, "cls_classifier", **self.options) if labels else None
         self.distillation_classifier = (
             dense(config, labels, "distillation_classifier", **self.options) if labels else None
         )
-        self.maybe_build()
 
     def build(self, input_shape: Any) -> None:
-        self.deit.build(input_shape)
+        super().build(input_shape)
         for classifier in (self.cls_classifier, self.distillation_classifier):
             if classifier is not None:
                 classifier.build((None, self.config.hidden_size))
@@ -89,7 +88,7 @@ class TFDeiTForImageClassificationWithTeacher(TFDeiTPreTrainedModel):
         """
         if isinstance(pixel_values, dict):
             (pixel_values,) = self.unpack(pixel_values)
-        outputs: Any = self.deit(
+        outputs: Any = self._base()(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,

@@ -14,11 +14,11 @@ from keras import ops
 from ..families.dinov2 import Dinov2Config, Dinov2WithRegistersConfig
 from ..outputs import ModelOutput
 from .dino import DinoEmbeddings, DinoLayer, DinoMLP, TFDinoModel
+from .heads import TFImageClassifier
 from .layers import ViTEncoder, ViTKerasLayer
 from .linear import dense, linear
 from .norm import layer_norm
 from .pretrained import TFPreTrainedModel
-from .vit import TFViTForImageClassification
 
 
 class TFDinov2PreTrainedModel(TFPreTrainedModel):
@@ -71,27 +71,9 @@ class TFDinov2Model(TFDinoModel):
         self.layernorm = layer_norm(config, "layernorm", **self.options)
         self.maybe_build()
 
-    def build(self, input_shape: Any) -> None:
-        self.embeddings.build(input_shape)
-        self.encoder.build((None, None, self.config.hidden_size))
-        self.layernorm.build((None, None, self.config.hidden_size))
-
-    def encode(
-        self,
-        pixel_values: tf.Tensor,
-        grid: tuple[int, int],
-        mask: tf.Tensor | None,
-        wanted: tuple[bool, bool],
-        training: bool | None,
-    ) -> Any:
-        hidden_states = self.embeddings(pixel_values, grid=grid, bool_masked_pos=mask)
-        encoded = self.encoder(hidden_states, output_hidden_states=wanted[0], output_attentions=wanted[1])
-        hidden_states = self.layernorm(encoded["last_hidden_state"])
-        return hidden_states, encoded.get("hidden_states"), encoded.get("attentions")
-
 
 @keras.saving.register_keras_serializable("trivit")
-class TFDinov2ForImageClassification(TFDinov2PreTrainedModel, TFViTForImageClassification):  # type: ignore[misc]
+class TFDinov2ForImageClassification(TFDinov2PreTrainedModel, TFImageClassifier):
     """DINOv2 with a linear head on CLS and the mean of the patches (transformers' Dinov2ForImageClassification)."""
 
     base_class = TFDinov2Model

@@ -14,12 +14,10 @@ from keras import ops
 from ..families.mae import ViTMAEConfig
 from ..inputs import check_patch_values, check_pixel_values
 from ..outputs import ModelOutput, collect
-from .dropout import recomputed
-from .layers import ViTEmbeddings, ViTEncoder, ViTKerasLayer, ViTLayer
-from .linear import dense, initializer, linear
+from .heads import TFHeadedModel, ViTMAEDecoder
+from .layers import ViTEmbeddings, ViTEncoder
 from .loss import masked_patch_loss, patchify, unpatchify
 from .norm import layer_norm
-from .posemb import interpolate
 from .pretrained import TFPreTrainedModel
 
 
@@ -117,11 +115,8 @@ class TFViTMAEModel(TFViTMAEPreTrainedModel):
         ids_shuffle = tf.argsort(noise, axis=1, stable=True)  # here, as Keras casts what goes into a layer
         pixel_values = ops.cast(pixel_values, self.compute_dtype)
         hidden_states, mask, ids_restore = self.embeddings(pixel_values, grid=grid, ids_shuffle=ids_shuffle)
-        encoded = self.encoder(
-            hidden_states,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-        )
+        wanted = config.wanted(output_hidden_states, output_attentions)
+        encoded = self.encoder(hidden_states, output_hidden_states=wanted[0], output_attentions=wanted[1])
         return collect(
             config.return_dict if return_dict is None else return_dict,
             last_hidden_state=self.layernorm(encoded["last_hidden_state"]),
@@ -132,68 +127,21 @@ class TFViTMAEModel(TFViTMAEPreTrainedModel):
         )
 
 
-class ViTMAEDecoder(ViTKerasLayer):
-    """From the tokens of the encoder to the pixels of every patch (He et al. 2022, Section 3)."""
-
-    config: ViTMAEConfig
-
-    def __init__(self, config: ViTMAEConfig, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.decoder_config = decoder = config.decoder_config()
-        self.decoder_embed = dense(config, decoder.hidden_size, "decoder_embed", **self.options)
-        self.mask_token_initializer = initializer(config)
-        self.decoder_pos_embed_initializer = keras.initializers.Constant(config.positions(decoder.hidden_size))
-        self.decoder_layers = [
-            ViTLayer(decoder, name=f"layer_{i}", **self.options) for i in range(decoder.num_hidden_layers)
-        ]
-        self.decoder_norm = layer_norm(config, "decoder_norm", **self.options)
-        self.decoder_pred = dense(config, config.patch_values, "decoder_pred", **self.options)
-
-    def build(self, input_shape: Any) -> None:
-        width = self.decoder_config.hidden_size
-        self._add("mask_token", (1, 1, width))
-        self._add("decoder_pos_embed", (1, self.config.num_patches + 1, width), trainable=False)
-        self.decoder_embed.build((None, None, self.config.hidden_size))
-        for layer in (*self.decoder_layers, self.decoder_norm, self.decoder_pred):
-            layer.build((None, None, width))
-
-    def call(
-        self,
-        hidden_states: tf.Tensor,
-        ids_restore: tf.Tensor,
-        grid: tuple[int, int],
-        checkpointing: bool = False,
-        training: bool | None = None,
-    ) -> tf.Tensor:
-        hidden_states = linear(self.decoder_embed, hidden_states)
-        (patches, tokens), width = (ids_restore.shape[1], hidden_states.shape[1]), hidden_states.shape[2]
-        mask_tokens = ops.broadcast_to(self.mask_token, (ops.shape(hidden_states)[0], patches + 1 - tokens, width))
-        shuffled = ops.concatenate([hidden_states[:, 1:], mask_tokens], axis=1)  # (B, N, E)
-        restored = tf.gather(shuffled, ids_restore, batch_dims=1)
-        positions = interpolate(self.decoder_pos_embed, *self.config.decoder_grids(grid))
-        hidden_states = ops.concatenate([hidden_states[:, :1], restored], axis=1) + positions
-        for layer in self.decoder_layers:
-            (hidden_states,) = (recomputed(layer) if checkpointing and training else layer)(hidden_states)
-        return linear(self.decoder_pred, self.decoder_norm(hidden_states))[:, 1:]
-
-
 @keras.saving.register_keras_serializable("trivit")
-class TFViTMAEForPreTraining(TFViTMAEPreTrainedModel):
+class TFViTMAEForPreTraining(TFViTMAEPreTrainedModel, TFHeadedModel):
     """A masked autoencoder with its decoder (He et al. 2022; transformers' TFViTMAEForPreTraining).
 
     `compile` without a loss trains with the reconstruction loss; `fit` takes pixel_values alone.
     """
 
     head = "decoder"
+    base_class = TFViTMAEModel
 
-    def __init__(self, config: ViTMAEConfig, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.vit = TFViTMAEModel(config, build=False, name="vit", **self.options)
+    def add_head(self, config: ViTMAEConfig) -> None:
         self.decoder = ViTMAEDecoder(config, name="decoder", **self.options)
-        self.maybe_build()
 
     def build(self, input_shape: Any) -> None:
-        self.vit.build(input_shape)
+        super().build(input_shape)
         self.decoder.build(None)
 
     def call(
@@ -217,7 +165,7 @@ class TFViTMAEForPreTraining(TFViTMAEPreTrainedModel):
         """
         if isinstance(pixel_values, dict):
             pixel_values, noise = self.unpack(pixel_values, noise=noise)
-        outputs: Any = self.vit(
+        outputs: Any = self._base()(
             pixel_values,
             noise=noise,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -226,7 +174,7 @@ class TFViTMAEForPreTraining(TFViTMAEPreTrainedModel):
             return_dict=True,
         )
         grid = check_pixel_values(self.config, pixel_values.shape, interpolate_pos_encoding)
-        checkpointing = self.vit.encoder.gradient_checkpointing
+        checkpointing = self._base().encoder.gradient_checkpointing
         logits = self.decoder(
             outputs["last_hidden_state"], outputs["ids_restore"], grid=grid, checkpointing=checkpointing
         )

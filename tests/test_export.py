@@ -1,0 +1,385 @@
+"""`vit export`: every family in every format, run in the format's own runtime, and what becomes of a bad call."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vit
+from vit import CheckpointError, InputError, MissingFrameworkError, families
+from vit.cli import main
+from vit.errors import install_line
+from vit.exporting import FORMATS, Artifact, engine, export, formats, load
+from vit.exporting.engine import DIGITS
+from vit.inference import Forward
+from vit.pipeline import POOLS
+
+from .test_every_family import CLASSIFIERS, PROCESSOR
+from .tiny import tiny_checkpoint
+
+FAMILIES = pytest.mark.parametrize("model_type", families.CONFIGS)
+FORMATS_ = pytest.mark.parametrize("name", FORMATS)
+HEADS = dict(reversed(CLASSIFIERS))
+
+
+def target_of(folder: Path, name: str) -> Path:
+    return folder / f"model{FORMATS[name].ending or ''}"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of every family, with a classification head where it has one."""
+    found = {}
+    for model_type in families.CONFIGS:
+        found[model_type] = folder = tmp_path_factory.mktemp(model_type)
+        overrides: dict[str, Any] = {"num_hidden_layers": 1}
+        if model_type == "vit":  # two labels of one name, and several an image
+            overrides |= {"problem_type": "multi_label_classification", "num_labels": None,
+                          "id2label": {0: "cat", 1: "dog", 2: "crane", 3: "crane", 4: "ox"}}  # fmt: skip
+        tiny_checkpoint(folder, model_type, HEADS.get(model_type), **overrides)
+        (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    return found
+
+
+@pytest.fixture(scope="module")
+def exported(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An export of the ViT to every format."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name in FORMATS:
+        export(folders["vit"], target_of(folder, name), to=name)
+    return {name: target_of(folder, name) for name in FORMATS}
+
+
+def pixels(batch: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, 3, 16, 12), np.float32)
+
+
+# === The same function ===
+
+
+@FAMILIES
+@FORMATS_
+def test_every_family_computes_the_same_in_every_format_for_any_batch(model_type, name, folders, tmp_path):
+    folder, target = folders[model_type], target_of(tmp_path, name)
+    task = "classify" if model_type in HEADS else "embed"
+    report = export(folder, target, to=name, task=task, pool="mean")
+    assert (report.path, report.format, report.passed) == (target, name, True)
+    assert report.difference <= 1e-5 * max(1, report.largest)
+    assert report.agreement == (1.0 if task == "classify" else None)
+    assert report.size == sum(p.stat().st_size for p in (target, *target.glob("*")) if p.is_file())
+    artifact = load(target)
+    head = {"head": HEADS[model_type]} if task == "classify" else {"head": None, **no_pooler(model_type)}
+    forward = Forward(folder, "pt", **head)
+    for batch in (1, 5):
+        values = pixels(batch, seed=batch)
+        found, outputs = artifact({"pixel_values": values}), forward(values)
+        assert list(found) == (["logits", "probabilities", "labels"] if task == "classify" else ["embedding"])
+        if task == "embed":
+            expected = POOLS["mean"](outputs, forward.config.prefix_tokens)
+            np.testing.assert_allclose(found["embedding"], expected, atol=1e-5)
+            continue
+        logits = outputs.logits
+        np.testing.assert_allclose(found["logits"], logits, atol=1e-5)
+        several = forward.config.problem_type == "multi_label_classification"
+        scores = 1 / (1 + np.exp(-logits)) if several else np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        np.testing.assert_allclose(found["probabilities"], scores, atol=1e-6)
+        np.testing.assert_array_equal(found["labels"], logits.argmax(1))
+        assert [found[key].dtype.kind for key in found] == ["f", "f", "i"]
+
+
+def no_pooler(model_type: str) -> dict[str, bool]:
+    parts = families.config_class(model_type).heads[None].parts
+    return {part: False for part in parts if part == "add_pooling_layer"}
+
+
+@pytest.mark.parametrize("framework", ["pt", "flax"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_an_embedding_is_that_of_predict(framework, pool, tmp_path):
+    tiny_checkpoint(tmp_path, "dinov2")
+    values = pixels(3)
+    model = families.model_class(framework, "dinov2").from_pretrained(tmp_path)
+    if framework == "pt":
+        from vit.pt.export import Served
+
+        with torch.no_grad():
+            found = Served(model, "embed", pool)(torch.from_numpy(values))["embedding"].numpy()
+    else:
+        from vit.flax.export import served
+
+        found = np.asarray(served(model, "embed", pool)(values)["embedding"])
+    expected = POOLS[pool](Forward(model)(values), model.config.prefix_tokens)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert found.shape[1:] == vit.pipeline.vector_shape(model.config, pool)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(n, d) for n, each in FORMATS.items() for d in each.dtypes[1:]])
+def test_half_precisions_differ_by_what_they_round(name, dtype, folders, tmp_path):
+    target = target_of(tmp_path, name)
+    report = export(folders["deit"], target, to=name, dtype=dtype)
+    assert report.metadata["dtype"] == dtype
+    assert 1e-6 < report.difference <= engine.TOLERANCES[dtype] * max(1, report.largest)
+    found = load(target)({"pixel_values": pixels(2)})
+    assert {found[key].dtype.name for key in ("logits", "probabilities")} == {"float32"}
+
+
+def test_openvino_runs_what_is_exported_to_onnx(exported, folders):
+    import openvino
+
+    compiled = openvino.Core().compile_model(exported["onnx"], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    values = pixels(3)
+    expected = load(exported["onnx"])({"pixel_values": values})
+    found = compiled({"pixel_values": values})
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5)
+
+
+# === What is known about an export ===
+
+
+@FORMATS_
+def test_an_export_says_what_it_is(name, exported, folders):
+    found = load(exported[name]).metadata
+    assert found["trivit"] == vit.__version__
+    assert (found["format"], found["model_type"], found["task"], found["dtype"]) == (name, "vit", "classify", "float32")
+    assert found["labels"] == ["cat", "dog", "crane", "crane", "ox"]
+    assert found["problem_type"] == "multi_label_classification"
+    assert found["inputs"]["pixel_values"] == {"shape": [None, 3, 16, 12], "dtype": "float32"}
+    assert list(found["outputs"]) == ["logits", "probabilities", "labels"]
+    processor = load(exported[name]).processor
+    assert processor.to_dict() == vit.ViTImageProcessor.from_pretrained(folders["vit"]).to_dict()
+    digest = subprocess.run(["sha256sum", folders["vit"] / "model.safetensors"], capture_output=True, text=True).stdout
+    assert found["source"]["sha256"]["model.safetensors"] == digest.split()[0]
+    assert set(found["source"]["sha256"]) == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert str(folders["vit"].parent) not in json.dumps(found)
+
+
+def test_the_opset_and_the_version_of_the_onnx_file_are_told(exported):
+    import onnx
+
+    model = onnx.load(exported["onnx"])
+    metadata = load(exported["onnx"]).metadata
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", metadata["opset"])]
+    assert model.ir_version == metadata["ir_version"]
+    assert not [each for each in model.graph.node if each.domain]
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_the_stablehlo_file_is_what_jax_itself_reads(exported):
+    import jax.export
+
+    program = jax.export.deserialize(bytearray(exported["stablehlo"].read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    values = pixels(2)
+    expected = load(exported["stablehlo"])({"pixel_values": values})
+    np.testing.assert_array_equal(program.call(values)["logits"], expected["logits"])
+
+
+def test_an_onnx_file_needs_no_framework_to_run(exported):
+    code = f"""
+import sys
+for module in ("torch", "tensorflow", "jax", "flax", "onnx"):
+    sys.modules[module] = None
+import numpy as np
+from vit.exporting import load
+artifact = load({str(exported["onnx"])!r})
+image = np.zeros((40, 30, 3), np.uint8)
+values = artifact.processor(image, return_tensors="np", input_data_format="channels_last").pixel_values
+print(artifact({{"pixel_values": values}})["labels"].shape)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    )
+    assert run.stdout.strip() == "(1,)", run.stderr
+
+
+@FORMATS_
+def test_an_artifact_says_what_it_takes(name, exported):
+    artifact = load(exported[name])
+    with pytest.raises(InputError, match="has no input 'pixels'; expected pixel_values"):
+        artifact({"pixels": pixels(1)})
+    with pytest.raises(InputError, match=r"expected float32 of \(any, 3, 16, 12\)"):
+        artifact({"pixel_values": pixels(1)[:, :, :8]})
+    with pytest.raises(InputError, match="pixel_values is float64"):
+        artifact({"pixel_values": pixels(1).astype(np.float64)})
+
+
+# === What is refused ===
+
+
+def refused(error: type[Exception], match: str, *arguments: Any, **options: Any) -> None:
+    with pytest.raises(error, match=match):
+        export(*arguments, **options)
+
+
+def test_bad_calls_name_what_is_expected_and_leave_nothing(folders, tmp_path, monkeypatch):
+    model, empty, onnx = folders["vit"], tmp_path / "empty", tmp_path / "a.onnx"
+    empty.mkdir()
+    (empty / "notes.txt").write_text("no image")
+    known = ", ".join(FORMATS)
+    refused(InputError, f"The format is 'tensorrt'; expected one of {known}", model, tmp_path / "a", to="tensorrt")
+    refused(InputError, "a does not tell the format; expected a name that ends in .onnx", model, tmp_path / "a")
+    refused(
+        InputError, "is to be a file of the format onnx; end its name in .onnx", model, tmp_path / "a.pt2", to="onnx"
+    )
+    refused(
+        InputError, "has the ending of the format onnx; an export to openvino is a folder", model, onnx, to="openvino"
+    )
+    refused(InputError, "dtype is 'float64'; the format onnx has float32, float16", model, onnx, dtype="float64")
+    refused(InputError, "The format torch has no int8 here", model, tmp_path / "a.pt2", int8=empty)
+    refused(InputError, "empty has no images to calibrate int8 with", model, onnx, int8=empty)
+    refused(InputError, "nowhere does not exist; expected a folder of images", model, onnx, int8=tmp_path / "nowhere")
+    refused(InputError, "what is not int8 stays float32", model, onnx, int8=DIGITS, dtype="float16")
+    refused(InputError, "task is 'detect'", model, onnx, task="detect")
+    refused(InputError, "pool is 'max'", model, onnx, task="embed", pool="max")
+    refused(InputError, "no argument 'opset'", model, onnx, opset=17)
+    refused(InputError, "model is a Forward; expected a checkpoint folder", Forward(model, "pt"), onnx)
+    refused(CheckpointError, "has no classification head", folders["vit_mae"], onnx)
+    refused(CheckpointError, "does not exist; expected a checkpoint folder", tmp_path / "none", onnx)
+    refused(CheckpointError, "is a folder; an export to onnx is a file", model, folder_at(tmp_path / "b.onnx"))
+    refused(CheckpointError, "b exists; name another target", model, folder_at(tmp_path / "b"), to="openvino")
+    refused(
+        CheckpointError,
+        "of something else than an export to openvino",
+        model,
+        tmp_path / "b",
+        to="openvino",
+        force=True,
+    )
+    (tmp_path / "link.onnx").symlink_to(onnx)
+    refused(CheckpointError, "is a symbolic link", model, tmp_path / "link.onnx")
+    assert sorted(os.listdir(tmp_path)) == ["b", "b.onnx", "empty", "link.onnx"]
+
+
+def folder_at(path: Path) -> Path:
+    path.mkdir()
+    (path / "mine").write_text("x")
+    return path
+
+
+@FORMATS_
+def test_what_is_not_installed_is_named_with_the_line_that_installs_it(name, folders, tmp_path, monkeypatch):
+    runtime = FORMATS[name].modules[-1]
+    monkeypatch.setattr(formats, "find_spec", lambda module: None if module == runtime else module)
+    with pytest.raises(MissingFrameworkError) as error:
+        export(folders["vit"], target_of(tmp_path, name), to=name)
+    line = install_line(FORMATS[name].extra)
+    assert str(error.value) == f"An export to {name} needs {runtime}. Install it with: {line}"
+    assert not os.listdir(tmp_path)
+
+
+def test_an_operator_that_a_format_lacks_is_named_and_nothing_is_left(folders, tmp_path, monkeypatch):
+    from vit.pt.export import Served
+
+    forward = Served.forward
+
+    def with_bessel(self: Any, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: torch.special.bessel_j0(value) for name, value in forward(self, pixel_values).items()}
+
+    monkeypatch.setattr(Served, "forward", with_bessel)
+    with pytest.raises(InputError, match=r"family vit cannot be exported to onnx: .*bessel_j0"):
+        export(folders["vit"], tmp_path / "new" / "a.onnx")
+    assert not os.listdir(tmp_path)
+
+
+def test_an_export_that_differs_never_appears_and_the_old_one_stays(folders, tmp_path, monkeypatch):
+    target = tmp_path / "a.pt2"
+    target.write_bytes(b"old")
+    module = formats.module_of("torch")
+    right = module.load
+
+    def wrong(path: Path) -> Artifact:
+        artifact = right(path)
+        return Artifact(
+            "torch", path, artifact.metadata, lambda inputs: {n: v + 1 for n, v in artifact.run(inputs).items()}
+        )
+
+    monkeypatch.setattr(module, "load", wrong)
+    refused(CheckpointError, "a.pt2 exists; name another target, or pass force=True", folders["vit"], target)
+    with pytest.raises(
+        CheckpointError, match=r"would not be the same function: .* Nothing was written; pass verify=False"
+    ):
+        export(folders["vit"], target, force=True)
+    assert (os.listdir(tmp_path), target.read_bytes()) == (["a.pt2"], b"old")
+    report = export(folders["vit"], target, force=True, verify=False)
+    assert (report.difference, report.passed, zipfile.is_zipfile(target)) == (None, True, True)
+
+
+def test_a_pt2_file_in_which_anything_else_is_pickled_is_not_loaded(exported, tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    def changed(name: str, change: Any) -> Path:
+        path = tmp_path / name
+        with zipfile.ZipFile(exported["torch"]) as old, zipfile.ZipFile(path, "w") as new:
+            for each in old.namelist():
+                new.writestr(each, change(each, old.read(each)))
+        return path
+
+    inputs = changed("a.pt2", lambda n, data: pickle.dumps(Evil()) if "sample_inputs" in n else data)
+    with pytest.raises(CheckpointError, match="cannot be loaded as torch"):
+        load(inputs)
+    flagged = changed(
+        "b.pt2", lambda n, data: data.replace(b'"use_pickle": false', b'"use_pickle": true') if "config" in n else data
+    )
+    with pytest.raises(CheckpointError, match="holds pickled objects; nothing of it was loaded"):
+        load(flagged)
+    assert sorted(os.listdir(tmp_path)) == ["a.pt2", "b.pt2"]
+
+
+@FORMATS_
+def test_a_damaged_export_is_refused(name, exported, tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist; expected what 'vit export' wrote"):
+        load(target_of(tmp_path, name))
+    path = target_of(tmp_path, name)
+    if path.suffix or FORMATS[name].ending:
+        path.write_bytes(exported[name].read_bytes()[:-100])
+    else:
+        path.mkdir()
+        (path / FORMATS[name].mark).write_text("<net/>")
+    with pytest.raises(CheckpointError):
+        load(path, name)
+
+
+# === Commands ===
+
+
+def run(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(map(str, arguments)))
+    return int(exit_.value.code or 0)
+
+
+def test_vit_export_and_vit_verify(folders, tmp_path, capsys):
+    model, target = folders["vit"], tmp_path / "a.pt2"
+    assert run("export", model, target) == 0
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("torch, classify, float32", "largest difference", "100.0% of 33", "PyTorch"))
+    assert run("export", model, target, "--json", "--force", "--no-verify") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["format"], printed["difference"], printed["size"]) == ("torch", None, target.stat().st_size)
+    assert run("verify", model, "--artifact", target, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["passed"] is True
+    assert printed["difference"] <= 1e-5 * max(1, printed["largest"])
+    other = tmp_path / "other"
+    tiny_checkpoint(other, "vit", "classifier", seed=1, num_hidden_layers=1, problem_type="multi_label_classification")
+    (other / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    assert run("verify", other, "--artifact", target) == 1
+    assert "NOT the same function: the largest difference is" in capsys.readouterr().out
+    assert run("export", model, target) == 2
+    assert (
+        capsys.readouterr().err
+        == f"vit: {target} exists; name another target, or pass force=True (--force) to replace it.\n"
+    )

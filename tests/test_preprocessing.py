@@ -1,0 +1,256 @@
+"""The image processor in the graphs of the three frameworks, beside ViTImageProcessor."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from vit import BeitImageProcessor, BitImageProcessor, DeiTImageProcessor, ViTImageProcessor
+from vit.errors import ConfigError, InputError
+from vit.image_processing.steps import REACH, Steps
+
+CAT = np.ascontiguousarray(skimage.data.chelsea())  # 300 x 451
+GREY = np.ascontiguousarray(skimage.data.camera()[:211, :150])
+FILTERS = ["NEAREST", *(each.name for each in REACH)]
+
+FRAMES = {
+    "photograph": CAT,
+    "upright": CAT[:, :190],
+    "small": CAT[100:117, 200:231],
+    "one row": CAT[150:151, :97],
+    "one column": CAT[:53, 7:8],
+    "one pixel": CAT[5:6, 5:6],
+    "same width": CAT[:90, :48],
+    "same height": CAT[:32, :100],
+}
+PROCESSORS = {
+    "vit": ViTImageProcessor(size=(32, 48)),
+    "deit": DeiTImageProcessor(size=40, crop_size=32),
+    "beit": BeitImageProcessor(size=(37, 50), crop_size=(31, 36), resample=Image.Resampling.LANCZOS),
+    "bit": BitImageProcessor(size={"shortest_edge": 36}, crop_size=(28, 32)),
+    "padded": BitImageProcessor(size={"shortest_edge": 17}, crop_size=(32, 30)),
+    "cropped": ViTImageProcessor(do_resize=False, do_center_crop=True, crop_size=(33, 40)),
+    "as it is": ViTImageProcessor(do_resize=False, do_rescale=False),
+    "unnormalised": ViTImageProcessor(size=16, do_normalize=False),
+    "one number": ViTImageProcessor(size=16, image_mean=0.25, image_std=[0.5, 0.25, 0.125]),
+}
+
+
+def run(framework: str, images: np.ndarray, steps: Steps) -> np.ndarray:
+    """pixel_values of a batch of one size."""
+    preprocess = importlib.import_module(f"vit.{framework}.preprocessing").preprocess
+    if framework == "pt":
+        import torch
+
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    elif framework == "flax":
+        import jax
+
+        preprocess = jax.jit(preprocess, static_argnums=1)
+    return np.asarray(preprocess(images, steps))
+
+
+def check(framework: str, found: np.ndarray, expected: np.ndarray, steps: Steps, shape: tuple[int, ...]) -> None:
+    """The same grey levels, to the bit but in JAX; where Pillow rounds between the passes in another order, one level.
+
+    Args:
+        framework: which one it is of.
+        found: pixel_values.
+        expected: those of the processor.
+        steps: which it did.
+        shape: (height, width, ...) of the image.
+    """
+    assert found.shape == expected.shape
+    assert found.dtype == np.float32
+    level = (steps.factor or 1) / min(steps.std or (1,))
+    difference = np.abs(found - expected)
+    rows, columns = steps.axes(*shape[:2]) or ((1, 1), (1, 1))
+    columns_first = rows[1] < rows[0] and rows[0] - rows[1] > 2 * (columns[0] - columns[1])
+    if columns_first and steps.resample != Image.Resampling.NEAREST:
+        assert difference.max() <= 1.001 * level
+        assert (difference > level / 2).mean() <= 0.25
+    else:
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0 if framework != "flax" else 5e-7)
+
+
+def frames(framework: str) -> list[np.ndarray]:
+    """What a framework is tested with: JAX compiles for each shape."""
+    return [FRAMES[name] for name in (FRAMES if framework != "flax" else ("photograph", "small", "one row"))]
+
+
+@pytest.mark.parametrize("framework", ["pt", "tf", "flax"])
+@pytest.mark.parametrize("resample", FILTERS)
+def test_every_filter_gives_pillows_pixels(framework: str, resample: str) -> None:
+    processor = ViTImageProcessor(size=(32, 48), resample=resample, do_rescale=False, do_normalize=False)
+    for frame in frames(framework):
+        batch = np.stack([frame, frame[::-1, ::-1]])
+        expected = processor(batch, return_tensors="np", input_data_format="channels_last").pixel_values
+        steps = Steps.of(processor)
+        check(framework, run(framework, batch, steps), expected.astype(np.float32), steps, frame.shape)
+
+
+@pytest.mark.parametrize("framework", ["pt", "tf", "flax"])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_every_processor_gives_its_pixel_values(framework: str, name: str) -> None:
+    processor = PROCESSORS[name]
+    steps = Steps.of(processor)
+    for frame in frames(framework):
+        expected = processor(frame, return_tensors="np", input_data_format="channels_last").pixel_values
+        check(framework, run(framework, frame[None], steps), expected, steps, frame.shape)
+        channels, *sizes = steps.shape(3)
+        assert expected.shape[1] == channels
+        assert all(size in (None, found) for size, found in zip(sizes, expected.shape[2:], strict=True))
+
+
+@pytest.mark.parametrize("framework", ["pt", "tf", "flax"])
+def test_grey_becomes_colours_and_alpha_goes_as_the_processor_has_it(framework: str) -> None:
+    coloured = ViTImageProcessor(size=24, image_mean=[0.1, 0.4, 0.7])
+    alpha = np.concatenate([CAT, CAT[..., :1]], axis=2)
+    for image in (GREY[..., None], alpha, alpha[..., :2]):
+        expected = coloured(image, return_tensors="np", input_data_format="channels_last").pixel_values
+        steps = Steps.of(coloured)
+        check(framework, run(framework, image[None], steps), expected, steps, image.shape)
+    for grey in (ViTImageProcessor(size=24, image_mean=[0.3], image_std=[0.2]), ViTImageProcessor(do_normalize=False)):
+        expected = grey(GREY[..., None], return_tensors="np", input_data_format="channels_last").pixel_values
+        steps = Steps.of(grey)
+        check(framework, run(framework, GREY[None, ..., None], steps), expected, steps, GREY.shape)
+
+
+@pytest.mark.parametrize("framework", ["pt", "tf", "flax"])
+def test_channels_that_the_steps_do_not_take_are_refused(framework: str) -> None:
+    one = Steps.of(ViTImageProcessor(size=24, image_mean=[0.3], image_std=[0.2]))
+    with pytest.raises(InputError, match=r"The images have 3 channel\(s\); expected 1"):
+        run(framework, CAT[None], one)
+    four = Steps.of(ViTImageProcessor(size=24, do_normalize=False))
+    with pytest.raises(InputError, match="have 4 channels, of which Pillow takes the last one for alpha"):
+        run(framework, np.zeros((1, 30, 30, 4), np.uint8), four)
+
+
+def test_what_no_graph_holds_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not the longest"):
+        Steps.of(ViTImageProcessor(size={"shortest_edge": 20, "longest_edge": 30}))
+    for resample in set(Image.Resampling) - set(REACH) - {Image.Resampling.NEAREST}:  # those of a later Pillow
+        with pytest.raises(ConfigError, match="in a graph it can be nearest, box, bilinear"):
+            Steps.of(ViTImageProcessor(resample=resample))
+
+
+# === Graphs whose sizes are open ===
+
+
+def export_pt(steps: Steps) -> Callable[[np.ndarray], np.ndarray]:
+    import torch
+
+    from vit.pt.preprocessing import preprocess
+
+    class Processor(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return preprocess(images, steps)
+
+    sizes = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
+    example = torch.zeros(2, 70, 60, 3, dtype=torch.uint8)
+    module = torch.export.export(Processor(), (example,), dynamic_shapes={"images": sizes}).module()
+    return lambda images: module(torch.from_numpy(np.ascontiguousarray(images))).numpy()
+
+
+def export_tf(steps: Steps) -> Callable[[np.ndarray], np.ndarray]:
+    import tensorflow as tf
+
+    from vit.tf.preprocessing import preprocess
+
+    signature = [tf.TensorSpec((None, None, None, 3), tf.uint8)]
+    function = tf.function(lambda images: preprocess(images, steps), input_signature=signature, autograph=False)
+    return lambda images: function(images).numpy()
+
+
+def export_flax(steps: Steps) -> Callable[[np.ndarray], np.ndarray]:
+    import jax
+    import jax.export
+
+    from vit.flax.preprocessing import preprocess
+
+    batch, height, width = jax.export.symbolic_shape("batch, height, width")
+    example = jax.ShapeDtypeStruct((batch, height, width, 3), np.uint8)
+    exported = jax.export.export(jax.jit(lambda images: preprocess(images, steps)))(example)
+    return lambda images: np.asarray(exported.call(np.ascontiguousarray(images)))
+
+
+@pytest.mark.parametrize("framework", ["pt", "tf", "flax"])
+@pytest.mark.parametrize("name", ["vit", "bit", "padded", "nearest"])
+def test_one_graph_takes_images_of_every_size(framework: str, name: str) -> None:
+    processor = {**PROCESSORS, "nearest": ViTImageProcessor(size=20, resample="nearest")}[name]
+    steps = Steps.of(processor)
+    call = {"pt": export_pt, "tf": export_tf, "flax": export_flax}[framework](steps)
+    for batch, frame in enumerate(frames(framework), 1):
+        expected = processor(frame, return_tensors="np", input_data_format="channels_last").pixel_values
+        found = call(np.stack([frame] * batch))
+        check(framework, found, np.repeat(expected, batch, axis=0), steps, frame.shape)
+
+
+# === Files, which TensorFlow decodes ===
+
+
+def encode(image: Image.Image, format: str, **options: Any) -> bytes:
+    with io.BytesIO() as file:
+        image.save(file, format, **options)
+        return file.getvalue()
+
+
+def turned(orientation: int, little: bool = True) -> bytes:
+    """EXIF data of one tag more than the orientation."""
+    order = "little" if little else "big"
+
+    def number(value: int, size: int) -> bytes:
+        return value.to_bytes(size, order)
+
+    entries = [(0x010E, 2, 4, b"cat\0"), (0x0112, 3, 1, number(orientation, 2) + b"\0\0")]
+    table = b"".join(number(tag, 2) + number(kind, 2) + number(count, 4) + value for tag, kind, count, value in entries)
+    return (b"II*\0" if little else b"MM\0*") + number(8, 4) + number(len(entries), 2) + table + bytes(4)
+
+
+PHOTOGRAPH = Image.fromarray(CAT[40:141, 90:223])
+FILES = {
+    "jpeg": encode(PHOTOGRAPH, "JPEG"),
+    "progressive": encode(PHOTOGRAPH, "JPEG", progressive=True, quality=30),
+    "full colour": encode(PHOTOGRAPH, "JPEG", subsampling="4:4:4", quality=95),
+    "half colour": encode(PHOTOGRAPH, "JPEG", subsampling="4:2:2"),
+    "grey jpeg": encode(PHOTOGRAPH.convert("L"), "JPEG"),
+    "png": encode(PHOTOGRAPH, "PNG"),
+    "grey png": encode(PHOTOGRAPH.convert("L"), "PNG"),
+    "black and white": encode(PHOTOGRAPH.convert("1"), "PNG"),
+    "alpha": encode(PHOTOGRAPH.convert("RGBA"), "PNG"),
+    "grey alpha": encode(PHOTOGRAPH.convert("LA"), "PNG"),
+    "palette": encode(PHOTOGRAPH.quantize(50), "PNG"),
+    "transparent palette": encode(PHOTOGRAPH.quantize(50), "PNG", transparency=3),
+    "gif": encode(PHOTOGRAPH.quantize(50), "GIF"),
+    "animation": encode(PHOTOGRAPH.quantize(50), "GIF", save_all=True, append_images=[PHOTOGRAPH.rotate(90)]),
+    "bmp": encode(PHOTOGRAPH, "BMP"),
+    "grey bmp": encode(PHOTOGRAPH.convert("L"), "BMP"),
+    **{f"turned {i}": encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(i)) for i in range(10)},
+    "turned, big end first": encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(6, little=False)),
+    "turned png": encode(PHOTOGRAPH, "PNG", exif=turned(8)),
+    "cut exif": encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(6)[:12]),
+}
+
+
+@pytest.fixture(scope="module")
+def decode() -> Any:
+    import tensorflow as tf
+
+    from vit.tf.preprocessing import decode
+
+    signature = [tf.TensorSpec((), tf.string)]
+    return tf.function(lambda file: decode(file, 3), input_signature=signature, autograph=False)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_decoded_as_pillow_does(name: str, decode: Any) -> None:
+    keep = ViTImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, do_convert_rgb=True)
+    expected = keep(FILES[name], return_tensors="np", data_format="channels_last").pixel_values[0]
+    np.testing.assert_array_equal(decode(FILES[name]).numpy(), expected)

@@ -1,0 +1,110 @@
+"""ONNX: one file, which ONNX Runtime, OpenVINO and many others run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .formats import NAME, Artifact, Job, parse
+
+OPSET = 20
+"""Of ONNX's own operators: the first with gelu."""
+
+
+def write(job: Job, path: Path) -> None:
+    """Write the model, its weights in the same file up to the 2 GB that it may have."""
+    import torch
+    from onnxscript import ir
+
+    from ..pt.export import Served, exported
+
+    served = Served(job.model("pt", attn_implementation="eager"), job.task, job.pool)
+    with quiet():
+        program = torch.onnx.export(
+            exported(served, job.image), opset_version=OPSET, dynamo=True, verbose=False,
+            input_names=list(job.inputs), output_names=list(job.outputs),
+            custom_translation_table={torch.ops.aten.sort.stable: _sort},
+        )  # fmt: skip
+    assert program is not None
+    program.model.metadata_props.clear()
+    ir.save(program.model, path)
+    if job.int8:
+        _quantize(path, job)
+    _describe(path, job)
+
+
+def _sort(values: Any, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """A sort in ONNX, of numbers of which no two are the same."""
+    from onnxscript.function_libs.torch_lib.ops.core import aten_sort
+
+    return aten_sort(values, dim, descending)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what PyTorch says of other packages, and of its own future, off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _quantize(path: Path, job: Job) -> None:
+    """Round what linear layers and convolutions multiply: weights with a scale a channel, activations with one each."""
+    import onnxruntime.quantization as onnxq
+
+    class Images(onnxq.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.images = job.calibration()
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            pixel_values = next(self.images, None)
+            return None if pixel_values is None else {"pixel_values": pixel_values}
+
+    whole = path.with_name(f"{path.name}.float32")
+    os.rename(path, whole)
+    onnxq.quantize_static(
+        whole, path, Images(), quant_format=onnxq.QuantFormat.QDQ, per_channel=True,
+        op_types_to_quantize=["MatMul", "Gemm", "Conv"], activation_type=onnxq.QuantType.QUInt8,
+        weight_type=onnxq.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
+    )  # fmt: skip
+    whole.unlink()
+
+
+def _describe(path: Path, job: Job) -> None:
+    """Add what is known about a model."""
+    import onnx
+
+    model = onnx.load(path)
+    opset = next(each.version for each in model.opset_import if not each.domain)
+    onnx.helper.set_model_props(model, {NAME: json.dumps(job.metadata(opset=opset, ir_version=model.ir_version))})
+    onnx.save(model, path)
+
+
+def load(path: Path) -> Artifact:
+    """Load it in ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    metadata = parse(session.get_modelmeta().custom_metadata_map.get(NAME), path)
+    names = [each.name for each in session.get_outputs()]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    return Artifact("onnx", path, metadata, run)

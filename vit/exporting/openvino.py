@@ -1,0 +1,60 @@
+"""OpenVINO's intermediate representation: a folder of model.xml and model.bin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .formats import NAME, Artifact, Job, parse
+
+FILE = "model.xml"
+
+
+def write(job: Job, path: Path) -> None:
+    """Write the model; float16 is that of the stored weights, computation is as the processor allows."""
+    openvino = _openvino()
+
+    from ..pt.export import Served, exported
+
+    served = Served(job.model("pt", dtype="float32"), job.task, job.pool)
+    model = openvino.convert_model(exported(served, job.image))
+    for ports, names in ((model.inputs, job.inputs), (model.outputs, job.outputs)):
+        for port, name in zip(ports, names, strict=True):
+            port.get_tensor().set_names({name})
+    if job.int8:
+        import nncf
+
+        images = nncf.Dataset(job.calibration())
+        model = nncf.quantize(model, images, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
+    model.set_rt_info(json.dumps(job.metadata(openvino=openvino.__version__)), [NAME])
+    path.mkdir()
+    openvino.save_model(model, path / FILE, compress_to_fp16=job.dtype == "float16")
+
+
+def _openvino() -> Any:
+    """The package, which reports nothing to anybody: without openvino_telemetry neither it nor nncf does."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def load(path: Path) -> Artifact:
+    """Compile it for the CPU, computing in float32."""
+    openvino = _openvino()
+    core = openvino.Core()
+    model = core.read_model(path / FILE)
+    metadata = parse(model.get_rt_info([NAME]).value if model.has_rt_info([NAME]) else None, path)
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    names = [port.get_any_name() for port in compiled.outputs]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = compiled.infer_new_request(dict(inputs))  # one for each call, as threads may not share it
+        return {name: np.array(found[i]) for i, name in enumerate(names)}
+
+    return Artifact("openvino", path, metadata, run)

@@ -1,0 +1,58 @@
+"""StableHLO: one program for CPUs, CUDA and TPUs, as `jax.export` serialises it.
+
+The file is those bytes, which `jax.export.deserialize` reads as they are, and behind them a zip archive with what is
+known about the program: a reader of the one looks at the beginning, of the other at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..budgets import JSON
+from ..errors import CheckpointError, shown
+from .formats import NAME, Artifact, Job, parse
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write(job: Job, path: Path) -> None:
+    """Write what `jax.export.export` makes of the model."""
+    import jax
+    import jax.export
+
+    from ..flax.export import served
+
+    run = jax.jit(served(job.model("flax"), job.task, job.pool))
+    (batch,) = jax.export.symbolic_shape("batch")
+    example = jax.ShapeDtypeStruct((batch, *job.image), np.float32)
+    program = jax.export.export(run, platforms=PLATFORMS)(example)
+    path.write_bytes(program.serialize())
+    known = {"platforms": list(PLATFORMS), "jax": jax.__version__,
+             "calling_convention": program.calling_convention_version}  # fmt: skip
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(NAME, json.dumps(job.metadata(**known)))
+
+
+def load(path: Path) -> Artifact:
+    """Load it with `jax.export.deserialize`, which unpickles nothing, for JAX's default device."""
+    import jax
+    import jax.export
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo(NAME).file_size > JSON:
+                raise CheckpointError(f"{shown(path)} says more about itself than {JSON:,} bytes hold.")
+            metadata = parse(archive.read(NAME), path)
+    except (zipfile.BadZipFile, KeyError):
+        raise CheckpointError(f"{shown(path)} does not say what it is; expected what 'vit export' wrote.") from None
+    program = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: np.asarray(value) for name, value in program(inputs["pixel_values"]).items()}
+
+    return Artifact("stablehlo", path, metadata, run)
