@@ -26,7 +26,7 @@ from ..image_processing.options import FILE as PREPROCESSOR
 from ..inference import Forward
 from ..loading import open_checkpoint
 from ..outputs import ModelOutput
-from ..pipeline import POOLS, check_task, default_batch_size, parts_for, shape_of_images, vector_shape
+from ..pipeline import POOLS, check_task, parts_for, shape_of_images, vector_shape
 from .formats import FORMATS, Artifact, Job, format_of, load, module_of, reason
 
 TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
@@ -38,7 +38,9 @@ AGREEMENT = 0.9
 CALIBRATION = 128
 """Images that int8 is calibrated with, at most."""
 COMPARED = 32
-"""Images of a kind that are compared, at most."""
+"""Images of those given that are compared, at most."""
+BATCH = 8
+"""Images a call in the comparison, but for the last; each size is compiled anew by some runtimes."""
 SECONDS = 1.0
 """How long the speed of each is measured."""
 DIGITS = Path(__file__).parents[1] / "demo"
@@ -409,7 +411,7 @@ def _compared(report: Report, artifact: Artifact, job: Job, images: Sequence[Any
 
 def _cases(artifact: Artifact, job: Job, images: Sequence[Any]) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """(inputs of an export, `pixel_values` of its model) for each of its kinds of inputs, in batches of any size."""
-    scans = sorted(DIGITS.glob("*.png"))
+    scans = sorted(DIGITS.glob("*.png"))[: 2 * BATCH]
     kinds = artifact.metadata["inputs"]
     real: list[tuple[Any, np.ndarray]] = []
     for path in scans:
@@ -421,8 +423,8 @@ def _cases(artifact: Artifact, job: Job, images: Sequence[Any]) -> Iterator[tupl
             noise = np.random.default_rng(0).standard_normal((3, *job.image), np.float32)
             yield {"pixel_values": noise}, noise
         stacked = [pixel_values for _, pixel_values in (given if job.int8 else [*real, *given])]
-        for size in range(0, len(stacked), 8):
-            batch = np.concatenate(stacked[size : size + 8])
+        for first in range(0, len(stacked), BATCH):
+            batch = np.concatenate(stacked[first : first + BATCH])
             yield {"pixel_values": batch}, batch
     for image, pixel_values in [*real, *given]:
         if "image_uint8" in kinds:
@@ -463,7 +465,7 @@ def _indices(labels: np.ndarray, artifact: Artifact) -> np.ndarray:
 def _speed(artifact: Artifact, job: Job, forward: Forward) -> tuple[float, float]:
     """Seconds that an image takes, here and in the model's framework: medians of turns that alternate."""
     if "pixel_values" in artifact.metadata["inputs"]:
-        batch = default_batch_size(forward, job.image)
+        batch = BATCH
         pixel_values = np.random.default_rng(0).standard_normal((batch, *job.image), np.float32)
         calls = (lambda: artifact({"pixel_values": pixel_values}), lambda: forward(pixel_values))
     else:

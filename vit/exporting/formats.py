@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -290,3 +294,16 @@ def reason(error: BaseException) -> str:
         error = error.__cause__
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {shown(line)}" if line else type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries log of other packages, of their progress and of their own future off the terminal."""
+    earlier = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.disable(earlier)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .formats import NAME, Artifact, Job, parse
+from .formats import NAME, Artifact, Job, parse, quiet
 
 OPSET = 20
 """Of ONNX's own operators: the first with gelu."""
@@ -34,7 +31,11 @@ def write(job: Job, path: Path) -> None:
             custom_translation_table={torch.ops.aten.sort.stable: _sort},
         )  # fmt: skip
     assert program is not None
-    program.model.metadata_props.clear()
+    graph = program.model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for each in (program.model, graph, *graph, *values):  # where in which file of this machine each comes from
+        each.metadata_props.clear()
+        each.doc_string = None
     ir.save(program.model, path)
     if job.int8:
         _quantize(path, job)
@@ -46,20 +47,6 @@ def _sort(values: Any, *, stable: bool | None = None, dim: int = -1, descending:
     from onnxscript.function_libs.torch_lib.ops.core import aten_sort
 
     return aten_sort(values, dim, descending)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what PyTorch says of other packages, and of its own future, off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _quantize(path: Path, job: Job) -> None:
@@ -76,11 +63,12 @@ def _quantize(path: Path, job: Job) -> None:
 
     whole = path.with_name(f"{path.name}.float32")
     os.rename(path, whole)
-    onnxq.quantize_static(
-        whole, path, Images(), quant_format=onnxq.QuantFormat.QDQ, per_channel=True,
-        op_types_to_quantize=["MatMul", "Gemm", "Conv"], activation_type=onnxq.QuantType.QUInt8,
-        weight_type=onnxq.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
-    )  # fmt: skip
+    with quiet():
+        onnxq.quantize_static(
+            whole, path, Images(), quant_format=onnxq.QuantFormat.QDQ, per_channel=True,
+            op_types_to_quantize=["MatMul", "Gemm", "Conv"], activation_type=onnxq.QuantType.QUInt8,
+            weight_type=onnxq.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
+        )  # fmt: skip
     whole.unlink()
 
 

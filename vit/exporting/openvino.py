@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .formats import NAME, Artifact, Job, parse
+from .formats import NAME, Artifact, Job, parse, quiet
 
 FILE = "model.xml"
 
@@ -22,15 +22,16 @@ def write(job: Job, path: Path) -> None:
     from ..pt.export import Served, exported
 
     served = Served(job.model("pt", dtype="float32"), job.task, job.pool)
-    model = openvino.convert_model(exported(served, job.image))
+    with quiet():
+        model = openvino.convert_model(exported(served, job.image))
     for ports, names in ((model.inputs, job.inputs), (model.outputs, job.outputs)):
         for port, name in zip(ports, names, strict=True):
             port.get_tensor().set_names({name})
     if job.int8:
         import nncf
 
-        images = nncf.Dataset(job.calibration())
-        model = nncf.quantize(model, images, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
+        with quiet():
+            model = nncf.quantize(model, nncf.Dataset(list(job.calibration())), model_type=nncf.ModelType.TRANSFORMER)
     model.set_rt_info(json.dumps(job.metadata(openvino=openvino.__version__)), [NAME])
     path.mkdir()
     openvino.save_model(model, path / FILE, compress_to_fp16=job.dtype == "float16")

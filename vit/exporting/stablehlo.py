@@ -27,7 +27,9 @@ def write(job: Job, path: Path) -> None:
 
     from ..flax.export import served
 
-    run = jax.jit(served(job.model("flax"), job.task, job.pool))
+    # In float16 JAX's own attention asks for products that it has on GPUs alone.
+    options = {"attn_implementation": "eager"} if job.dtype == "float16" else {}
+    run = jax.jit(served(job.model("flax", **options), job.task, job.pool))
     (batch,) = jax.export.symbolic_shape("batch")
     example = jax.ShapeDtypeStruct((batch, *job.image), np.float32)
     program = jax.export.export(run, platforms=PLATFORMS)(example)
