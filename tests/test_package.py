@@ -91,7 +91,7 @@ def test_what_conversion_does_is_found_in_vit_and_imported_when_used():
 
 
 @pytest.mark.parametrize(
-    "extra", ["pt", "tf", "flax", "plot", "convert", "table", "train", "onnx", "openvino", "serve", "all"]
+    "extra", ["pt", "tf", "flax", "plot", "convert", "table", "train", "onnx", "openvino", "litert", "serve", "all"]
 )
 def test_the_line_that_installs_an_extra_names_what_an_index_has(extra):
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]

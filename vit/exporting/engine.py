@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import statistics
@@ -336,6 +337,7 @@ def _input(name: str, image: Sequence[int]) -> dict[str, Any]:
         "pixel_values": {"shape": [None, *image], "dtype": "float32"},
         "image_uint8": {"shape": [None, None, None, image[0]], "dtype": "uint8"},  # (batch, height, width, channels)
         "image_bytes": {"shape": [None], "dtype": "bytes"},
+        "string_input": {"shape": [None], "dtype": "bytes"},  # the same as web-safe base64
     }
     return kinds[name]
 
@@ -394,7 +396,7 @@ def _compared(report: Report, artifact: Artifact, job: Job, images: Sequence[Any
                 difference = max(difference, float(np.nan_to_num(np.abs(found[name] - values), nan=np.inf).max()))
                 largest = max(largest, float(np.abs(values).max()))
         if job.task == "classify":
-            agree += int((_indices(found["labels"], artifact) == expected["labels"]).sum())
+            agree += int((found["labels"] == _labels(expected["labels"], found["labels"], artifact)).sum())
         count += len(pixel_values)
     seconds, source_seconds = _speed(artifact, job, forward)
     return replace(
@@ -430,7 +432,9 @@ def _cases(artifact: Artifact, job: Job, images: Sequence[Any]) -> Iterator[tupl
         if "image_uint8" in kinds:
             yield {"image_uint8": _uint8(image, job.image[0])[None]}, pixel_values
         if "image_bytes" in kinds and isinstance(image, Path):
-            yield {"image_bytes": np.array([image.read_bytes()], object)}, pixel_values
+            file = image.read_bytes()
+            yield {"image_bytes": np.array([file], object)}, pixel_values
+            yield {"string_input": np.array([base64.urlsafe_b64encode(file).rstrip(b"=")], object)}, pixel_values
 
 
 def _uint8(image: Any, channels: int) -> np.ndarray:
@@ -454,12 +458,11 @@ def _expected(job: Job, outputs: ModelOutput) -> dict[str, np.ndarray]:
     return {"logits": logits, "probabilities": probabilities, "labels": logits.argmax(axis=1)}
 
 
-def _indices(labels: np.ndarray, artifact: Artifact) -> np.ndarray:
-    """The indices of labels, which a format of strings gives by name."""
-    if labels.dtype.kind in "iu":
-        return labels
-    names = artifact.metadata["labels"]
-    return np.array([names.index(each.decode() if isinstance(each, bytes) else each) for each in labels])
+def _labels(indices: np.ndarray, found: np.ndarray, artifact: Artifact) -> np.ndarray:
+    """Labels as an export gives them: by index, or by name where a format has strings."""
+    if found.dtype.kind in "iu":
+        return indices
+    return np.array([artifact.metadata["labels"][i].encode() for i in indices], object)
 
 
 def _speed(artifact: Artifact, job: Job, forward: Forward) -> tuple[float, float]:

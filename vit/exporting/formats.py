@@ -67,6 +67,11 @@ FORMATS = {
     "torch": Format("torch.export", "torch", ".pt2", "pt", "pt", ("torch",), ("float32", "bfloat16", "float16")),
     "stablehlo": Format("StableHLO", "stablehlo", ".stablehlo", "flax", "flax", ("flax", "jax"),
                         ("float32", "bfloat16", "float16")),
+    "saved-model": Format("SavedModel of TensorFlow", "saved_model", None, "tf", "tf", ("tensorflow",),
+                          ("float32", "bfloat16", "float16"), mark="1/saved_model.pb", own=r"1/.*",
+                          images=("image_bytes", "string_input", "image_uint8", "pixel_values")),
+    "litert": Format("LiteRT (TensorFlow Lite)", "litert", ".tflite", "tf", "litert", ("tensorflow", "ai_edge_litert"),
+                     ("float32", "float16"), int8=True),
 }  # fmt: skip
 """Name -> format."""
 

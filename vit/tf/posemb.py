@@ -62,4 +62,5 @@ def rotation(
 def rotate(heads: tf.Tensor, rotation: tf.Tensor) -> tf.Tensor:
     """Queries or keys, (B, T, H, D / H), turned by their positions: each number with that half a head further on."""
     cosines, sines = ops.unstack(ops.cast(rotation, heads.dtype)[:, :, None])
-    return heads * cosines + ops.roll(heads, heads.shape[-1] // 2, axis=-1) * sines
+    first, second = ops.split(heads, 2, axis=-1)
+    return heads * cosines + ops.concatenate([second, first], axis=-1) * sines  # LiteRT has no roll

@@ -1,0 +1,106 @@
+"""A SavedModel of TensorFlow: a folder of versions, as TensorFlow Serving takes it, of which it holds the first.
+
+Each input has a signature of its name; "serving_default" is that of the first one.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..image_processing.steps import Steps
+from .formats import NAME, Artifact, Job, parse
+
+VERSION = "1"
+METADATA = f"assets/{NAME}.json"
+WARM_UP = "assets.extra/tf_serving_warmup_requests"
+"""Where TensorFlow Serving looks for requests that it answers before it says that it is ready."""
+BATCHES = (1, 8)
+"""Of warm-up requests."""
+
+
+def write(job: Job, path: Path) -> None:
+    """Write the model, its weights in the dtype of the job."""
+    import tensorflow as tf
+
+    from ..tf.export import served, signatures
+
+    model = job.model("tf")
+    names = list(job.config.id2label.values()) if job.task == "classify" else None
+    run = served(model, job.task, job.pool, names)
+    functions = signatures(run, job.image, Steps.of(job.processor) if job.images else None)
+    functions = {name: functions[name] for name in job.inputs}
+    module = tf.Module()
+    module.parameters = [each.value for each in model.variables]
+    folder = path / VERSION
+    with tempfile.TemporaryDirectory() as temporary:
+        described = Path(temporary) / Path(METADATA).name
+        described.write_text(json.dumps(job.metadata(tensorflow=tf.__version__), indent=1), encoding="utf-8")
+        module.metadata = tf.saved_model.Asset(str(described))
+        default = functions[next(iter(job.inputs))]
+        tf.saved_model.save(module, str(folder), {"serving_default": default, **functions})
+    extra = folder / WARM_UP
+    extra.parent.mkdir()
+    with tf.io.TFRecordWriter(str(extra)) as file:
+        for name in job.inputs:
+            for size in BATCHES:
+                file.write(_request(name, _example(name, size, job.image).SerializeToString()))
+
+
+def load(path: Path) -> Artifact:
+    """Load it in TensorFlow, on its default device."""
+    described = path / VERSION / METADATA
+    metadata = parse(described.read_bytes() if described.is_file() else None, path)
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path / VERSION))
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = {name: tf.constant(array) for name, array in inputs.items()}
+        found = loaded.signatures[next(iter(inputs))](**tensors)
+        return {name: value.numpy() for name, value in found.items()}
+
+    return Artifact("saved-model", path, metadata, run)
+
+
+# === Warm-up ===
+
+
+def _example(name: str, size: int, image: tuple[int, ...]) -> Any:
+    """An input of that name, of a batch of that size: black images, as a TensorProto."""
+    import tensorflow as tf
+
+    if name == "pixel_values":
+        return tf.make_tensor_proto(0, tf.float32, (size, *image))
+    channels, height, width = image
+    if name == "image_uint8":
+        return tf.make_tensor_proto(0, tf.uint8, (size, height, width, channels))
+    file = tf.io.encode_jpeg(tf.zeros((height, width, channels), tf.uint8))
+    file = tf.io.encode_base64(file) if name == "string_input" else file
+    return tf.make_tensor_proto([file.numpy()] * size)
+
+
+def _request(name: str, tensor: bytes) -> bytes:
+    """A PredictionLog of TensorFlow Serving, with a request to the signature of an input.
+
+    Written field by field (apis/prediction_log.proto, predict.proto and model.proto of tensorflow/serving), because the
+    package that has these messages is for few systems.
+    """
+    model = _field(3, name.encode())  # ModelSpec.signature_name
+    entry = _field(1, name.encode()) + _field(2, tensor)  # of the map PredictRequest.inputs
+    request = _field(1, model) + _field(2, entry)
+    return _field(6, _field(1, request))  # PredictionLog.predict_log, PredictLog.request
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """A field of a protocol buffer: bytes, a string or a message."""
+    head, length = bytearray([number << 3 | 2]), len(value)
+    while length > 127:
+        head.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*head, length]) + value
