@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "examples").glob("*.ipynb"))}
 RIGHT = r"^(6[7-9]|[78]\d|9[0-6]) of 96 are right$"  # by chance it were 32
 PRINTED = {  # what shows that it did what it is about
+    "attention_maps": r"^heads, rows, columns: \(6, 32, 32\)$",  # a DINOv2's, and not the digits'
     "inference": r"(?s)is a 3$.*(\n(PyTorch|TensorFlow|Flax) +same labels: True +[^\n]+ [\d.]+e(\+00|-0[6-9])){3}",
     "finetune_trainer": RIGHT,
     "finetune_lightning": RIGHT,
