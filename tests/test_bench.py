@@ -201,7 +201,7 @@ def test_the_table_holds_the_figures(results: bench.Results) -> None:
     bench.show(results, console)
     text = console.export_text()
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "PyTorch float32 sdpa 1 0.50 0.25 10.00 9.00 .. 20.00 100.0 0.1 10%" in lines
+    assert "PyTorch float32 sdpa 1 0.50 0.25 10.0 9.00 .. 20.0 100.0 0.1 10%" in lines
     assert "TensorFlow float32 sdpa 1 0.50 0.25 20.00 20.00 .. 20.00 50.0 0.1 5%" in lines
     assert "PyTorch float32 sdpa 8 0.25 20.00 20.00 .. 20.00 400.0 0.4 40%" in lines
     assert "Flax bfloat16 eager 8 0.25 16.00 16.00 .. 16.00 500.0 0.5" in lines  # no rate for that card

@@ -1,20 +1,23 @@
 """README and docs: every block runs as a reader would run it, every link leads somewhere, every page is in the nav.
 
-The blocks of a page run in order, in one process and one temporary folder, which holds what `_provide` puts there: the
-names that the pages use, as small random checkpoints and images. A Python block that begins with an import starts
-afresh, any other goes on. Of blocks without a language the lines of `vit` run; those of pip and make are what
-the Makefile runs. A block that cannot run has a comment `<!-- not run: the reason -->` in the line above it.
+The blocks of a page run in order, of the wheel that is built from this checkout, in one process and one temporary
+folder, which holds what `_provide` puts there: the names that the pages use, as small random checkpoints and images.
+A Python block that begins with an import starts afresh, any other goes on. Of blocks without a language the lines of
+`vit` run, a server beside the lines of `curl` that follow; those of pip and make are what the Makefile runs. A block
+that cannot run has a comment `<!-- not run: the reason -->` in the line above it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,38 +31,68 @@ import conversion
 from vit.families.vit import ViTConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {
+    path.name: path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
 SHELL = ("", "bash", "console", "sh", "shell")
 DATA = ("json", "text", "toml", "yaml")  # what something prints or reads
-NOT_RUN = ("make ", "pip ", "git ")
+NOT_RUN = ("make ", "pip ", "git ", "source ")
 SHORTER = {"bench": ["--framework", "pt", "--batch-size", "1", "--seconds", "0.05"]}  # by default 18 lines of 2 seconds
+FEWER = {"--epochs 6": "--steps 2", "epochs=6": "steps=2", "-o flowers\n": "-o flowers --steps 2 --batch-size 2\n"}
+"""What a page says -> what is run of it: a training's first steps."""
 
 RUNNER = """
-import json, os, subprocess, sys
+import json, os, signal, socket, subprocess, sys, time, urllib.request
+import vit
 from vit.cli import main
+assert vit.__file__.startswith(os.environ["PYTHONPATH"]), vit.__file__  # the wheel, not the checkout
+server = None
 for kind, line, code in json.load(sys.stdin):
+    where = f"{sys.argv[1]}, line {line}"
     if kind == "python":
         if code.lstrip().startswith(("import ", "from ")):
             namespace = {"__name__": "page"}
         exec(compile("\\n" * (line - 1) + code, sys.argv[1], "exec"), namespace)
+    elif kind == "vit" and code[0] == "serve":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = subprocess.Popen([sys.executable, "-m", "vit", *code, "--port", str(port)])
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready").read()
+                break
+            except OSError:
+                if server.poll() is not None:
+                    sys.exit(f"{where}: the server ended")
+                time.sleep(0.2)
     elif kind == "vit":
         try:
             main(code)
         except SystemExit as end:
             if end.code:
-                sys.exit(f"{sys.argv[1]}, line {line}: vit {' '.join(code)}: exit status {end.code}")
-    elif subprocess.run(["bash", "-o", "pipefail", "-c", code]).returncode:
-        sys.exit(f"{sys.argv[1]}, line {line}: {code}")
+                sys.exit(f"{where}: vit {' '.join(code)}: exit status {end.code}")
+    else:
+        if server:
+            code = code.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+        if subprocess.run(["bash", "-o", "pipefail", "-c", code]).returncode:
+            sys.exit(f"{where}: {code}")
+if server:
+    server.send_signal(signal.SIGTERM)
+    if server.wait(60):
+        sys.exit(f"the server ended with {server.returncode}")
 """
 
 
 def _steps(page: Path) -> list[tuple[str, int, Any]]:
     """(kind, line, what to run) of a page: "python" with its code, "vit" with its arguments, "bash" with its line."""
     text, steps = page.read_text(), []
+    for said, run in FEWER.items():
+        text = text.replace(said, run)
     for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start("text")) + 1
         if block["reason"] or block["language"] in DATA:
@@ -71,14 +104,25 @@ def _steps(page: Path) -> list[tuple[str, int, Any]]:
         for command in block["text"].replace("\\\n", " ").splitlines():
             command = command.removeprefix("$ ").strip()
             words = shlex.split(command, comments=True)
-            if not words or command.startswith(NOT_RUN):
+            if not words or command.startswith(NOT_RUN) or "[OPTIONS]" in words:
                 continue
-            if {"|", ">", "<", "&&"} & set(words):
+            if {"|", ">", "<", "&&"} & set(words) or words[0] == "curl":
                 steps.append(("bash", line, command))
             else:
                 assert words[0] == "vit", f"{page.name}, line {line}: how is {command!r} run?"
                 steps.append(("vit", line, words[1:] + SHORTER.get(words[1], [])))
     return steps
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the wheel installs, and nothing else of this project."""
+    built, installed = tmp_path_factory.mktemp("built"), tmp_path_factory.mktemp("installed")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
+        archive.extractall(installed)
+    return installed
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +132,10 @@ def provided(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Callab
 
 
 def _provide(folder: Path, random_checkpoint: Callable[..., Path]) -> Path:
-    shutil.copytree(ROOT / "vit" / "demo", folder / "vit" / "demo")
     rng = np.random.default_rng(0)
-    (folder / "photos" / "more").mkdir(parents=True)
-    for name in ("cat.jpg", "dog.png", "photo.jpg", "photos/1.jpg", "photos/2.jpg", "photos/more/3.png"):
+    photos = [f"photos/{label}/{number}.jpg" for label in ("daisy", "tulip") for number in range(1, 5)]
+    for name in ("cat.jpg", "dog.png", "photo.jpg", "new-photos/1.png", *photos):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / name)
     config = ViTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128, image_size=32,
                        patch_size=8, encoder_stride=8, num_labels=1000, hidden_act="gelu_new",
@@ -100,13 +144,14 @@ def _provide(folder: Path, random_checkpoint: Callable[..., Path]) -> Path:
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
     (model / "preprocessor_config.json").write_text(json.dumps(processor))
     conversion.convert(model, folder / "ViT-B_16.npz", target_format="google")
+    conversion.convert(model, folder / "timm-vit.safetensors", target_format="timm")
     conversion.convert(model, folder / "old-tf-folder", target_format="transformers-tf")
     conversion.convert(model, folder / "old-flax-folder", target_format="transformers-flax")
     return folder
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_block_of_a_page_runs(name: str, provided: Path, tmp_path: Path) -> None:
+def test_every_block_of_a_page_runs(name: str, provided: Path, wheel: Path, tmp_path: Path) -> None:
     steps = _steps(PAGES[name])
     if not steps:  # nothing but prose: then nothing may look like a command
         assert not re.search(r"^(\$ )?vit |^(import|from) ", PAGES[name].read_text(), re.MULTILINE)
@@ -114,7 +159,7 @@ def test_every_block_of_a_page_runs(name: str, provided: Path, tmp_path: Path) -
     shutil.copytree(provided, tmp_path / "page")
     (tmp_path / "runner.py").write_text(RUNNER)
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(wheel),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",  # a name that is not provided fails at once
         "MPLBACKEND": "agg",
@@ -124,8 +169,8 @@ def test_every_block_of_a_page_runs(name: str, provided: Path, tmp_path: Path) -
         input=json.dumps(steps), cwd=tmp_path / "page", env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
-    if name == "README.md":  # the three frameworks classify the image, first of all
-        assert [line for line in run.stdout.splitlines() if line.strip()][:3] == ["3", "3", "3"], run.stdout
+    if name == "README.md":  # the three frameworks classify the image
+        assert [line for line in run.stdout.splitlines() if line == "3"] == ["3", "3", "3"], run.stdout
 
 
 def test_readme_classifies_in_each_framework_in_five_lines() -> None:
@@ -152,7 +197,13 @@ def test_relative_links_lead_to_files_and_headings(name: str) -> None:
 
 def test_nav_has_every_page_once() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
-    pages = [page for entry in nav for page in entry.values()]
+    parts = [
+        entry
+        for part in nav
+        for entries in part.values()
+        for entry in ([part] if isinstance(entries, str) else entries)
+    ]
+    pages = [page for entry in parts for page in entry.values()]
     assert sorted(pages) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
@@ -165,3 +216,38 @@ def test_api_page_names_every_public_name() -> None:
     public -= rooms | {"vit.convert", "vit.inspect", "vit.verify"}  # of `conversion`, which follow
     public |= {f"conversion.{name}" for name in conversion.__all__ if callable(getattr(conversion, name))}
     assert public - set(named) == set()
+
+
+def test_readme_is_short_and_has_a_picture() -> None:
+    text = PAGES["README.md"].read_text()
+    assert len(text.splitlines()) <= 150
+    assert re.search(r"^!\[[^\]]+\]\(docs/\S+\.png\)$", text, re.MULTILINE)
+
+
+COMMANDS = [sys.executable, "-m", "typer", "vit.cli", "utils", "docs", "--name", "vit", "--title", "Commands"]
+"""What prints docs/commands.md."""
+
+
+def test_page_of_commands_is_what_their_help_says() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    printed = subprocess.run(COMMANDS, env=environment, capture_output=True, text=True, check=True).stdout
+    page = (ROOT / "docs" / "commands.md").read_text()
+    assert page == printed, "python -m typer vit.cli utils docs --name vit --title Commands > docs/commands.md"
+
+
+def test_checkpoints_that_are_listed_have_the_shapes_of_their_configurations() -> None:
+    import vit
+
+    rows = re.findall(r"^\| `(\S+)` \| `(\w+)\.(variant\(.+\))` \| `(\w+)` \| .+ \| ([\d,.]+) M \|$",
+                      PAGES["checkpoints.md"].read_text(), re.MULTILINE)  # fmt: skip
+    lines = [line for line in PAGES["checkpoints.md"].read_text().splitlines() if line.startswith("| `")]
+    assert len(rows) == len(lines) > 50
+    assert len({row[0] for row in rows}) == len(rows)
+    heads = {"Model": None, "ForImageClassification": "classifier", "ForImageClassificationWithTeacher": "teacher",
+             "ForMaskedImageModeling": "lm_head", "ForPreTraining": "decoder"}  # fmt: skip
+    for name, family, call, kind, millions in rows:
+        config = eval(f"vit.{family}.{call}", {"vit": vit})
+        head = heads[kind.removeprefix(family.removesuffix("Config"))]
+        pooler = {"add_pooling_layer": True} if kind == "ViTModel" and name.startswith("google/") else {}
+        count = sum(math.prod(shape) for shape in config.parameter_shapes(head, **pooler).values())
+        assert f"{count / 1e6:,.1f}" == millions, name

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from . import (
@@ -14,6 +15,9 @@ from . import (
 )
 
 __version__ = "0.1.0"
+
+DEMO = os.path.join(os.path.dirname(__file__), "demo")
+"""The folder of the bundled checkpoint, a small ViT that reads handwritten digits, with 30 images of them."""
 
 _MODULES = {
     "vit.families.vit": ("ViTConfig",),
@@ -126,6 +130,7 @@ placeholders.register(_MODULES["vit.tf"])
 _ROOMS = ("pt", "tf", "flax")
 __all__ = [  # of `import *`
     *(name for name, home in _HOMES.items() if home.removeprefix("vit.") not in _ROOMS),
+    "DEMO",
     "__version__",
 ]
 
@@ -248,4 +253,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOMES, *_ROOMS, "__version__"])
+    return sorted([*_HOMES, *_ROOMS, "DEMO", "__version__"])

@@ -6,6 +6,7 @@ To add a command, write a module here with a function `command` and add its name
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -49,7 +50,6 @@ app = typer.Typer(
     name="vit",
     help="The Vision Transformer in PyTorch, TensorFlow and Flax: one checkpoint, the same function.",
     context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=False,
     rich_markup_mode=None,  # plain help: importing what typer decorates it with takes longer than all the rest
 )
 for _name in COMMANDS:
@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = app([each for each in given if each != "--debug"], prog_name="vit", standalone_mode=False)
+        name = "trivit" if os.path.basename(sys.argv[0]).startswith("trivit") else "vit"  # for completion and usage
+        status = app([each for each in given if each != "--debug"], prog_name=name, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):  # Ctrl-C
         typer.echo("vit: stopped.", err=True)
         status = 130

@@ -151,12 +151,16 @@ def preprocess(
 
     found_width, found_height = open_image(image).size
     # The same once more, without arithmetic and as large as the file allows: a model's 224 pixels are few for a slide.
+    # Where nothing is cropped, in the proportions of the file, which the model's square would squash.
     enough = min(FINE, found_height) if processor.do_resize or sizes else 1
     finer = -(-enough // height)
     used = {"crop_size": processor.crop_size} if processor.do_center_crop else {}
     current = {"size": processor.size, **used, **sizes}
     large = {name: {edge: length * finer for edge, length in size.items()} for name, size in current.items()
              if isinstance(size, dict)}  # fmt: skip
+    if {"height", "width"} <= set(large.get("size", ())) and not processor.do_center_crop:
+        aspect = min(max(found_width / found_height, 1 / WIDEST), WIDEST)
+        large["size"]["width"] = max(1, round(large["size"]["height"] * aspect))
     colours = {"do_rescale": False, "do_normalize": False, "do_convert_rgb": True, "data_format": "channels_last"}
     (shown,) = processor(image, **{**sizes, **large, **colours}).pixel_values
     shown = shown / 255 if shown.dtype == np.uint8 else shown.clip(0, 1)  # floats are of an image that was in 0..1
@@ -173,6 +177,7 @@ def preprocess(
 
 
 FINE = 720  # pixels of height that a panel has use for
+WIDEST = 3  # width over height, and the reverse: beyond it a photograph is squashed after all, or its panels are strips
 
 
 def resized(processor: ViTImageProcessor, height: int, width: int) -> dict[str, Any]:
@@ -255,12 +260,13 @@ class View:
         }
 
     def describe(self, heat: np.ndarray) -> dict[str, Any]:
-        """A map in numbers: what all patches hold, the strongest one, and how many a mask keeps."""
+        """A map in numbers: what all patches hold, the weakest and the strongest, and how many a mask keeps."""
         from ..attention import attention_mask
 
         row, column = divmod(int(heat.argmax()), heat.shape[1])
         kept = {} if self.threshold is None else {"kept": int(attention_mask(heat, self.threshold).sum())}
-        return {"sum": float(heat.sum()), "most": float(heat.max()), "row": row, "column": column, **kept}
+        ends = {"least": float(heat.min()), "most": float(heat.max())}
+        return {"sum": float(heat.sum()), **ends, "uniform": float(heat.mean()), "row": row, "column": column, **kept}
 
 
 def look(
@@ -332,6 +338,13 @@ def panels(view: View) -> list[tuple[str, np.ndarray]]:
     return parts + [(view.others_name + f" {i}" * numbered, heat) for i, heat in enumerate(view.others)]
 
 
+def strongest(maps: np.ndarray) -> str:
+    """How much more the strongest patch of each map gets than the mean: what a map that is stretched does not tell."""
+    peaks = maps.max(axis=(1, 2)) / maps.mean(axis=(1, 2)).clip(1e-30)
+    least, most = f"{peaks.min():.2g}", f"{peaks.max():.2g}"
+    return f"{least} x" if least == most else f"{least} to {most} x"
+
+
 def draw(path: Path, view: View) -> None:
     """Draw the image, the summary and its parts, and write the file.
 
@@ -387,8 +400,13 @@ def heading(view: View) -> tuple[str, str, str]:
     if not view.answers:
         return f"Where {view.model} looks", "", what[0].upper() + what[1:]
     best, *others = view.answers
-    rest = ", ".join(f"{answer.label} ({answer.shown})" for answer in others)
-    return best.label, best.shown, f"{view.model}, {what}" + (f".   Other answers: {rest}" if rest else "")
+    rest = ", ".join(f"{first_name(answer.label)} ({answer.shown})" for answer in others)
+    return first_name(best.label), best.shown, f"{view.model}, {what}" + (f".   Other answers: {rest}" if rest else "")
+
+
+def first_name(label: str) -> str:
+    """The first of the synonyms that ImageNet's labels are, such as "promontory, headland, head, foreland"."""
+    return label.split(", ")[0]
 
 
 def caption(view: View) -> str:
@@ -397,7 +415,7 @@ def caption(view: View) -> str:
 
     text = "rollout" if view.rollout else f"mean of {len(view.parts)} heads" if len(view.parts) > 1 else "its only head"
     if view.threshold is None:
-        return text
+        return f"{text}: {view.summary.min():.2%} to {view.summary.max():.2%}"
     return f"{text}: {attention_mask(view.summary, view.threshold).mean():.0%} of the patches"
 
 
@@ -405,5 +423,11 @@ def legend(view: View) -> str:
     """What the colours mean."""
     what = "what reaches the CLS token of the image" if view.rollout else "the CLS token's attention to the patches"
     if view.threshold is None:
-        return f"{what}, from the least to the most in each panel"
+        uniform = f"were all patches alike, each had {view.summary.mean():.2%}"
+        reach = (
+            f"; the {'layers' if view.rollout else 'heads'} reach {strongest(view.parts)} that"
+            if len(view.parts) > 1
+            else ""
+        )
+        return f"{what}, from the least to the most in each panel; {uniform}{reach}"
     return f"in colour: the fewest patches that hold {100 * view.threshold:.4g}% of {what}, in each panel"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import time
@@ -359,7 +360,7 @@ def show(results: Results, console: Console) -> None:
         share = results.share(row)
         table.add_row(
             *cells, f"{row.load_seconds:.2f}" if row.load_seconds else "", f"{row.first_call_seconds:.2f}",
-            f"{row.latency * 1e3:.2f}", f"{low * 1e3:.2f} .. {high * 1e3:.2f}", f"{row.throughput:,.1f}",
+            milliseconds(row.latency), f"{milliseconds(low)} .. {milliseconds(high)}", f"{row.throughput:,.1f}",
             f"{row.throughput * results.flops / 1e9:,.1f}", "" if share is None else f"{share:.0%}",
         )  # fmt: skip
     if table.row_count:
@@ -371,6 +372,12 @@ def show(results: Results, console: Console) -> None:
         console.print(f"{FRAMEWORKS[extra][1]} is installed but cannot be imported: {reason}", markup=False)
     for extra, line in results.missing.items():
         console.print(f"{FRAMEWORKS[extra][1]} is not installed. Install it with: {line}", markup=False)
+
+
+def milliseconds(seconds: float) -> str:
+    """As many digits as mean something: 0.047, 4.71, 471, 4,710."""
+    time = seconds * 1e3
+    return f"{time:,.{min(3, max(0, 2 - math.floor(math.log10(time))))}f}" if time > 0 else "0"
 
 
 def headlines(results: Results) -> list[str]:
@@ -420,7 +427,7 @@ def draw(path: Path, results: Results) -> None:
             slide.panel(left, base, max(length, 0.01), LINE * 0.72).set_axis_on()
             _paint(slide.figure.axes[-1], COLORS[row.framework])
             share = results.share(row)
-            behind = f"{row.throughput:,.1f} images/s    {row.latency * 1e3:,.2f} ms"
+            behind = f"{row.throughput:,.1f} images/s    {milliseconds(row.latency)} ms"
             behind += "" if share is None else f"    {share:.0%} of matrix products"
             slide.write(left + length + 0.12, base + 0.2, behind, fontsize=13)
         top += heights[size]
