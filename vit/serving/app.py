@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..errors import quoted
-from . import native, open_inference, openapi, tensorflow_serving
+from . import native, open_inference, openapi, page, tensorflow_serving
 from .limits import Limits
 from .metrics import NO_ROUTE, TYPE
 from .refusals import Refusal, answer
@@ -27,7 +27,7 @@ from .service import Service, now
 
 logger = logging.getLogger("vit.serving")
 
-OPEN = {"/", "/docs", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
+OPEN = {*page.FILES, "/docs", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
 """What needs no key: nothing of it tells or costs anything."""
 
 Source = str | os.PathLike[str]
@@ -85,6 +85,7 @@ def create_app(
     app.include_router(open_inference.router(service))
     if vertex is not None:
         app.include_router(tensorflow_serving.vertex(service, *vertex))
+    app.include_router(page.router(service))
 
     @app.get("/health/live", tags=["server"], summary="200 where the process lives")
     async def live() -> Response:
