@@ -12,10 +12,12 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from .errors import CheckpointError, shown
+
+if TYPE_CHECKING:
+    from pathlib import Path  # whose import a configuration would pay
 
 MB = 2**20
 EXPANSION = 16

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import reprlib
-import shlex
 import sys
 import warnings
 from collections.abc import Iterable
@@ -53,7 +52,8 @@ def installed_frameworks() -> list[str]:
 @lru_cache
 def install_line(extra: str) -> str:
     """The command that installs what an extra stands for, with the names and releases of the package's metadata."""
-    from importlib import metadata  # slow to import
+    import shlex
+    from importlib import metadata  # both slow to import
 
     try:
         marked = [requirement.partition(";") for requirement in metadata.requires("trivit") or ()]
