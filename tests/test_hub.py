@@ -514,6 +514,18 @@ def test_a_model_without_a_config_is_refused(hub, ask, reference):
     assert "has no config.json" in refused
 
 
+def test_an_adapter_is_told_from_a_model_and_its_image_processor_is_read(hub, ask, reference):
+    hub.models["me/adapter"] = {"main": {"adapter_config.json": b"{}", "adapter_model.safetensors": b"",
+                                         "preprocessor_config.json": b"{}"}}  # fmt: skip
+    *refused, size = ask(
+        "load('me/adapter')", "ViTConfig.from_pretrained('me/adapter')",
+        "vit.ViTImageProcessor.from_pretrained('me/adapter').size",
+    )  # fmt: skip
+    for message in refused:
+        assert "is an adapter: load its base model, then merge it: peft.PeftModel" in message
+    assert size == {"height": 224, "width": 224}
+
+
 # === A hub that means harm, or is broken ===
 
 

@@ -23,7 +23,7 @@ OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "f
 """Keyword arguments of every from_pretrained that go to the hub."""
 
 CARD = "README.md"
-_CONFIGS = ["config.json", "preprocessor_config.json"]
+_CONFIGS = ["config.json", "preprocessor_config.json", ADAPTER]
 _WEIGHTS = {
     "pt": (
         ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"],
@@ -141,8 +141,7 @@ def _download(
             if info:
                 wanted = sorted(file for file in info[1] if _is_wanted(file, inner, _CONFIGS + weights))
                 if not wanted:
-                    adapter = (inner / ADAPTER).as_posix() in info[1]
-                    raise EntryNotFoundError(f"it has no config.json{f', as an adapter: {ADAPTER_REMEDY}' * adapter}")
+                    raise EntryNotFoundError("it has no config.json")
                 snapshot = _fetch(name, wanted, info[0], force, options)
             else:
                 snapshot = cached
@@ -153,6 +152,8 @@ def _download(
             f"has neither {sought}, on the hub or, where that is out of reach, in "
             f"the cache ({snapshot}); if only a part was downloaded, connect and load it again"
         )
+        if (snapshot / inner / ADAPTER).exists():
+            reason = f"is an adapter: {ADAPTER_REMEDY}"
         error_class = MissingCheckpointError
     except HFValidationError:
         error_class = MissingCheckpointError
