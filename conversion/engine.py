@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vit import budgets, checkpoint, folders
+from vit import budgets, checkpoint, families, folders
 from vit.config import PreTrainedConfig, config_from_dict, config_in, keys_of, to_pair
 from vit.errors import CheckpointError, ConfigError, quoted, shown
 from vit.weights import Shape
@@ -105,10 +105,12 @@ def open_source(
             the source says.
         published_config: take hidden_act and layer_norm_eps of the published configurations.
         linear_head: a file of facebookresearch/dinov2 with the linear head of a backbone.
-        **options: keys of `PreTrainedConfig` that shapes do not tell, such as num_attention_heads or image_size.
+        **options: keys of `PreTrainedConfig` that shapes do not tell, such as num_attention_heads, image_size or
+            model_type.
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, one of another family, or one that does not tell all it must.
+        ConfigError: a model_type of no family.
     """
     path = Path(source)
     try:
@@ -134,7 +136,10 @@ def _open_source(
     store = _open(path, find, source_format)
     if linear_head is not None:
         store = with_linear_head(store, read_file(Path(linear_head)))
-    format = _detect(store) if source_format == "auto" else _of_family(format_of(source_format), store)
+    family = options.get("model_type") if store.config is None else None
+    if family is not None:
+        families.config_class(family)  # there is one
+    format = _detect(store, family) if source_format == "auto" else _of_family(format_of(source_format), store, family)
     if store.kind not in format.kinds:
         kinds = " or ".join(format.kinds)
         raise CheckpointError(f"{shown(path)} is a {store.kind} file; {format.name} checkpoints are {kinds}.")
@@ -159,6 +164,8 @@ def _open_source(
         else:
             config = config_in(file)
             format = FORMATS[format.name].of(config)
+    elif format is keras.KERAS and family is None and keras.may_be_mae(store.tensors):
+        said.append("model_type vit: the encoder of a masked autoencoder has the same weights, which is vit_mae")
     elif format.name in ("hf", "transformers-pt", "transformers-tf", "transformers-flax"):
         said.append(f"there is no {checkpoint.CONFIG} beside it: sizes are read from shapes")
     if labels == "none":
@@ -230,10 +237,10 @@ def _open(path: Path, find: folders.Find, source_format: str) -> Store:
     return read_shards(file, find) if file.name.endswith(".index.json") else read_file(file)
 
 
-def _detect(store: Store) -> Format:
+def _detect(store: Store, family: Any = None) -> Format:
     names = list(store.tensors)
     for format in FORMATS.values():
-        fitting = [each for each in (*format.families, format) if _fits(each, store)]
+        fitting = [each for each in (*format.families, format) if _fits(each, store, family)]
         if fitting and store.kind in format.kinds:
             format = fitting[0]
             break
@@ -258,15 +265,17 @@ def _detect(store: Store) -> Format:
     return format
 
 
-def _of_family(format: Format, store: Store) -> Format:
-    """The form of a format whose family the names are of."""
-    return next((each for each in format.families if _fits(each, store)), format)
+def _of_family(format: Format, store: Store, family: Any) -> Format:
+    """The form of a format whose family the names are of, or which is said."""
+    return next((each for each in format.families if _fits(each, store, family)), format)
 
 
-def _fits(format: Format, store: Store) -> bool:
-    """Whether a file's tensors are those of a format's family."""
+def _fits(format: Format, store: Store, family: Any) -> bool:
+    """Whether a file's tensors are those of a format's family, which is `family` if that is said."""
     shapes = {name: tensor.shape for name, tensor in store.tensors.items()}
-    right = format.is_of(shapes) if store.config is None else store.config.get("model_type", "vit") == format.family
+    if store.config is not None:
+        family = store.config.get("model_type", "vit")
+    right = format.is_of(shapes) if family is None else family == format.family
     return right and _has_mark(format, shapes)
 
 

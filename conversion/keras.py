@@ -145,6 +145,11 @@ def _family(shapes: Mapping[str, Shape]) -> str:
     return "deit" if len(tokens) == 4 or (len(tokens) == 3 and is_square[2] and not is_square[1]) else "vit"
 
 
+def may_be_mae(stored: Iterable[str]) -> bool:
+    """Whether tensors of a plain ViT could be those of a masked autoencoder's encoder alone: nothing else is there."""
+    return not any(re.match(r"vit/|layers/|classifier/|decoder/|embeddings/vars/2$", name) for name in stored)
+
+
 def _form(family: str) -> Format:
     return _Keras(
         name="keras",

@@ -23,6 +23,8 @@ _WRAPPERS = {"model/": "the model of the checkpoint"}
 
 def infer(shape: Callable[[str], Shape | None], known: Mapping[str, Any]) -> dict[str, Any]:
     width = (shape("decoder.mask_token") or (0,))[-1]
+    if not width:  # the encoder alone
+        return {"num_labels": None}
     depth = 0
     while shape(f"decoder.decoder_layers.{depth}.layernorm_before.weight"):
         depth += 1

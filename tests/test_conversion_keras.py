@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import conversion
-from vit import checkpoint, families
+from vit import ConfigError, checkpoint, families
 
 from .tiny import HEADS, tiny_checkpoint, tiny_family
 
@@ -73,6 +73,12 @@ def test_what_keras_saves_is_read_and_what_is_written_it_loads(model_type, head,
             assert report.config == checkpoint.read_config(tmp_path / "hf")
         else:  # the encoder of a masked autoencoder has the weights of a plain ViT, and no more
             assert found_architecture == architecture.replace("ViTMAEModel", "ViTModel")
+            doubted = (model_type, head) == ("vit_mae", None)
+            assert doubted == any(line.startswith("model_type vit: ") for line in report.said)
+            if doubted:
+                told = tensors_of(tmp_path / name, model_type="vit_mae", **SAID)
+                assert told[0] == architecture
+                assert_same(told[1], expected)
     outputs = outputs_of(model)
     for name in ("written.keras", "written.weights.h5"):
         conversion.convert(tmp_path / "hf", tmp_path / name, target_format="keras")
@@ -103,3 +109,10 @@ def test_weights_alone_of_another_shape_are_told_by_what_is_said(tmp_path):
     report = conversion.convert(tmp_path / "model.weights.h5", tmp_path / "back", image_size=(16, 12), **SAID)
     assert report.config.grid_size == tiny_family("beit").grid_size
     assert_same(tensors_of(tmp_path / "back")[1], tensors_of(tmp_path / "hf")[1])
+
+
+def test_a_family_that_is_said_and_that_nobody_knows_is_refused_with_those_there_are(tmp_path):
+    tiny_checkpoint(tmp_path / "hf", "vit", None, image_size=16)
+    conversion.convert(tmp_path / "hf", tmp_path / "model.weights.h5", target_format="keras")
+    with pytest.raises(ConfigError, match=r"model_type is 'mae'; expected one of 'vit', .*'vit_mae'"):
+        conversion.open_source(tmp_path / "model.weights.h5", model_type="mae", **SAID)

@@ -53,6 +53,9 @@ def command(
     published_config: Annotated[
         bool, typer.Option(help="The published activation and epsilon, not those that the source's code computes with.")
     ] = False,
+    model_type: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The family, where names do not tell, such as vit_mae.")
+    ] = None,
     num_attention_heads: Heads = None,
     decoder_num_attention_heads: DecoderHeads = None,
     hidden_act: Annotated[str | None, typer.Option(metavar="NAME", help="Instead of the source's.")] = None,
@@ -76,7 +79,7 @@ def command(
     """
     import conversion
 
-    options: dict[str, Any] = {"num_attention_heads": num_attention_heads,
+    options: dict[str, Any] = {"model_type": model_type, "num_attention_heads": num_attention_heads,
                                "decoder_num_attention_heads": decoder_num_attention_heads, "hidden_act": hidden_act,
                                "layer_norm_eps": layer_norm_eps, "image_size": _size(image_size),
                                "patch_size": _size(patch_size), "num_channels": num_channels}  # fmt: skip
