@@ -1,0 +1,98 @@
+"""The servers beside which `vit serve` is measured, with the same model and image processor: `benchmarks.serving`.
+
+Each is set up as its documentation says for batches: requests are decoded beside the model where it has a place for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from typing import Any
+
+import numpy as np
+
+from vit import Forward, ViTImageProcessor
+
+
+class Classifier:
+    """Bytes of image files -> the most probable label of each, as indices."""
+
+    def __init__(self, checkpoint: str, framework: str) -> None:
+        self.processor = ViTImageProcessor.from_pretrained(checkpoint)
+        self.forward = Forward(checkpoint, framework)
+
+    def decode(self, image: bytes) -> np.ndarray:
+        """(channels, height, width) of an image."""
+        return self.processor(image, return_tensors="np", threads=1).pixel_values[0]
+
+    def classify(self, batch: list[np.ndarray]) -> list[int]:
+        """Of images that are decoded."""
+        return [int(index) for index in self.forward(np.stack(batch)).logits.argmax(axis=1)]
+
+
+def litserve(checkpoint: str, framework: str, port: int, batch_size: int, delay: float) -> None:
+    """LitServe, whose workers are processes: one, as the model fills the cores."""
+    import litserve
+
+    class API(litserve.LitAPI):
+        def setup(self, device: str) -> None:
+            self.model = Classifier(checkpoint, framework)
+
+        def decode_request(self, request: dict[str, str]) -> np.ndarray:
+            return self.model.decode(base64.b64decode(request["image"]))
+
+        def batch(self, inputs: list[Any]) -> Any:
+            return inputs
+
+        def predict(self, x: list[np.ndarray]) -> list[int]:
+            return self.model.classify(x)
+
+        def unbatch(self, output: list[int]) -> Any:
+            return output
+
+        def encode_response(self, output: int) -> dict[str, int]:
+            return {"label": output}
+
+    api = API(max_batch_size=batch_size, batch_timeout=delay / 1000, api_path="/classify")
+    litserve.LitServer(api, accelerator="cpu", workers_per_device=1).run(
+        host="127.0.0.1", port=port, generate_client_file=False, log_level="error"
+    )
+
+
+def mlserver(checkpoint: str, framework: str, port: int, batch_size: int, delay: float) -> None:
+    """MLServer with adaptive batching, the model in the server's process."""
+    import asyncio
+
+    from mlserver import MLModel, MLServer
+    from mlserver.settings import ModelSettings, Settings
+    from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
+
+    class Runtime(MLModel):
+        async def load(self) -> bool:
+            self.model = Classifier(checkpoint, framework)
+            return True
+
+        async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+            images = [base64.b64decode(each) for each in payload.inputs[0].data.root]
+            labels = await asyncio.get_running_loop().run_in_executor(None, self._compute, images)
+            output = ResponseOutput(name="label", datatype="INT64", shape=[len(labels)], data=labels)
+            return InferenceResponse(model_name=self.name, id=payload.id, outputs=[output])
+
+        def _compute(self, images: list[bytes]) -> list[int]:
+            return self.model.classify([self.model.decode(each) for each in images])
+
+    settings = Settings(
+        host="127.0.0.1", http_port=port, grpc_port=port + 1, metrics_port=port + 2, parallel_workers=0, debug=False
+    )
+    model = ModelSettings(name="model", implementation=Runtime, max_batch_size=batch_size, max_batch_time=delay / 1000)
+    asyncio.run(MLServer(settings).start([model]))
+
+
+def main() -> None:
+    """Serve: NAME CHECKPOINT FRAMEWORK PORT BATCH_SIZE DELAY."""
+    name, checkpoint, framework, port, batch_size, delay = sys.argv[1:]
+    {"litserve": litserve, "mlserver": mlserver}[name](checkpoint, framework, int(port), int(batch_size), float(delay))
+
+
+if __name__ == "__main__":
+    main()
