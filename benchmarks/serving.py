@@ -1,8 +1,8 @@
-"""`vit serve` beside the model alone, and beside LitServe and MLServer with the same model: `python -m benchmarks.serving`.
+"""`vit serve` beside the model alone, LitServe and MLServer, with the same model: `python -m benchmarks.serving`.
 
-Everything is on loopback: a process that serves, one that asks with so many connections (each sends the next request
-when it has the answer to the last), and for the model alone one that computes batches that lie ready in memory. All take
-turns. `--overload`, `--hostile N` and `--sigterm N` measure instead what happens at four times the load, among broken
+All is on loopback: a process that serves, one that asks with so many connections (each sends the next request when
+it has the answer to the last), and for the model alone one that computes batches that lie in memory. They take turns.
+`--overload`, `--hostile N` and `--sigterm N` measure instead what happens at four times the load, among broken
 requests, and when the server is told to end.
 
 LitServe and MLServer are looked for in folders of their own, as they ask for other releases of what is installed:
@@ -223,7 +223,8 @@ def command_of(server: str, checkpoint: str, framework: str, port: int, batch_si
     """What starts a server."""
     if server == "vit serve":
         return ["-m", "vit", "serve", "-m", f"model={checkpoint}", "-f", framework, "--port", str(port), "--quiet",
-                "--max-batch-size", str(batch_size), "--max-delay-ms", str(delay), "--drain-seconds", "0.5"]  # fmt: skip
+                "--max-batch-size", str(batch_size), "--max-delay-ms", str(delay),
+                "--drain-seconds", "0.5"]  # fmt: skip
     return ["-m", "benchmarks.serving_peers", server, checkpoint, framework, str(port), str(batch_size), str(delay)]
 
 
@@ -329,10 +330,11 @@ def throughput(options: argparse.Namespace, checkpoint: str) -> str:
     if missing:
         text += f"\n\nNot there: {', '.join(missing)}."
     height, width = options.size
+    sizes = ", ".join(f"{rate:.1f} at {size}" for size, rate in alone.items())
     return (
         f"ViT-{options.variant}, {options.framework}, JPEGs of {height} x {width}, {options.connections} connections, "
-        f"{options.seconds:g} seconds, {options.rounds} rounds, batches of at most {served_size}. Of the model alone the "
-        f"best of {', '.join(f'{rate:.1f} at {size}' for size, rate in alone.items())}.\n\n{text}"
+        f"{options.seconds:g} seconds, {options.rounds} rounds, batches of at most {served_size}. The model alone, in "
+        f"images/s: {sizes}; the best of these is what the others are compared with.\n\n{text}"
     )
 
 
@@ -378,7 +380,7 @@ def memory(pid: int) -> int:
 
 
 def hostile(options: argparse.Namespace, checkpoint: str) -> str:
-    """So many requests, a tenth of them broken on purpose, from many connections: whether the others are answered right."""
+    """So many requests, a tenth of them broken on purpose: whether the others are answered rightly."""
     with serving(options, checkpoint, "--max-body-mb", "1") as (process, port, request), Worker() as asking:
         wanted = exchange_json(port, request)
         before = memory(process.pid)
@@ -410,14 +412,15 @@ def hostile_requests(request: bytes) -> list[bytes]:
     head, _, image = request.partition(b"\r\n\r\n")
     bomb = base64.b64decode(BOMB)
     first = head.splitlines()[0]
+    lines = head.replace(b"Content-Length: ", b"Content-Length: 99999999")
     return [
-        b"\x00\x01\x02\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00" * 40, head + b"\r\n\r\n" + image[:100],
-        head.replace(b"Content-Length: ", b"Content-Length: 9999999999"), head + b"\r\nContent-Length: 5\r\n\r\n" + image,
-        head + b"\r\nX: " + b"y" * 50_000 + b"\r\n\r\n", first + b"\r\n" + b"A: b\r\n" * 9_000 + b"\r\n",
-        first.replace(b"/classify", b"/" + b"z" * 50_000) + b"\r\n\r\n", post("/classify", bomb), post("/classify", b"no"),
-        post("/classify", image[: len(image) // 2]), post("/classify?top_k=1&top_k=2", image),
-        post("/classify?model=../../etc/passwd", image), post("/../../etc/passwd", image),
-        post("/v1/models/model:predict", b"[" * 100_000), post("/v1/models/model:predict", b'{"instances": [1e999]}'),
+        b"\x00\x01\x02\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00" * 40, head + b"\r\n\r\n" + image[:100], lines,
+        head + b"\r\nContent-Length: 5\r\n\r\n" + image, head + b"\r\nX: " + b"y" * 50_000 + b"\r\n\r\n",
+        first + b"\r\n" + b"A: b\r\n" * 9_000 + b"\r\n", b"POST /" + b"z" * 50_000 + b" HTTP/1.1\r\n\r\n",
+        post("/classify", bomb), post("/classify", b"no"), post("/classify", image[: len(image) // 2]),
+        post("/classify?top_k=1&top_k=2", image), post("/classify?model=../../etc/passwd", image),
+        post("/../../etc/passwd", image), post("/v1/models/model:predict", b"[" * 100_000),
+        post("/v1/models/model:predict", b'{"instances": [1e999]}'),
         post("/v1/models/model:predict", b'{"instances": [], "instances": []}'),
         post("/v1/models/%2e%2e%2fx:predict", b'{"instances": [{"b64": "eA"}]}'),
         post("/v2/models/model/infer", b'{"inputs": [{"name": [], "shape": {}, "datatype": null}]}'),

@@ -18,6 +18,8 @@ import pytest
 from vit import cli, predict
 from vit.cli.serve import named, read_key, vertex_ai
 from vit.errors import InputError
+from vit.serving import Limits, create_app
+from vit.serving.server import Server, listen
 
 from .served import LABELS, Process, checkpoint, onnx_file, picture, process
 
@@ -103,6 +105,51 @@ def test_hostile_requests_are_refused_and_the_others_answered(server: Process, f
         assert (status, found["results"][0]["labels"]) == (200, list(wanted.labels))
     assert not [line for line in server.said if "Traceback" in line]
     assert server.memory() - before < 50 * 2**20
+
+
+def test_a_slow_client_is_told_so_and_the_others_are_answered(folder: Path) -> None:
+    limits = Limits(header_seconds=0.4, body_seconds=0.4, max_connections=6)
+    listener = listen("127.0.0.1", 0)
+    address = listener.getsockname()
+    app = create_app(folder, "pt", limits=limits, wait=False)
+    server = Server(app, drain_seconds=0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while raw(address, b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")[9:12] != b"200":
+        time.sleep(0.05)
+    half = b"POST /classify HTTP/1.1\r\nHost: x\r\n"
+    asks = HEAD.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n") % 9
+    for data, said in ((b"", b"408"), (half[:9], b"408"), (half, b"408"), (HEAD % 9 + b"abc", b"408"), (asks, b"100")):
+        begin = time.monotonic()
+        answer = raw(address, data)
+        assert answer[9:12] == said, answer
+        assert b"408" in answer
+        assert b"connection: close" in answer.lower()
+        assert time.monotonic() - begin < 4  # of 0.4
+    held = [socket.create_connection(address) for _ in range(6)]
+    assert b"503" in raw(address, b"GET /health/live HTTP/1.1\r\n\r\n")[:12]
+    for each in held:
+        each.close()
+    trickling = in_threads(4, lambda i: trickle(address))
+    assert post(address)[0] == 200
+    for thread_ in trickling:
+        thread_.join(20)
+        assert not thread_.is_alive()
+    assert app.state.service.bodies == 0
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def trickle(address: tuple[str, int]) -> None:
+    """A byte of a request now and then, until the server has had enough."""
+    with socket.create_connection(address, 5) as connection:
+        try:
+            for byte in HEAD % 1000:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.05)
+        except OSError:
+            return
 
 
 def test_overload_is_answered_and_passes(server: Process) -> None:

@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,13 +68,7 @@ def run(app: FastAPI, listener: socket.socket, *, drain_seconds: float = 1.0, gr
     Raises:
         Exception: whatever kept the models from being loaded.
     """
-    service: Service = app.state.service
-    protocol = type("Protocol", (_Protocol,), {"limits": service.limits, "service": service})
-    config = uvicorn.Config(
-        app, http=protocol, ws="none", log_config=None, access_log=False, server_header=False, lifespan="on",
-        timeout_keep_alive=75, timeout_graceful_shutdown=max(1, round(grace_seconds)), backlog=2048,
-    )  # fmt: skip
-    server = _Server(config, app, drain_seconds)
+    server = Server(app, drain_seconds, grace_seconds)
     server.run(sockets=[listener])
     if server.failed is not None:
         raise server.failed
@@ -84,7 +79,6 @@ class _Protocol(HttpToolsProtocol):
     """A connection, whose requests' lines and headers end soon and are no larger than they may be."""
 
     limits: Limits
-    service: Service
     _began: asyncio.TimerHandle | None = None
     _size = 0
     last = 0.0
@@ -155,10 +149,16 @@ class _Protocol(HttpToolsProtocol):
         return answered and self._size == 0 and self.loop.time() - self.last > QUIET
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's, with our signals."""
+class Server(uvicorn.Server):
+    """uvicorn's, with our connections and signals; the arguments are those of `run`."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_seconds: float) -> None:
+    def __init__(self, app: FastAPI, drain_seconds: float = 1.0, grace_seconds: float = 60.0) -> None:
+        limits = app.state.service.limits
+        config = uvicorn.Config(
+            app, http=type("Protocol", (_Protocol,), {"limits": limits}), ws="none", lifespan="on", log_config=None,
+            access_log=False, server_header=False, timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, round(grace_seconds)),
+        )  # fmt: skip
         super().__init__(config)
         self.application, self.drain_seconds = app, drain_seconds
         self.failed: BaseException | None = None
@@ -167,6 +167,9 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
+        if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+            yield
+            return
         handlers: dict[str, Any] = {"SIGTERM": self._end, "SIGINT": self._end_now, "SIGHUP": self._reload}
         known = {getattr(signal, name): call for name, call in handlers.items() if hasattr(signal, name)}
         for number, call in known.items():
