@@ -46,7 +46,7 @@ FEWER = {"--epochs 6": "--steps 2", "epochs=6": "steps=2", "-o flowers\n": "-o f
 """What a page says -> what is run of it: a training's first steps."""
 
 RUNNER = """
-import json, os, signal, socket, subprocess, sys, time, urllib.request
+import atexit, json, os, signal, socket, subprocess, sys, time, urllib.request
 import vit
 from vit.cli import main
 assert vit.__file__.startswith(os.environ["PYTHONPATH"]), vit.__file__  # the wheel, not the checkout
@@ -62,6 +62,7 @@ for kind, line, code in json.load(sys.stdin):
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         server = subprocess.Popen([sys.executable, "-m", "vit", *code, "--port", str(port)])
+        atexit.register(server.kill)  # a page that fails leaves no server
         for _ in range(600):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready").read()
@@ -251,3 +252,13 @@ def test_checkpoints_that_are_listed_have_the_shapes_of_their_configurations() -
         pooler = {"add_pooling_layer": True} if kind == "ViTModel" and name.startswith("google/") else {}
         count = sum(math.prod(shape) for shape in config.parameter_shapes(head, **pooler).values())
         assert f"{count / 1e6:,.1f}" == millions, name
+
+
+def test_from_a_clone_to_an_answer_of_a_server_are_twelve_commands() -> None:
+    page = PAGES["tutorial.md"].read_text()
+    commands = ["git clone"]
+    for block in BLOCK.finditer(page[: page.index("curl") + page[page.index("curl") :].index("```") + 3]):
+        lines = [line for line in block["text"].splitlines() if line.strip()]
+        commands += ["python"] if block["language"] == "python" else lines
+    assert commands[-1].startswith("curl")
+    assert len(commands) <= 12, commands
