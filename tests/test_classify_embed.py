@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from vit import InputError, ViTConfig, ViTImageProcessor, predict
+from vit import InputError, ViTConfig, ViTImageProcessor, locks, predict
 from vit.cli import batch, frameworks, images, journal, main, tables
 from vit.errors import install_line
 
@@ -482,7 +482,7 @@ def test_force_begins_again(photos, tmp_path, capsys):
 )
 def test_two_processes_do_not_write_one_file(task, output, other, photos, tmp_path, capsys):
     output = tmp_path / output
-    with journal.locked(tables.files(tmp_path / other)):
+    with locks.locked(tables.files(tmp_path / other)):
         for more in ((), ("--resume",), ("--force",)):
             status, _, err = run(capsys, task, photos, "-o", output, *more)
             assert (status, err.count("\n")) == (2, 1)
@@ -493,7 +493,7 @@ def test_two_processes_do_not_write_one_file(task, output, other, photos, tmp_pa
 
 def test_what_another_run_wrote_meanwhile_is_not_replaced(photos, tmp_path, capsys, monkeypatch):
     """Between the check and the lock."""
-    output, locked = tmp_path / "rows.npy", journal.locked
+    output, locked = tmp_path / "rows.npy", locks.locked
 
     def late(paths: list[Path]) -> Any:
         (tmp_path / "rows.jsonl").write_text("of another run")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import FRAMEWORKS, InputError, shown
+from ..locks import locked
 from . import images, tables
 from .frameworks import DIGITS, FOR_PHOTOGRAPHS, check_default, choose_one, open_model
-from .journal import locked
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, MissingFrameworkError, install_line, shown
-from .journal import Journal, beside, cannot, open_own, sync
+from ..locks import beside, open_own
+from .journal import Journal, cannot, sync
 
 if TYPE_CHECKING:
     import numpy as np

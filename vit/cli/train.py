@@ -19,7 +19,6 @@ import typer
 from ..errors import ConfigError, InputError, shown, summary
 from ..training.recipe import PRESETS, Recipe
 from .frameworks import DIGITS, choose_one, import_quietly
-from .journal import locked
 from .options import (
     CacheDir,
     Device,
@@ -72,6 +71,9 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run, in any framework.")] = False,
     force: Force = False,
     strict: Strict = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Each of several processes holds a part of the parameters and moments.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     **fields: Any,
@@ -94,6 +96,7 @@ def command(
 
     from .. import families, hub
     from ..inference import device_name
+    from ..training.processes import place
     from ..training.run import train
 
     start: Any = model or DIGITS
@@ -104,7 +107,7 @@ def command(
         start = families.config_class(family).variant(variant, **size)
     if device is not None:
         device = device_name(device, extra)
-    with locked([output]), _progress(quiet or as_json) as progress, _signals() as caught:
+    with _progress(quiet or as_json or place(extra)[0] > 0) as progress, _signals() as caught:
         bar = progress.add_task("Reading the data", total=None)
 
         def report(row: dict[str, Any]) -> None:
@@ -114,9 +117,11 @@ def command(
 
         run = train(
             data, start, output, extra, recipe, from_scratch=from_scratch, resume=resume, force=force, strict=strict,
-            workers=workers, device=device, report=report, should_stop=lambda: bool(caught),
+            shard=shard, workers=workers, device=device, report=report, should_stop=lambda: bool(caught),
             command=shlex.join(["vit", *sys.argv[1:]]),
         )  # fmt: skip
+    if not run.is_first:
+        return 128 + caught[0] if caught and not run.is_done else 0
     for note in run.notes:
         typer.echo(f"vit: {note}", err=True)
     if run.broken:

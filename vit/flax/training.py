@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,34 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ..training.processes import ALONE, Processes
 from ..training.recipe import Recipe
 from ..training.schedule import Group, ema_decay, parameter_groups, seed_of
 from ..training.state import ONE_FILE, slots
 from ..weights import from_local, local_name, to_local
+
+# === Processes ===
+
+
+class Joined(Processes):
+    """The processes that JAX_COORDINATOR_ADDRESS brings together."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(rank, size)
+        if not jax.distributed.is_initialized():
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+            jax.distributed.initialize(num_processes=size, process_id=rank)
+        self.devices = jax.local_device_count()
+
+    def gather(self, array: np.ndarray) -> np.ndarray:
+        return np.asarray(multihost_utils.process_allgather(array))
+
+
+join = cache(Joined)  # once in a process
+
 
 # === Loss ===
 
@@ -72,6 +96,9 @@ def distillation_loss(recipe: Recipe, logits: Array, teacher: Array) -> Array:
 
 # === One step ===
 
+AXES = ("data", "parameters")
+"""Of the mesh of devices: a batch lies along both, and what is trained along the second."""
+
 
 class Trainer:
     """A model that a recipe trains, step by step.
@@ -81,13 +108,16 @@ class Trainer:
         recipe: how.
         tensors: "slot.parameter" -> array as `tensors` gave them, to go on; None to begin.
         step: how many steps there were.
+        processes: those that train it together, each with its part of every batch.
+        shard: whether each of them holds a part of the parameters and moments, instead of all.
     """
 
     def __init__(
-        self, model: Any, recipe: Recipe, tensors: Mapping[str, np.ndarray] | None = None, step: int = 0
-    ) -> None:
+        self, model: Any, recipe: Recipe, tensors: Mapping[str, np.ndarray] | None = None, step: int = 0,
+        processes: Processes = ALONE, shard: bool = False,
+    ) -> None:  # fmt: skip
         model.train()
-        self.recipe = recipe
+        self.recipe, self.whole = recipe, None
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if recipe.dtype == "mixed_bfloat16":
@@ -98,12 +128,20 @@ class Trainer:
         tx = _transformation(recipe, {place: groups[name] for place, name in self.places.items()})
         optimizer = nnx.Optimizer(model, tx, wrt=self.trained)
         averages = jax.tree.map(jnp.copy, nnx.state(model, self.trained)) if recipe.ema else nnx.State({})
-        self.model, self.optimizer, self.averages = model, optimizer, averages
+        self.model, self.optimizer, self.averages = model, optimizer, averages  # whole, until they are spread
         if tensors is not None:
             self._restore(tensors, step)
-        self.graph, self.state = nnx.split((model, optimizer))
+        self.graph, state = nnx.split((model, optimizer))
+        devices = jax.devices() if processes.size > 1 else list(jax.tree.leaves(state)[0].devices())
+        shape = (1, len(devices)) if shard else (len(devices), 1)
+        self.mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+        self.by_rows = NamedSharding(self.mesh, PartitionSpec(AXES))
+        self.state, self.averages = (jax.tree.map(self._spread, each) for each in (state, averages))
+        nnx.update((model, optimizer), self.state)
+        out = (*(jax.tree.map(lambda each: each.sharding, each) for each in (self.state, self.averages)), None)
         self.is_averaged = False
-        self._compiled, self._forward = jax.jit(self._step, donate_argnums=(0, 1)), jax.jit(self._evaluate)
+        self._compiled = jax.jit(self._step, donate_argnums=(0, 1), out_shardings=out)
+        self._forward = jax.jit(self._evaluate, out_shardings=self.by_rows)
 
     def step(self, batch: Mapping[str, np.ndarray], step: int, rate: float) -> Array:
         """Take one step.
@@ -118,7 +156,8 @@ class Trainer:
         """
         key = jax.random.key(seed_of(self.recipe, "dropout", step) & 0x7FFFFFFF)
         keep = ema_decay(self.recipe, step)
-        self.state, self.averages, loss = self._compiled(self.state, self.averages, dict(batch), rate, key, keep)
+        arrays = jax.tree.map(self._rows, dict(batch))
+        self.state, self.averages, loss = self._compiled(self.state, self.averages, arrays, rate, key, keep)
         return loss
 
     def _step(self, state: Any, averages: Any, batch: Any, rate: Any, key: Any, keep: Any) -> tuple[Any, Any, Array]:
@@ -127,7 +166,7 @@ class Trainer:
         gradient = nnx.value_and_grad(loss_of, argnums=nnx.DiffState(0, self.trained))
         loss, gradients = 0.0, None
         for i in range(parts):
-            part = {name: jnp.split(array, parts)[i] for name, array in batch.items()}
+            part = jax.tree.map(partial(_part, i, parts, self.mesh.size), batch)
             part_loss, parted = gradient(model, recipe, part, nnx.Rngs(dropout=jax.random.fold_in(key, i)))
             parted = jax.tree.map(lambda each: each / parts, parted)
             gradients = parted if gradients is None else jax.tree.map(jnp.add, gradients, parted)
@@ -140,7 +179,10 @@ class Trainer:
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         """What the model says of images in evaluation: (batch, num_labels)."""
-        return np.asarray(self._forward(self.state, self.averages if self.is_averaged else None, pixel_values))
+        averages = self.averages if self.is_averaged else None
+        logits = self._forward(self.state, averages, self._rows(pixel_values))
+        own = sorted(logits.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return np.concatenate([shard.data for shard in own])
 
     def _evaluate(self, state: Any, averages: Any, pixel_values: Any) -> Array:
         model, _ = nnx.merge(self.graph, state)
@@ -149,14 +191,35 @@ class Trainer:
         model.eval()
         return model(pixel_values, return_dict=True)["logits"].astype(jnp.float32)
 
+    def _rows(self, array: np.ndarray) -> Array:
+        """This process's rows of an array that lies on all devices."""
+        return jax.make_array_from_process_local_data(self.by_rows, array)
+
+    def _spread(self, array: Any) -> Array:
+        """An array on all devices: whole, or, along "parameters", its longest side that divides in parts."""
+        parts, shape = self.mesh.shape["parameters"], array.shape
+        divisible = [i for i, side in enumerate(shape) if side and side % parts == 0]
+        longest = max(divisible, key=lambda i: shape[i], default=None)
+        spec = PartitionSpec(*("parameters" if i == longest else None for i in range(len(shape))))
+        held = np.asarray(array)
+        return jax.make_array_from_callback(shape, NamedSharding(self.mesh, spec), lambda index: held[index])
+
     # === State ===
+
+    def gather(self) -> None:
+        """Bring a model in shards to the first process, which may then `save` it. Every process calls this."""
+        nnx.update((self.model, self.optimizer), self.state)
+        state = nnx.state(self.model)
+        if self.is_averaged:
+            state = nnx.merge_state(state, self.averages)
+        self.whole = jax.tree.map(_whole, state)
 
     def save(self, folder: Path) -> None:
         """Write the model's checkpoint, one file of weights, into a folder."""
-        nnx.update((self.model, self.optimizer), self.state)
-        if self.is_averaged:
-            nnx.update(self.model, self.averages)
-        self.model.save_pretrained(folder, max_shard_size=ONE_FILE)
+        if self.whole is None:
+            self.gather()
+        self.model.save_pretrained(folder, max_shard_size=ONE_FILE, params=self.whole)
+        self.whole = None
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -172,7 +235,7 @@ class Trainer:
         nnx.update((self.model, self.optimizer), self.state)
         shapes = self.model.config.parameter_shapes(head=self.model.head, **self.model._base().parts())
         return {
-            name: from_local(name, np.asarray(variable[...]), shapes[name.partition(".")[2]], "flax")
+            name: from_local(name, np.asarray(_whole(variable[...])), shapes[name.partition(".")[2]], "flax")
             for name, variable in self._variables().items()
         }
 
@@ -191,6 +254,21 @@ class Trainer:
             for slot, state in states.items()
             for path, variable in nnx.to_flat_state(state)
         }
+
+
+def _part(number: int, parts: int, devices: int, array: Array) -> Array:
+    """One of the parts of a batch (rows, ...), of the rows of every device as many."""
+    split = array.reshape(devices, parts, -1, *array.shape[1:])
+    return split[:, number].reshape(-1, *array.shape[1:])
+
+
+def _whole(array: Array) -> Array:
+    """The whole of an array that may be in shards, some of which other processes have."""
+    if array.is_fully_addressable:
+        return array
+    return jnp.asarray(
+        np.asarray(array) if array.is_fully_replicated else multihost_utils.process_allgather(array, tiled=True)
+    )
 
 
 def _transformation(recipe: Recipe, groups: Mapping[str, Group]) -> optax.GradientTransformationExtraArgs:

@@ -5,19 +5,48 @@ Side by side with vit/tf/training.py and vit/flax/training.py: the same function
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..training.processes import ALONE, Processes
 from ..training.recipe import Recipe
 from ..training.schedule import Group, ema_decay, parameter_groups, seed_of
 from ..training.state import ONE_FILE, slots
+from .attention import RelativePositionBias
+from .saving import parameters
+
+# === Processes ===
+
+
+class Joined(Processes):
+    """The processes that torchrun began, which speak by gloo, and by NCCL of what is on GPUs, one each."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(rank, size)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        if not dist.is_initialized():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+    def gather(self, array: np.ndarray) -> np.ndarray:
+        own = torch.from_numpy(np.ascontiguousarray(array))
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(found, own)
+        return np.stack([each.numpy() for each in found])
+
+
+join = cache(Joined)  # once in a process
+
 
 # === Loss ===
 
@@ -77,17 +106,22 @@ class Trainer:
         recipe: how.
         tensors: "slot.parameter" -> array as `tensors` gave them, to go on; None to begin.
         step: how many steps there were.
+        processes: those that train it together, each with its part of every batch.
+        shard: whether each of them holds a part of the parameters and moments, instead of all.
     """
 
     def __init__(
-        self, model: Any, recipe: Recipe, tensors: Mapping[str, np.ndarray] | None = None, step: int = 0
-    ) -> None:
-        self.model, self.recipe = model.train(), recipe
+        self, model: Any, recipe: Recipe, tensors: Mapping[str, np.ndarray] | None = None, step: int = 0,
+        processes: Processes = ALONE, shard: bool = False,
+    ) -> None:  # fmt: skip
+        self.model, self.recipe, self.processes = model.train(), recipe, processes
+        self.whole: dict[str, Tensor] | None = None  # of a model in shards, between `gather` and `save`
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         groups = parameter_groups(model.config, model.head, recipe)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in groups)
+        self.called = _spread(model, processes, shard)
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if name in groups}
         self.optimizer = _optimizer(recipe, self.parameters, groups)
         self.averages = {n: p.detach().clone() for n, p in self.parameters.items()} if recipe.ema else {}
@@ -106,14 +140,16 @@ class Trainer:
             The loss, a scalar that need not be computed yet.
         """
         recipe, device = self.recipe, self.model.device
-        torch.manual_seed(seed_of(recipe, "dropout", step))
+        torch.manual_seed(seed_of(recipe, "dropout", step, self.processes.rank))
         tensors = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
         loss = torch.zeros((), device=device)
         for i in range(recipe.accumulate):
             part = {name: tensor.chunk(recipe.accumulate)[i] for name, tensor in tensors.items()}
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "mixed_bfloat16"):
-                part_loss = loss_of(self.model, recipe, part) / recipe.accumulate
-            part_loss.backward()
+            is_last = i == recipe.accumulate - 1
+            with nullcontext() if is_last or self.called is self.model else self.called.no_sync():
+                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "mixed_bfloat16"):
+                    part_loss = loss_of(self.called, recipe, part) / recipe.accumulate
+                part_loss.backward()
             loss = loss + part_loss.detach()
         if recipe.clip_norm:
             clip(list(self.parameters.values()), recipe.clip_norm)
@@ -137,9 +173,14 @@ class Trainer:
 
     # === State ===
 
+    def gather(self) -> None:
+        """Bring a model in shards to the first process, which may then `save` it. Every process calls this."""
+        self.whole = parameters(self.model) if _is_sharded(self.model) else None
+
     def save(self, folder: Path) -> None:
         """Write the model's checkpoint, one file of weights, into a folder."""
-        self.model.save_pretrained(folder, max_shard_size=ONE_FILE)
+        self.model.save_pretrained(folder, max_shard_size=ONE_FILE, state_dict=self.whole)
+        self.whole = None
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -155,24 +196,70 @@ class Trainer:
                     self.parameters[name].copy_(value)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """What the optimiser carries, "slot.parameter" -> array, under the names and in the layout of a checkpoint."""
-        found = {}
+        """What the optimiser carries, "slot.parameter" -> array, under the names and in the layout of a checkpoint.
+
+        Every process calls this; of a model in shards the first alone has them.
+        """
+        found: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             state = self.optimizer.state[parameter]
             for slot in slots(self.recipe):
                 value = state.get(slot)
-                found[f"{slot}.{name}"] = (torch.zeros_like(parameter) if value is None else value).cpu().numpy()
-        return found | {f"ema.{name}": average.cpu().numpy() for name, average in self.averages.items()}
+                found[f"{slot}.{name}"] = torch.zeros_like(parameter) if value is None else value
+        found |= {f"ema.{name}": average for name, average in self.averages.items()}
+        arrays = ((name, _array(value, self.processes)) for name, value in found.items())
+        return {name: array for name, array in arrays if array is not None}
 
     def _restore(self, tensors: Mapping[str, np.ndarray], step: int) -> None:
         for name, parameter in self.parameters.items():
             for slot in slots(self.recipe):
-                value = torch.from_numpy(tensors[f"{slot}.{name}"]).to(parameter, copy=True)
-                self.optimizer.state[parameter][slot] = value
+                self.optimizer.state[parameter][slot] = _like(parameter, tensors[f"{slot}.{name}"])
             if self.recipe.optimizer == "adamw":
                 self.optimizer.state[parameter]["step"] = torch.tensor(float(step))
         for name, average in self.averages.items():
-            average.copy_(torch.from_numpy(tensors[f"ema.{name}"]))
+            average.copy_(_like(average, tensors[f"ema.{name}"]))
+
+
+def _spread(model: Any, processes: Processes, shard: bool) -> Any:
+    """What is called in the place of a model that several processes train: DDP's, or, with `shard`, FSDP 2's."""
+    if processes.size == 1:
+        return model
+    if shard:
+        from torch.distributed.fsdp import fully_shard
+
+        biases = [each for each in model.modules() if isinstance(each, RelativePositionBias)]  # called before layers
+        for module in (*biases, *model._stack().layer):
+            fully_shard(module)
+        return fully_shard(model, reshard_after_forward=True)
+    spread = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    spread.config = model.config  # which the loss asks for
+    return spread
+
+
+def _is_sharded(model: torch.nn.Module) -> bool:
+    return any(_is_part(each) for each in model.parameters())
+
+
+def _is_part(value: Any) -> bool:
+    return hasattr(value, "full_tensor")  # torch.distributed.tensor.DTensor, whose import takes long
+
+
+def _array(value: Any, processes: Processes) -> np.ndarray | None:
+    """The whole of what may be in shards; None where the first process alone has it."""
+    if _is_part(value):
+        value = value.full_tensor()
+        return value.cpu().numpy() if processes.is_first else None
+    return value.cpu().numpy()
+
+
+def _like(parameter: Any, array: np.ndarray) -> Tensor:
+    """The part of an array that a parameter has of its own, where it is."""
+    value = torch.from_numpy(array)
+    if _is_part(parameter):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter, copy=True)
 
 
 def _optimizer(recipe: Recipe, parameters: Mapping[str, Tensor], groups: Mapping[str, Group]) -> torch.optim.Optimizer:
@@ -189,5 +276,7 @@ def _optimizer(recipe: Recipe, parameters: Mapping[str, Tensor], groups: Mapping
 def clip(parameters: list[Tensor], most: float) -> None:
     """Scale the gradients so that their norm, all of them together, is at most `most`."""
     gradients = [each.grad for each in parameters if each.grad is not None]
-    factor = (most / torch.nn.utils.get_total_norm(gradients)).clamp(max=1.0)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = norm.full_tensor() if _is_part(norm) else norm
+    factor = (most / norm).clamp(max=1.0)
     torch._foreach_mul_(gradients, factor)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,54 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from ..errors import InputError
+from ..training.processes import ALONE, Processes
 from ..training.recipe import Recipe
 from ..training.schedule import Group, ema_decay, parameter_groups, seed_of
 from ..training.state import ONE_FILE, slots
 from ..weights import from_local, to_local
+
+# === Processes ===
+
+
+class Joined(Processes):
+    """The workers of TF_CONFIG, with a device each, which speak by the collectives of `tf.distribute`."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(rank, size)
+        self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        if self.strategy.num_replicas_in_sync != size:
+            raise InputError(
+                f"{size} workers have {self.strategy.num_replicas_in_sync} devices; give each its own, by "
+                "CUDA_VISIBLE_DEVICES."
+            )
+        self._gather = tf.function(lambda tensor: self._by(_all_gather, tensor), reduce_retracing=True)
+
+    def gather(self, array: np.ndarray) -> np.ndarray:
+        return np.asarray(self._gather(tf.convert_to_tensor(array[None])))
+
+    def mean(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        """The means over the processes of tensors that all of them have."""
+        return self._by(_all_mean, tensors)
+
+    def _by(self, collective: Any, tensors: Any) -> Any:
+        def replica() -> Any:
+            placed = tf.nest.map_structure(tf.identity, tensors)  # on the device, whose others are asked
+            return collective(tf.distribute.get_replica_context(), placed)
+
+        return self.strategy.run(replica)
+
+
+def _all_gather(context: Any, tensor: tf.Tensor) -> tf.Tensor:
+    return context.all_gather(tensor, axis=0)
+
+
+def _all_mean(context: Any, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, tensors)
+
+
+join = cache(Joined)  # once in a process
+
 
 # === Loss ===
 
@@ -79,12 +124,15 @@ class Trainer:
         recipe: how.
         tensors: "slot.parameter" -> array as `tensors` gave them, to go on; None to begin.
         step: how many steps there were.
+        processes: those that train it together, each with its part of every batch.
+        shard: nothing here, where each of them holds all of the parameters and moments.
     """
 
     def __init__(
-        self, model: Any, recipe: Recipe, tensors: Mapping[str, np.ndarray] | None = None, step: int = 0
-    ) -> None:
-        self.model, self.recipe = model, recipe
+        self, model: Any, recipe: Recipe, tensors: Mapping[str, np.ndarray] | None = None, step: int = 0,
+        processes: Processes = ALONE, shard: bool = False,
+    ) -> None:  # fmt: skip
+        self.model, self.recipe, self.processes = model, recipe, processes
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         groups = parameter_groups(model.config, model.head, recipe)
@@ -111,7 +159,7 @@ class Trainer:
             The loss, a scalar that need not be computed yet.
         """
         for i, state in enumerate(self.seeds):
-            state.assign([seed_of(self.recipe, "dropout", step, i) & 0x7FFFFFFF, 0])
+            state.assign([seed_of(self.recipe, "dropout", step, i, self.processes.rank) & 0x7FFFFFFF, 0])
         self.optimizer.rate.assign(rate)
         tensors = {name: tf.convert_to_tensor(array) for name, array in batch.items()}
         return self._compiled(tensors, tf.constant(ema_decay(self.recipe, step), "float64"))
@@ -126,6 +174,8 @@ class Trainer:
             parted = tape.gradient(part_loss, variables, unconnected_gradients="zero")
             gradients = [total + each for total, each in zip(gradients, parted, strict=True)]
             loss = loss + part_loss
+        if isinstance(self.processes, Joined):
+            gradients = self.processes.mean(gradients)
         if recipe.clip_norm:
             gradients = clip(gradients, recipe.clip_norm)
         self.optimizer.apply(gradients, list(self.parameters.values()))
@@ -138,6 +188,9 @@ class Trainer:
         return np.asarray(tf.cast(self._forward(tf.convert_to_tensor(pixel_values)), "float32"))
 
     # === State ===
+
+    def gather(self) -> None:
+        """Nothing: every process has the whole model."""
 
     def save(self, folder: Path) -> None:
         """Write the model's checkpoint, one file of weights, into a folder."""

@@ -107,7 +107,9 @@ def erase(pixel_values: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def mix(batch: Batch, mixup: float, cutmix: float, rng: np.random.Generator) -> Batch:
-    """Mix each image of a batch, and its targets, with one from its other end.
+    """Mix each image of a batch, and its targets, with that half a batch further.
+
+    So the processes that have every n-th image of a batch have the partners, too.
 
     Args:
         batch: pixel_values (batch, channels, height, width) and targets (batch, num_labels).
@@ -120,7 +122,8 @@ def mix(batch: Batch, mixup: float, cutmix: float, rng: np.random.Generator) -> 
     cuts = bool(cutmix) and (not mixup or rng.random() < 0.5)
     alpha = cutmix if cuts else mixup
     part = rng.beta(alpha, alpha)
-    pixel_values, others = batch["pixel_values"], batch["pixel_values"][::-1]
+    pixel_values, half = batch["pixel_values"], len(batch["pixel_values"]) // 2
+    others = np.roll(pixel_values, half, axis=0)
     if cuts:
         height, width = pixel_values.shape[2:]
         h, w = (round(side * math.sqrt(1 - part)) for side in (height, width))
@@ -131,5 +134,5 @@ def mix(batch: Batch, mixup: float, cutmix: float, rng: np.random.Generator) -> 
     else:
         mixed = pixel_values * np.asarray(part, pixel_values.dtype) + others * np.asarray(1 - part, pixel_values.dtype)
     targets = batch["targets"]
-    targets = (part * targets + (1 - part) * targets[::-1]).astype(targets.dtype)
+    targets = (part * targets + (1 - part) * np.roll(targets, half, axis=0)).astype(targets.dtype)
     return {**batch, "pixel_values": mixed, "targets": targets}

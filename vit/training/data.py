@@ -19,6 +19,7 @@ from ..image_processing import ViTImageProcessor, random_patch_mask
 from ..image_processing.sources import label_of, open_image
 from . import augment
 from .examples import SINGLE, Examples
+from .processes import ALONE, Processes
 from .recipe import Recipe
 from .schedule import seed_of
 
@@ -38,6 +39,7 @@ class Data:
         config: the model's.
         workers: threads that read and augment.
         strict: stop at an image that cannot be read, instead of taking the next in its place.
+        processes: that share every batch, the n-th of them the images n, n + size, n + 2 size, ... of it.
 
     Attributes:
         broken: images that could not be read, and why.
@@ -51,17 +53,21 @@ class Data:
         config: PreTrainedConfig,
         workers: int = 1,
         strict: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         if config.num_channels not in MODES:
             raise InputError(f"The model takes {config.num_channels} channels; images have 1, 3 or 4.")
         self.training, self.recipe, self.processor, self.config = training, recipe, processor, config
-        self.workers, self.strict = workers, strict
+        self.workers, self.strict, self.processes = workers, strict, processes
         self.broken: dict[str, str] = {}
         self._lock = threading.Lock()
         self.dtype = np.float64 if recipe.dtype == "float64" else np.float32
 
     def batches(self, position: Any = None) -> Any:
-        """Grain's iterator of batches without end, whose `get_state` and `set_state` are the position in them.
+        """Grain's iterator of this process's parts of batches without end.
+
+        Args:
+            position: as `position` gave it; None to begin.
 
         Raises:
             MissingFrameworkError: Grain is not installed.
@@ -71,13 +77,18 @@ class Data:
         except ModuleNotFoundError:
             raise MissingFrameworkError(f"Training needs grain. Install it with: {install_line('train')}") from None
         order = grain.MapDataset.range(len(self.training)).shuffle(seed=seed_of(self.recipe, "order") % 2**32)
-        size = self.recipe.batch_size
+        rank, processes = self.processes.rank, self.processes.size
+        size = self.recipe.batch_size // processes
         read = grain.ReadOptions(num_threads=self.workers, prefetch_buffer_size=min(2 * size + self.workers, 500))
-        examples = order.repeat().map_with_index(self.example).to_iter_dataset(read)
+        examples = order.repeat().map_with_index(self.example)[rank::processes].to_iter_dataset(read)
         iterator = iter(examples.batch(size).map(self.finish))
         if position:
-            iterator.set_state(position)
+            iterator.set_state({name: value // processes for name, value in position.items()})
         return iterator
+
+    def position(self, batches: Any) -> dict[str, int]:
+        """Where an iterator of `batches` stands: how many examples all processes have taken."""
+        return {name: value * self.processes.size for name, value in batches.get_state().items()}
 
     def example(self, number: int, index: int) -> Batch:
         """The example of a number, from 0, whose image and target have an index in `training`."""
@@ -104,16 +115,23 @@ class Data:
         return augment.mix(batch, self.recipe.mixup, self.recipe.cutmix, rng)
 
     def evaluation(self, examples: Examples, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(pixel_values, indices) of examples as the image processor gives them, those that can be read."""
+        """(pixel_values, indices) of this process's examples as the image processor gives them, those it can read.
+
+        Every process has as many batches, of at most `batch_size`.
+        """
         from concurrent.futures import ThreadPoolExecutor
 
+        rank, processes = self.processes.rank, self.processes.size
         with ThreadPoolExecutor(self.workers) as pool:
-            for first in range(0, len(examples), batch_size):
-                indices = range(first, min(first + batch_size, len(examples)))
+            for first in range(0, len(examples), batch_size * processes):
+                indices = range(first, min(first + batch_size * processes, len(examples)))[rank::processes]
                 arrays = list(pool.map(self._plain, [examples.images[i] for i in indices]))
                 kept = [(i, array) for i, array in zip(indices, arrays, strict=True) if array is not None]
-                if kept:
-                    yield np.stack([array for _, array in kept]), np.array([i for i, _ in kept])
+                yield self._stacked([array for _, array in kept]), np.array([i for i, _ in kept], np.int32)
+
+    def _stacked(self, arrays: list[np.ndarray]) -> np.ndarray:
+        shape = (self.config.num_channels, *to_pair(self.config.image_size))
+        return np.stack(arrays) if arrays else np.zeros((0, *shape), self.dtype)
 
     # === One image ===
 

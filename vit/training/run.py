@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,11 @@ from ..folders import read_current, replace_files, write_text
 from ..image_processing import ViTImageProcessor
 from ..image_processing.processor import available_cpus
 from ..inference import Forward, choose_frameworks
+from ..locks import locked
 from . import measures, pictures
 from .data import Data
 from .examples import SINGLE, Examples, Split, read
+from .processes import ALONE, Processes, place
 from .recipe import Recipe
 from .schedule import learning_rate
 from .start import begin, labels_of
@@ -60,6 +62,7 @@ class Run:
         best: the best evaluation's score and step.
         notes: what the user should know about the data.
         broken: images that could not be used, and why.
+        is_first: whether this process is the first of those that trained together, or the only one.
     """
 
     folder: Path
@@ -69,6 +72,7 @@ class Run:
     best: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     broken: dict[str, str] = field(default_factory=dict)
+    is_first: bool = True
 
     @property
     def is_done(self) -> bool:
@@ -87,6 +91,7 @@ def train(
     resume: bool = False,
     force: bool = False,
     strict: bool = False,
+    shard: bool = False,
     workers: int | None = None,
     device: Any = None,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
@@ -94,6 +99,9 @@ def train(
     command: str | None = None,
 ) -> Run:
     """Train a model, in any framework, into a run folder.
+
+    Processes that torchrun, TF_CONFIG or JAX_COORDINATOR_ADDRESS bring together train it together: each of them calls
+    this with the same arguments, and the first writes the run folder, which all of them see.
 
     Args:
         data: a folder with one folder a class, or with train and val of these; a .csv, .jsonl or .parquet file of paths
@@ -106,9 +114,10 @@ def train(
         resume: go on with the run in `output`.
         force: replace the run in `output`.
         strict: stop at the first image that cannot be read, instead of taking another.
+        shard: hold a part of the parameters and moments in each process, instead of all of them (PyTorch, Flax).
         workers: threads that read images; None for one a CPU.
         device: as `from_pretrained` takes it.
-        report: called with each row of metrics.jsonl.
+        report: called with each row of metrics.jsonl, in the first process.
         should_stop: asked after each step; the run then saves and returns.
         command: what the model card says that the run was begun by.
 
@@ -117,39 +126,60 @@ def train(
         stopped or killed in between.
 
     Raises:
-        InputError: data that cannot be used, or a run folder that exists.
+        InputError: data that cannot be used, or a run folder that exists, or that another process writes.
         ConfigError: a recipe that does not fit the model, or another than the run was begun with.
         CheckpointError: a checkpoint that cannot be read.
         TrainingError: the loss is not finite; RUN/last is as it was before.
         ImportError: the framework or Grain is not installed.
     """
     (framework,) = choose_frameworks([framework] if framework else None, "vit train")[:1]
+    room = importlib.import_module(f"vit.{framework}.training")
+    rank, size = place(framework)
+    processes = room.join(rank, size) if size > 1 else ALONE
+    if shard and framework == "tf":
+        raise ConfigError("TensorFlow trains with all parameters in each process; shard in PyTorch or Flax.")
     folder, last = Path(output), Path(output) / LAST
-    begun = _check_output(folder, resume, force)
-    if begun:
+    processes.by_first(lambda: _check_output(folder, resume, force))
+    if resume:
         recipe = _same_recipe(folder, recipe)
     recipe = recipe or Recipe()
+    _check_parts(recipe, processes)
     is_labelled = recipe.objective != "reconstruction"
     split = read(data, recipe.validation if is_labelled else 0.0, recipe.seed, labelled=is_labelled)
     teacher = _teacher(recipe, framework, split)
-    if not begun:
-        start = begin(model, split.training, recipe, from_scratch)
-        with replace_files(last, STALE) as staging:  # an earlier run is whole until this one can be resumed
-            start.write(staging)
-            TrainingState(0, _steps(recipe, split), recipe, split.identity()).write(staging)
-        shutil.rmtree(folder / BEST, ignore_errors=True)
-    with replace_files(folder, None if begun else OUTCOME) as staging:
-        write_text(staging / RECIPE, recipe.to_json())
-    opened = checkpoint.Checkpoint(last)
-    head = checkpoint.head_of(opened)
-    if head is None:
-        raise InputError(f"{shown(last)} has no head; it is not what a run left.")
-    state = TrainingState.read(last, opened.config, head)
-    if state.data != split.identity():
-        raise InputError(f"{shown(folder)} was begun with other images or labels than {shown(data)}; give the same.")
-    split = _as_labelled(split, opened.config)
-    loop = _Loop(folder, framework, state, split, opened.config, head, strict, workers, device, command, teacher)
-    return loop.run(report, should_stop)
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            start = None if resume else begin(model, split.training, recipe, from_scratch)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked([folder]))
+            _check_output(folder, resume, force)  # again, as nobody else can change it now
+            if start is not None:
+                with replace_files(last, STALE) as staging:  # an earlier run is whole until this one can be resumed
+                    start.write(staging)
+                    TrainingState(0, _steps(recipe, split), recipe, split.identity()).write(staging)
+                shutil.rmtree(folder / BEST, ignore_errors=True)
+            with replace_files(folder, None if resume else OUTCOME) as staging:
+                write_text(staging / RECIPE, recipe.to_json())
+
+        processes.by_first(enter)
+        opened = checkpoint.Checkpoint(last)
+        head = checkpoint.head_of(opened)
+        if head is None:
+            raise InputError(f"{shown(last)} has no head; it is not what a run left.")
+        state = TrainingState.read(last, opened.config, head)
+        if state.data != split.identity():
+            raise InputError(
+                f"{shown(folder)} was begun with other images or labels than {shown(data)}; give the same."
+            )
+        split = _as_labelled(split, opened.config)
+        processor = ViTImageProcessor.from_pretrained(last)
+        loader = Data(split.training, recipe, processor, opened.config, workers or available_cpus(), strict, processes)
+        loader.broken |= split.skipped
+        network = load(last, framework, recipe, head, opened.config, device)
+        trainer = room.Trainer(network, recipe, state.tensors, state.step, processes, shard)
+        loop = _Loop(folder, framework, state, split, opened.config, loader, trainer, teacher, processes, command)
+        return loop.run(report, should_stop)
 
 
 # === Before the loop ===
@@ -159,11 +189,11 @@ def _steps(recipe: Recipe, split: Split) -> int:
     return recipe.steps or max(1, round(recipe.epochs * len(split.training) / recipe.batch_size))
 
 
-def _check_output(folder: Path, resume: bool, force: bool) -> bool:
-    """Whether there is a run to go on with.
+def _check_output(folder: Path, resume: bool, force: bool) -> None:
+    """Refuse to replace what must not be replaced, and to resume nothing.
 
     Raises:
-        InputError: there is something that must not be replaced, or nothing to resume.
+        InputError: that.
     """
     is_run = any((folder / LAST / where / STATE).is_file() for where in ("", ".complete"))
     if resume and force:
@@ -176,7 +206,21 @@ def _check_output(folder: Path, resume: bool, force: bool) -> bool:
     if not (resume or is_empty or (force and is_run)):
         what = "a run; give --resume to go on, or --force to begin again" if is_run else "other files; give another"
         raise InputError(f"{shown(folder)} holds {what}.")
-    return resume
+
+
+def _check_parts(recipe: Recipe, processes: Processes) -> None:
+    """Every batch has as many images for each process, device and part, and the partners of mixing with them.
+
+    Raises:
+        ConfigError: that cannot be.
+    """
+    mixing = 2 if recipe.mixup or recipe.cutmix else 1
+    shares = processes.size * math.lcm(processes.devices * recipe.accumulate, mixing)
+    if processes.size > 1 and recipe.batch_size % shares:
+        raise ConfigError(
+            f"batch_size is {recipe.batch_size}, which {processes.size} processes cannot share; expected a multiple of "
+            f"{shares}."
+        )
 
 
 def _same_recipe(folder: Path, recipe: Recipe | None) -> Recipe:
@@ -229,19 +273,14 @@ def load(folder: Path, framework: str, recipe: Recipe, head: str, config: PreTra
 
 class _Loop:
     def __init__(
-        self, folder: Path, framework: str, state: TrainingState, split: Split, config: PreTrainedConfig, head: str,
-        strict: bool, workers: int | None, device: Any, command: str | None, teacher: Forward | None,
+        self, folder: Path, framework: str, state: TrainingState, split: Split, config: PreTrainedConfig, data: Data,
+        trainer: Any, teacher: Forward | None, processes: Processes, command: str | None,
     ) -> None:  # fmt: skip
-        self.folder, self.framework, self.state, self.split, self.config = folder, framework, state, split, config
+        self.folder, self.framework, self.split, self.config = folder, framework, split, config
+        self.data, self.trainer, self.teacher, self.processes = data, trainer, teacher, processes
         self.recipe, self.command = state.recipe, command
-        self.processor = ViTImageProcessor.from_pretrained(folder / LAST)
-        self.data = Data(split.training, self.recipe, self.processor, config, workers or available_cpus(), strict)
-        self.data.broken |= split.skipped
-        model = load(folder / LAST, framework, self.recipe, head, config, device)
-        room = importlib.import_module(f"vit.{framework}.training")
-        self.trainer = room.Trainer(model, self.recipe, state.tensors, state.step)
-        self.teacher = teacher
-        self.rows = _kept_rows(folder / METRICS, state.step)
+        self.state = dataclasses.replace(state, tensors=None)  # which the trainer has
+        self.rows = _kept_rows(folder / METRICS, state.step) if processes.is_first else []
         self.answers: np.ndarray | None = None
 
     def run(self, report: Callable[[dict[str, Any]], None], should_stop: Callable[[], bool]) -> Run:
@@ -249,13 +288,14 @@ class _Loop:
         every = max(1, round(recipe.evaluate_every * len(self.split.training) / recipe.batch_size))
         batches = self.data.batches(state.position)
         losses: list[Any] = []
+        processes = self.processes
         metrics: dict[str, Any] = {}
         began, first, step = time.perf_counter(), state.step, state.step
         while step < steps:
             rate = learning_rate(recipe, step, steps)
             losses.append(self.trainer.step(self._batch(next(batches)), step, rate))
             step += 1
-            stopping = should_stop()
+            stopping = processes.any(should_stop())
             is_due = step % every == 0 or step == steps
             if step % recipe.log_every == 0 or is_due or stopping:
                 values = self._checked(losses, step)
@@ -268,17 +308,19 @@ class _Loop:
                 if is_due and len(self.split.validation):
                     metrics = self.evaluate()
                     row |= {"validation_loss" if name == "loss" else name: value for name, value in metrics.items()}
-                self._write_rows([row])
-                report({**row, "steps": steps})
+                if processes.is_first:
+                    self._write_rows([row])
+                    report({**row, "steps": steps})
                 if is_due or stopping:
-                    self._save(step, batches.get_state(), metrics, is_due)
+                    self._save(step, self.data.position(batches), metrics, is_due)
                     began = time.perf_counter()
             if stopping:
                 break
         if step > first:  # or the run was at its end already
-            self._finish(metrics)
+            processes.by_first(lambda: self._finish(metrics))
         best = dict(self.state.best)
-        return Run(self.folder, step, steps, metrics, best, self.split.notes, dict(self.data.broken))
+        broken = {name: why for each in processes.told(self.data.broken) for name, why in each.items()}
+        return Run(self.folder, step, steps, metrics, best, self.split.notes, broken, processes.is_first)
 
     def _batch(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.teacher is not None:
@@ -287,7 +329,7 @@ class _Loop:
         return batch
 
     def _checked(self, losses: list[Any], step: int) -> list[float]:
-        values = [float(loss) for loss in losses]
+        values = self.processes.gather(np.array([float(loss) for loss in losses], np.float32)).mean(axis=0).tolist()
         for i, value in enumerate(values):
             if not math.isfinite(value):
                 at = step - len(values) + i + 1
@@ -300,7 +342,8 @@ class _Loop:
     def evaluate(self) -> dict[str, Any]:
         """What `measures.measure` says of the validation images, with the averages of the weights."""
         with self.trainer.averaged():
-            logits, indices = answers(self.trainer.logits, self.data, self.split.validation, self.recipe.batch_size)
+            size = max(1, self.recipe.batch_size // self.processes.size)
+            logits, indices = answers(self.trainer.logits, self.data, self.split.validation, size)
         examples = self.split.validation.take(indices)
         self.answers = measures.confusion(logits, examples.targets)
         return measures.measure(examples.problem_type, logits, examples.targets)
@@ -313,18 +356,22 @@ class _Loop:
         if improved:
             best = {"step": step, "score": metrics["score"], "metrics": metrics}
         if improved or (is_due and not metrics):  # without evaluation the last is the best
-            with replace_files(self.folder / BEST, STALE) as staging:
-                with self.trainer.averaged():
-                    self.trainer.save(staging)
-                self.processor.save_pretrained(staging)
-                write_text(staging / CARD, self._card(step, metrics))
+            with self.trainer.averaged():
+                self.trainer.gather()
+                self.processes.by_first(lambda: self._write(BEST, step, metrics))
         tensors = self.trainer.tensors()
-        self.state = dataclasses.replace(self.state, step=step, position=position, best=best, tensors=tensors)
-        with replace_files(self.folder / LAST, STALE) as staging:
+        self.trainer.gather()
+        state = dataclasses.replace(self.state, step=step, position=position, best=best)
+        self.processes.by_first(lambda: self._write(LAST, step, metrics, dataclasses.replace(state, tensors=tensors)))
+        self.state = state
+
+    def _write(self, name: str, step: int, metrics: dict[str, Any], state: TrainingState | None = None) -> None:
+        with replace_files(self.folder / name, STALE) as staging:
             self.trainer.save(staging)
-            self.processor.save_pretrained(staging)
+            self.data.processor.save_pretrained(staging)
             write_text(staging / CARD, self._card(step, metrics))
-            self.state.write(staging)
+            if state is not None:
+                state.write(staging)
 
     def _write_rows(self, rows: list[dict[str, Any]]) -> None:
         """Append rows to metrics.jsonl; those of a run that was killed later than its checkpoint go first."""
@@ -382,20 +429,23 @@ def _kept_rows(path: Path, step: int) -> list[dict[str, Any]]:
 def answers(
     logits_of: Callable[[np.ndarray], np.ndarray], data: Data, examples: Examples, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(logits, indices) of the examples that can be read; every call has a batch of the same size.
+    """(logits, indices) of the examples that can be read, of all processes; every call has a batch of the same size.
 
     Raises:
         InputError: none can be read.
     """
     found: list[np.ndarray] = []
     places: list[np.ndarray] = []
-    size = min(batch_size, EVALUATED, max(1, len(examples)))
+    devices, gather = data.processes.devices, data.processes.gather
+    size = math.ceil(min(batch_size, EVALUATED, max(1, len(examples))) / devices) * devices
     batches: Iterator[tuple[np.ndarray, np.ndarray]] = data.evaluation(examples, size)
     for pixel_values, indices in batches:
         short = size - len(indices)
-        padded = np.concatenate([pixel_values, np.repeat(pixel_values[:1], short, axis=0)]) if short else pixel_values
-        found.append(logits_of(padded)[: len(indices)])
-        places.append(indices)
-    if not found:
+        padded = np.pad(pixel_values, [(0, short), (0, 0), (0, 0), (0, 0)])
+        found.extend(gather(logits_of(padded)))
+        places.extend(gather(np.pad(indices, (0, short), constant_values=-1)))
+    logits, indices = (np.concatenate(each) if each else np.zeros(0, int) for each in (found, places))
+    is_there = indices >= 0
+    if not is_there.any():
         raise InputError(f"None of the {len(examples)} images can be read.")
-    return np.concatenate(found), np.concatenate(places)
+    return logits[is_there], indices[is_there]
