@@ -256,6 +256,7 @@ def test_neighbours_are_the_images_of_the_visit_by_the_cosine_of_their_vectors(
     for row, name in zip(rows.all(), wanted, strict=True):
         expect(row.get_by_role("button")).to_have_accessible_name(name)
     rows.first.get_by_role("button").click()
+    expect(page.locator("#stage")).to_be_in_viewport()
     expect(page.locator("#name")).to_have_text(f"{order[0]}.png")
     expect(thumbs(page).nth(int(order[0]))).to_have_attribute("aria-current", "true")
 
@@ -326,17 +327,19 @@ def test_a_server_without_room_or_that_is_gone_can_be_asked_again(page: Page, se
     expect(again).to_be_hidden()
 
 
+BOXES = "ids => ids.map(id => document.querySelector(id).getBoundingClientRect().toJSON())"
+TITLES = ["#stage", "#controls", "#labels-title", "#neighbours-title", "#visit-title"]
+
+
 @in_browser
 def test_a_slow_server_is_waited_for_in_sight_and_nothing_jumps(page: Page, server: Server) -> None:
-    boxes = "ids => ids.map(id => document.querySelector(id).getBoundingClientRect().toJSON())"
-    ids = ["#stage", "#controls", "#labels-title", "#neighbours-title", "#visit-title", "footer"]
-    before = page.evaluate(boxes, ids)
+    before = page.evaluate(BOXES, [*TITLES, "footer"])
     server.go.clear()
     choose(page, file(0))
     expect(page.locator("#working")).to_be_visible()
     expect(page.locator("#stage")).to_have_attribute("aria-busy", "true")
     expect(page.locator("#elapsed")).to_have_text("1 s")
-    assert page.evaluate(boxes, ids) == before
+    assert page.evaluate(BOXES, [*TITLES, "footer"]) == before
     page.get_by_role("button", name="Cancel").press("Enter")
     expect(page.locator("#sentence")).to_have_text("Cancelled.")
     expect(page.locator("#stage")).to_be_focused()
@@ -345,7 +348,7 @@ def test_a_slow_server_is_waited_for_in_sight_and_nothing_jumps(page: Page, serv
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#labels li")).to_have_count(len(LABELS))
     expect(page.locator("#stage")).to_have_attribute("aria-busy", "false")
-    assert page.evaluate(boxes, ids) == before
+    assert page.evaluate(BOXES, [*TITLES, "footer"]) == before
 
 
 @in_browser
@@ -392,6 +395,7 @@ def test_everything_has_a_name_and_is_reached_by_the_keyboard(page: Page) -> Non
     choose(page, file(0), file(1))
     expect(page.locator("#neighbours li")).to_have_count(1)
     names = []
+    page.locator(".skip").focus()
     for _ in range(40):
         page.keyboard.press("Tab")
         names.append(page.evaluate(FOCUSED))
@@ -415,8 +419,10 @@ def test_a_phone_and_a_desktop_show_all_of_it_in_either_scheme(browser: Browser,
         with opened(browser, server, **options) as page:
             photo = page.get_by_text("Take a photo")
             expect(photo).to_be_visible() if phone else expect(photo).to_be_hidden()
+            before = page.evaluate(BOXES, TITLES)
             choose(page, file(0, "a" * 200 + ".png"), *(file(seed) for seed in range(1, 12)))
             expect(page.locator("#neighbours li")).to_have_count(6)
+            assert page.evaluate(BOXES, TITLES) == before
             assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
             colours = page.evaluate(
                 "(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(document.body))"

@@ -134,7 +134,6 @@ function take(files) {
 
 function choose(image) {
   current = image;
-  $("images").children[images.indexOf(image)]?.scrollIntoView({ block: "nearest", inline: "nearest" });
   if (source?.image !== image) {
     source = null;
     decode(image).then((canvas) => {
@@ -144,6 +143,10 @@ function choose(image) {
     });
   }
   show();
+  const strip = $("images"), { offsetLeft, offsetWidth } = strip.children[images.indexOf(image)];
+  const left = offsetLeft - strip.offsetLeft;
+  if (left < strip.scrollLeft || left + offsetWidth > strip.scrollLeft + strip.clientWidth) strip.scrollLeft = left - offsetWidth;
+  $("stage").scrollIntoView({ block: "nearest" });
   work();
 }
 
