@@ -105,7 +105,7 @@ def test_an_image_in_strips_equals_transformers(monkeypatch, resample, cpus):
     image = np.ascontiguousarray(skimage.data.retina())  # 1411 x 1411: 6 MB
     assert image.nbytes > 2 * processor._STRIP
     for pixels in (image, image[..., :1].copy(), image.transpose(2, 0, 1), Image.fromarray(image)):
-        for size in ((100, 224), (224, 1411), (1411, 100)):
+        for size in ((100, 224), (224, 1411), (1411, 100), (200, 1000)):  # by columns first, the last one
             options = {"resample": resample, "size": size, "do_normalize": False, "return_tensors": "np"}
             expected = transformers.ViTImageProcessor()(pixels, **options).pixel_values
             assert_same(ViTImageProcessor()(pixels, **options).pixel_values, expected)

@@ -550,7 +550,8 @@ def _resize(
     """Resize a Pillow image, or uint8 (height, width, channels) of at most 4 channels, by Pillow.
 
     Pillow resizes along rows first, rounds to 8 bits, and then along columns: rows in strips are the same, without a
-    copy of a large array, and by several threads. Not with alpha, which is multiplied in and out around both steps.
+    copy of a large array, and by several threads. Not with alpha, which is multiplied in and out around both steps, nor
+    where Pillow 13 takes the columns first, as it does where more than twice as many rows as columns go.
     """
     height, width, channels = (
         pixels.shape if isinstance(pixels, np.ndarray) else (pixels.height, pixels.width, len(pixels.getbands()))
@@ -564,7 +565,8 @@ def _resize(
     num_bytes = height * width * channels
     threads = min(threads, num_bytes // (_STRIP // 4))  # each has to have enough to do
     strips = max(threads, num_bytes // _STRIP) if threads > 1 or isinstance(pixels, np.ndarray) else 1
-    if strips < 2 or channels not in (1, 3) or resample == Image.Resampling.NEAREST:
+    columns_first = height - size[0] > max(0, 2 * (width - size[1]))
+    if strips < 2 or channels not in (1, 3) or resample == Image.Resampling.NEAREST or columns_first:
         return rows(0, height).resize(size[::-1], resample)
     tops = range(0, height, math.ceil(height / strips))
     bottoms = [*tops[1:], height]
