@@ -325,7 +325,9 @@ def _job(
         dtype=dtype or (stored if stored in format.dtypes else "float32"),
         images=images,
         int8=bool(calibration),
-        calibration=lambda: (_pixels(processor, path, image) for path in calibration),
+        calibration=lambda: (
+            _uint8(path, image[0])[None] if images else _pixels(processor, path, image) for path in calibration
+        ),
         inputs={each: _input(each, image) for each in (format.images if images else format.inputs)},
         outputs=_outputs(opened.config, task, pool, image, format.framework),
         source={"name": _name(model), "sha256": _digests(opened)},

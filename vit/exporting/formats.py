@@ -60,18 +60,31 @@ class Format:
 
 
 FORMATS = {
-    "onnx": Format("ONNX", "onnx", ".onnx", "pt", "onnx", ("onnx", "onnxscript", "onnxruntime"),
-                   ("float32", "float16"), int8=True),
-    "openvino": Format("OpenVINO IR", "openvino", None, "pt", "openvino", ("nncf", "openvino"), ("float32", "float16"),
-                       int8=True, mark="model.xml", own=r"model\.(xml|bin)"),
-    "torch": Format("torch.export", "torch", ".pt2", "pt", "pt", ("torch",), ("float32", "bfloat16", "float16")),
-    "stablehlo": Format("StableHLO", "stablehlo", ".stablehlo", "flax", "flax", ("flax", "jax"),
-                        ("float32", "bfloat16", "float16")),
-    "saved-model": Format("SavedModel of TensorFlow", "saved_model", None, "tf", "tf", ("tensorflow",),
-                          ("float32", "bfloat16", "float16"), mark="1/saved_model.pb", own=r"1/.*",
-                          images=("image_bytes", "string_input", "image_uint8", "pixel_values")),
-    "litert": Format("LiteRT (TensorFlow Lite)", "litert", ".tflite", "tf", "litert", ("tensorflow", "ai_edge_litert"),
-                     ("float32", "float16"), int8=True),
+    "onnx": Format(
+        "ONNX", "onnx", ".onnx", "pt", "onnx", ("onnx", "onnxscript", "onnxruntime"), ("float32", "float16"),
+        int8=True, images=("image_uint8",),
+    ),
+    "openvino": Format(
+        "OpenVINO IR", "openvino", None, "pt", "openvino", ("onnx", "onnxscript", "nncf", "openvino"),
+        ("float32", "float16"), int8=True, images=("image_uint8",), mark="model.xml", own=r"model\.(xml|bin)",
+    ),
+    "torch": Format(
+        "torch.export", "torch", ".pt2", "pt", "pt", ("torch",), ("float32", "bfloat16", "float16"),
+        images=("image_uint8",),
+    ),
+    "stablehlo": Format(
+        "StableHLO", "stablehlo", ".stablehlo", "flax", "flax", ("flax", "jax"), ("float32", "bfloat16", "float16"),
+        images=("image_uint8",),
+    ),
+    "saved-model": Format(
+        "SavedModel of TensorFlow", "saved_model", None, "tf", "tf", ("tensorflow",),
+        ("float32", "bfloat16", "float16"), images=("image_bytes", "string_input", "image_uint8", "pixel_values"),
+        mark="1/saved_model.pb", own=r"1/.*",
+    ),
+    "litert": Format(
+        "LiteRT (TensorFlow Lite)", "litert", ".tflite", "tf", "litert", ("tensorflow", "ai_edge_litert"),
+        ("float32", "float16"), int8=True,
+    ),
 }  # fmt: skip
 """Name -> format."""
 
@@ -92,7 +105,7 @@ class Job:
         dtype: of the weights, by name.
         images: whether the image processor goes into the graph.
         int8: whether linear layers are quantised.
-        calibration: images for that, each (1, channels, height, width) float32, from the beginning at each call.
+        calibration: images for that, each a batch of one for the first of the inputs, from the beginning at each call.
         inputs: name -> {"shape": sizes, None where it is open, "dtype": name}.
         outputs: the same.
         source: {"name", "sha256": {file: digest}} of the checkpoint.
@@ -294,10 +307,11 @@ def parse(text: str | bytes | None, path: Path) -> dict[str, Any]:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong in a library, in one line: the first error of those that led to this one."""
+    """What went wrong in a library: the line of its first error that names an operator, or else the first line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = next((line for line in lines if "aten" in line), next(iter(lines), ""))
     return f"{type(error).__name__}: {shown(line)}" if line else type(error).__name__
 
 

@@ -18,28 +18,43 @@ OPSET = 20
 
 def write(job: Job, path: Path) -> None:
     """Write the model, its weights in the same file up to the 2 GB that it may have."""
-    import torch
     from onnxscript import ir
 
-    from ..pt.export import Served, exported
+    ir.save(graph(job), path)
+    if job.int8:
+        _quantize(path, job)
+    _describe(path, job)
 
-    served = Served(job.model("pt", attn_implementation="eager"), job.task, job.pool)
+
+def graph(job: Job, **options: Any) -> Any:
+    """The model of a job as one of `onnxscript.ir`, without what PyTorch keeps in it for itself.
+
+    Args:
+        job: what is to be exported.
+        **options: of `from_pretrained`.
+    """
+    import torch
+
+    from ..pt.export import exported
+
     with quiet():
         program = torch.onnx.export(
-            exported(served, job.image), opset_version=OPSET, dynamo=True, verbose=False,
+            exported(job, attn_implementation="eager", **options), opset_version=OPSET, dynamo=True, verbose=False,
             input_names=list(job.inputs), output_names=list(job.outputs),
             custom_translation_table={torch.ops.aten.sort.stable: _sort},
         )  # fmt: skip
     assert program is not None
-    graph = program.model.graph
-    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
-    for each in (program.model, graph, *graph, *values):  # where in which file of this machine each comes from
+    model = program.model
+    nodes = list(model.graph)
+    values = [
+        *model.graph.inputs,
+        *model.graph.initializers.values(),
+        *(each for node in nodes for each in node.outputs),
+    ]
+    for each in (model, model.graph, *nodes, *values):  # where in which file of this machine it comes from
         each.metadata_props.clear()
         each.doc_string = None
-    ir.save(program.model, path)
-    if job.int8:
-        _quantize(path, job)
-    _describe(path, job)
+    return model
 
 
 def _sort(values: Any, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
@@ -58,8 +73,8 @@ def _quantize(path: Path, job: Job) -> None:
             self.images = job.calibration()
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            pixel_values = next(self.images, None)
-            return None if pixel_values is None else {"pixel_values": pixel_values}
+            image = next(self.images, None)
+            return None if image is None else dict.fromkeys(job.inputs, image)
 
     whole = path.with_name(f"{path.name}.float32")
     os.rename(path, whole)

@@ -11,30 +11,29 @@ from typing import Any
 import numpy as np
 
 from .formats import NAME, Artifact, Job, parse, quiet
+from .onnx import graph
 
 FILE = "model.xml"
 
 
 def write(job: Job, path: Path) -> None:
-    """Write the model; float16 is that of the stored weights, computation is as the processor allows."""
+    """Write the model, by way of ONNX; float16 is that of the stored weights."""
     openvino = _openvino()
 
-    from ..pt.export import Served, exported
+    from onnxscript import ir
 
-    served = Served(job.model("pt", dtype="float32"), job.task, job.pool)
-    with quiet():
-        model = openvino.convert_model(exported(served, job.image))
-    for ports, names in ((model.inputs, job.inputs), (model.outputs, job.outputs)):
-        for port, name in zip(ports, names, strict=True):
-            port.get_tensor().set_names({name})
+    path.mkdir()
+    passing = path / "model.onnx"
+    ir.save(graph(job, dtype="float32"), passing)
+    model = openvino.convert_model(passing)
     if job.int8:
         import nncf
 
         with quiet():
             model = nncf.quantize(model, nncf.Dataset(list(job.calibration())), model_type=nncf.ModelType.TRANSFORMER)
     model.set_rt_info(json.dumps(job.metadata(openvino=openvino.__version__)), [NAME])
-    path.mkdir()
     openvino.save_model(model, path / FILE, compress_to_fp16=job.dtype == "float16")
+    passing.unlink()
 
 
 def _openvino() -> Any:

@@ -25,14 +25,18 @@ def write(job: Job, path: Path) -> None:
     import jax
     import jax.export
 
-    from ..flax.export import served
+    from ..flax.export import served, served_images
+    from ..image_processing.steps import Steps
 
     # In float16 JAX's own attention asks for products that it has on GPUs alone.
     options = {"attn_implementation": "eager"} if job.dtype == "float16" else {}
-    run = jax.jit(served(job.model("flax", **options), job.task, job.pool))
-    (batch,) = jax.export.symbolic_shape("batch")
+    run = served(job.model("flax", **options), job.task, job.pool)
+    batch, height, width = jax.export.symbolic_shape("batch, height, width")
     example = jax.ShapeDtypeStruct((batch, *job.image), np.float32)
-    program = jax.export.export(run, platforms=PLATFORMS)(example)
+    if job.images:
+        run = served_images(run, Steps.of(job.processor))
+        example = jax.ShapeDtypeStruct((batch, height, width, job.image[0]), np.uint8)
+    program = jax.export.export(jax.jit(run), platforms=PLATFORMS)(example)
     path.write_bytes(program.serialize())
     known = {"platforms": list(PLATFORMS), "jax": jax.__version__,
              "calling_convention": program.calling_convention_version}  # fmt: skip
@@ -55,6 +59,7 @@ def load(path: Path) -> Artifact:
     program = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: np.asarray(value) for name, value in program(inputs["pixel_values"]).items()}
+        (array,) = inputs.values()
+        return {name: np.asarray(value) for name, value in program(array).items()}
 
     return Artifact("stablehlo", path, metadata, run)

@@ -20,11 +20,10 @@ def write(job: Job, path: Path) -> None:
     """Write what `torch.export.export` makes of the model."""
     import torch
 
-    from ..pt.export import Served, exported
+    from ..pt.export import exported
 
-    program = exported(Served(job.model("pt"), job.task, job.pool), job.image)
     text = json.dumps(job.metadata(torch=torch.__version__))
-    torch.export.save(program, path, extra_files={NAME: text})
+    torch.export.save(exported(job), path, extra_files={NAME: text})
 
 
 def load(path: Path) -> Artifact:
@@ -36,7 +35,9 @@ def load(path: Path) -> Artifact:
 
     @torch.inference_mode()
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = program(**{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()})
+        found = program(
+            **{name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in inputs.items()}
+        )
         return {name: value.numpy() for name, value in found.items()}
 
     return Artifact("torch", path, metadata, run)

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from ..image_processing.steps import Steps
+from .preprocessing import preprocess
+
 
 def served(model: Any, task: str, pool: str = "cls") -> Callable[[Array], dict[str, Array]]:
     """What a model computes for a task: (batch, channels, height, width) -> {output: float32}; `labels` are int32.
@@ -39,6 +42,11 @@ def served(model: Any, task: str, pool: str = "cls") -> Callable[[Array], dict[s
         return {"logits": logits, "probabilities": probabilities, "labels": logits.argmax(-1).astype(jnp.int32)}
 
     return run
+
+
+def served_images(run: Callable[[Array], dict[str, Array]], steps: Steps) -> Callable[[Array], dict[str, Array]]:
+    """As `served`, which `run` is, of (batch, height, width, channels) uint8: the processor's steps come first."""
+    return lambda image_uint8: run(preprocess(image_uint8, steps))
 
 
 def pooled(outputs: Any, pool: str, prefix: int) -> Array:

@@ -5,10 +5,16 @@ Side by side with vit/tf/export.py and vit/flax/export.py.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from ..image_processing.steps import Steps
+from .preprocessing import preprocess
+
+if TYPE_CHECKING:
+    from ..exporting import Job
 
 
 class Served(nn.Module):
@@ -50,8 +56,37 @@ def pooled(outputs: Any, pool: str, prefix: int) -> Tensor:
     return tokens[:, prefix:].mean(1) if pool == "mean" else tokens[:, prefix:]
 
 
-def exported(served: Served, image: tuple[int, ...]) -> torch.export.ExportedProgram:
-    """The program of a model for batches of any size of (channels, height, width)."""
-    example = {"pixel_values": torch.zeros(2, *image)}  # of one image, 1 would be taken for fixed
+class ServedImages(nn.Module):
+    """What a model computes for a task of images of any one size, which the image processor's steps bring to its own.
+
+    Args:
+        served: the model.
+        steps: of its image processor.
+    """
+
+    def __init__(self, served: Served, steps: Steps) -> None:
+        super().__init__()
+        self.served, self.steps = served, steps
+
+    def forward(self, image_uint8: Tensor) -> dict[str, Tensor]:
+        """As that of `Served`, of (batch, height, width, channels) uint8."""
+        return self.served(preprocess(image_uint8, self.steps))
+
+
+def exported(job: Job, **options: Any) -> torch.export.ExportedProgram:
+    """The program of a job, for batches of any size.
+
+    Args:
+        job: what is to be exported.
+        **options: of `from_pretrained`.
+    """
+    served: nn.Module = Served(job.model("pt", **options), job.task, job.pool)
+    batch = torch.export.Dim("batch")
+    example, shapes = torch.zeros(2, *job.image), {0: batch}  # of one image, 1 would be taken for fixed
+    if job.images:
+        served = ServedImages(served, Steps.of(job.processor))
+        example = torch.zeros(2, 37, 53, job.image[0], dtype=torch.uint8)
+        shapes |= {1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
+    (name,) = job.inputs
     with torch.no_grad():
-        return torch.export.export(served, (), example, dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}})
+        return torch.export.export(served, (), {name: example}, dynamic_shapes={name: shapes})

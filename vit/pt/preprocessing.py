@@ -52,11 +52,12 @@ def resize_matrix(axis: Axis, resample: Resampling, like: Tensor) -> Tensor:
     there = ((rows >= 0) & (rows < axis.new))[:, None]
     scale = like.new_ones(()) * axis.old / axis.new
     if resample == Resampling.NEAREST:
-        places = torch.where(torch.arange(axis.new, device=like.device) == 0, scale * 0.5, scale).cumsum(0).trunc()
+        places = torch.where(torch.arange(axis.new, device=like.device) == 0, scale * 0.5, scale).cumsum(0).floor()
         return (there & (places[rows.clamp(0, axis.new - 1).long()][:, None] == points)).to(like.dtype)
     width = scale.clamp(min=1)
     centres = ((rows + 0.5) * scale)[:, None]
-    first, last = ((centres + reach * width + 0.5).trunc() for reach in (-REACH[resample], REACH[resample]))
+    # Not trunc, which OpenVINO has not: they differ below 0, where there are no points.
+    first, last = ((centres + reach * width + 0.5).floor() for reach in (-REACH[resample], REACH[resample]))
     weights = FILTERS[resample]((points - centres + 0.5) * (1 / width))
     weights = torch.where((points >= first) & (points < last), weights, 0)
     weights = weights / weights.sum(1, keepdim=True)
