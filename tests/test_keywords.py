@@ -289,6 +289,8 @@ def test_flax_saves_the_parameters_it_is_given(load: Any, tmp_path: Any):
     model = load("Flax")
     params = jax.tree.map(lambda value: value + 1, nnx.state(model, nnx.Param))
     model.save_pretrained(tmp_path / "saved", params=params)
+    with pytest.raises(InputError, match="params holds nothing"):
+        model.save_pretrained(tmp_path / "saved", params={"params": {}})
     with pytest.raises(InputError, match="params has what the model has not: more"):
         model.save_pretrained(tmp_path / "saved", params={"more": nnx.Param(1)})
     saved = load("Flax").from_pretrained(tmp_path / "saved")

@@ -237,6 +237,8 @@ class FlaxPreTrainedModel(ModelNames, nnx.Module):
                 raise InputError(f"params is {quoted(params)}; expected nnx.state(model), or None for the model's own.")
             graphdef, own = nnx.split(self)
             held, given = dict(nnx.to_flat_state(own)), dict(nnx.to_flat_state(nnx.State(params)))
+            if not given:
+                raise InputError("params holds nothing; expected nnx.state(model), or None for the model's own.")
             if odd := [".".join(map(str, path)) for path in given if path not in held]:
                 raise InputError(f"params has what the model has not: {', '.join(odd[:8])}; expected nnx.state(model).")
             other = nnx.merge(graphdef, nnx.from_flat_state({**held, **given}))

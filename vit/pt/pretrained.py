@@ -50,7 +50,8 @@ class PreTrainedModel(TorchNames):
     def __class__(self) -> Any:
         """The class; to transformers, one that is its PreTrainedModel, too.
 
-        Its Trainer calls the `save_pretrained` of nothing else, and would leave the configuration out.
+        Its Trainer calls the `save_pretrained` of nothing else, and would leave the configuration out. That class is a
+        plain one, which registers no virtual subclasses; and everybody else, such as pickle, compares this with type().
         """
         kind: Any = type(self)
         theirs = sys.modules.get("transformers.modeling_utils")
