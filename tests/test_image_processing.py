@@ -559,13 +559,16 @@ def test_defaults():
     assert (deit.image_mean, deit.image_std) == (IMAGENET["image_mean"], IMAGENET["image_std"])
 
 
-def test_the_old_name_warns_and_works():
-    with pytest.warns(FutureWarning, match="use ViTImageProcessor") as caught:
-        old = ours.ViTFeatureExtractor(size=32)
+@pytest.mark.parametrize("family", ["ViT", "DeiT", "Beit"])
+def test_the_old_name_warns_and_works(family, tmp_path):
+    new = getattr(ours, f"{family}ImageProcessor")(size=32)
+    with pytest.warns(FutureWarning, match=f"use {family}ImageProcessor") as caught:
+        old = getattr(ours, f"{family}FeatureExtractor")(size=32)
     assert caught[0].filename == __file__
-    assert_same(
-        old(CAT, return_tensors="np").pixel_values, ViTImageProcessor(size=32)(CAT, return_tensors="np").pixel_values
-    )
+    assert_same(old(CAT, return_tensors="np").pixel_values, new(CAT, return_tensors="np").pixel_values)
+    old.save_pretrained(tmp_path)
+    again = ours.AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert (type(again), again.to_dict()) == (type(new), new.to_dict())
 
 
 # === Bad input ===

@@ -5,11 +5,14 @@
 
 from .batch import BatchFeature
 from .families import (
+    AutoFeatureExtractor,
     AutoImageProcessor,
+    BeitFeatureExtractor,
     BeitImageProcessor,
     BeitImageProcessorFast,
     BitImageProcessor,
     BitImageProcessorFast,
+    DeiTFeatureExtractor,
     DeiTImageProcessor,
     DeiTImageProcessorFast,
     DINOv3ViTImageProcessorFast,
@@ -21,13 +24,16 @@ from .sources import FORMATS
 
 __all__ = [
     "FORMATS",
+    "AutoFeatureExtractor",
     "AutoImageProcessor",
     "BatchFeature",
+    "BeitFeatureExtractor",
     "BeitImageProcessor",
     "BeitImageProcessorFast",
     "BitImageProcessor",
     "BitImageProcessorFast",
     "DINOv3ViTImageProcessorFast",
+    "DeiTFeatureExtractor",
     "DeiTImageProcessor",
     "DeiTImageProcessorFast",
     "ViTFeatureExtractor",

@@ -14,7 +14,7 @@ from . import options as opts
 from .batch import BatchFeature, is_array, is_torch, to_array, to_tensor
 from .fast import ViTImageProcessorFast
 from .inputs import LAST
-from .processor import ViTImageProcessor, read_beside, read_file
+from .processor import OldName, ViTImageProcessor, read_beside, read_file
 from .sources import label_of, open_image
 
 
@@ -147,6 +147,14 @@ class BeitImageProcessorFast(_SegmentationMaps, ViTImageProcessorFast):
     family = "Beit"
 
 
+class DeiTFeatureExtractor(OldName, DeiTImageProcessor):
+    """The old name of DeiTImageProcessor; it warns and works."""
+
+
+class BeitFeatureExtractor(OldName, BeitImageProcessor):
+    """The old name of BeitImageProcessor; it warns and works."""
+
+
 CLASSES: dict[tuple[str, bool], type[ViTImageProcessor]] = {
     (each.family, each.is_fast): each
     for each in (ViTImageProcessor, ViTImageProcessorFast, DeiTImageProcessor, DeiTImageProcessorFast,
@@ -187,7 +195,7 @@ class AutoImageProcessor:
             if model not in opts.FAMILIES:
                 raise CheckpointError(
                     f"{path} has no image_processor_type, and no config.json lies beside it whose model_type is one of "
-                    f" {', '.join(opts.FAMILIES)}. Use the class that made it, such as ViTImageProcessor."
+                    f"{', '.join(opts.FAMILIES)}. Use the class that made it, such as ViTImageProcessor."
                 )
             family = opts.FAMILIES[model]
         fast = fast if use_fast is None else use_fast
@@ -196,3 +204,7 @@ class AutoImageProcessor:
                 raise CheckpointError(f"{family}ImageProcessorFast has no form without PyTorch; leave use_fast out.")
             fast = not fast
         return CLASSES[family, fast].from_pretrained(path, **kwargs)
+
+
+class AutoFeatureExtractor(AutoImageProcessor):
+    """The old name of AutoImageProcessor."""

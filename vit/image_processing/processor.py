@@ -322,12 +322,18 @@ class ViTImageProcessor:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._own().items())})"
 
 
-class ViTFeatureExtractor(ViTImageProcessor):
-    """The old name of ViTImageProcessor; it warns and works."""
+class OldName:
+    """First base of the classes with their old names, which warn and work."""
 
     def __init__(self, **options: Any) -> None:
-        warnings.warn("ViTFeatureExtractor is the old name; use ViTImageProcessor.", FutureWarning, stacklevel=2)
+        name = type(self).__name__
+        new = name.replace("FeatureExtractor", "ImageProcessor")
+        warnings.warn(f"{name} is the old name; use {new}.", FutureWarning, stacklevel=2)
         super().__init__(**options)
+
+
+class ViTFeatureExtractor(OldName, ViTImageProcessor):
+    """The old name of ViTImageProcessor; it warns and works."""
 
 
 def read_file(name_or_folder: str | os.PathLike[str], **hub_options: Any) -> tuple[Path, dict[str, Any]]:
