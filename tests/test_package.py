@@ -186,7 +186,7 @@ def test_a_frameworks_folder_imports_no_other_framework(framework):
 
 def test_shared_files_import_no_framework():
     exceptions = {ROOT / name for name in ("__init__.py", "inference.py", "measure.py")}  # serve and time all
-    shared = {*ROOT.glob("*.py"), *ROOT.glob("families/*.py"), *ROOT.glob("checkpoint/*.py")}
+    shared = {path for folder in (".", "families", "checkpoint", "config") for path in (ROOT / folder).glob("*.py")}
     for path in shared - exceptions:
         assert imported(path).isdisjoint({*FRAMEWORKS, *MODULES}), path
 
