@@ -242,21 +242,21 @@ def request_of(server: str, image: bytes) -> bytes:
 # === The model alone ===
 
 
-def prepare(checkpoint: str, framework: str, batch_size: int, calls: int) -> tuple[Callable[[], Any], int]:
-    """Some batches through `Forward`, so many at a time, as a worker's run; and how many images they are."""
+def prepare(checkpoint: str, framework: str, batch_size: int, calls: int) -> tuple[Callable[[], Any], tuple[int, int]]:
+    """Some batches through `Forward`, so many at a time, as a worker's run; how many images, and the process's id."""
     from concurrent.futures import ThreadPoolExecutor
 
     forward = Forward(checkpoint, framework)
     shape = (batch_size, forward.config.num_channels, *to_pair(forward.config.image_size))
     pixel_values = np.random.default_rng(0).standard_normal(shape, np.float32)
     pool = ThreadPoolExecutor(calls)
-    rounds = max(4, 64 // batch_size)
+    rounds = max(2, 32 // batch_size)
 
     def run() -> None:
         list(pool.map(forward, [pixel_values] * rounds))
 
     run()
-    return run, rounds * batch_size
+    return run, (rounds * batch_size, os.getpid())
 
 
 def best_batch_size(
@@ -266,7 +266,7 @@ def best_batch_size(
     found = {}
     for size in sizes:
         with Worker(environment=ENVIRONMENT) as worker:
-            images = worker.prepare(
+            images, _ = worker.prepare(
                 "benchmarks.serving:prepare", checkpoint=checkpoint, framework=framework, batch_size=size, calls=1
             )
             found[size] = images / statistics.median(worker.run(seconds, least=2))
@@ -288,43 +288,49 @@ def throughput(options: argparse.Namespace, checkpoint: str) -> str:
         folder = options.peers / peer
         (servers if folder.exists() else missing).append(peer)
     kept: dict[str, list[Answers]] = {name: [] for name in servers}
+    spent: dict[str, list[float]] = {name: [] for name in ("model", *servers)}
 
     def model() -> float:
         with Worker(environment=ENVIRONMENT) as worker:
-            images = worker.prepare(
-                "benchmarks.serving:prepare",
-                checkpoint=checkpoint,
-                framework=options.framework,
-                batch_size=best,
+            images, pid = worker.prepare(
+                "benchmarks.serving:prepare", checkpoint=checkpoint, framework=options.framework, batch_size=best,
                 calls=1,
-            )
-            return images / statistics.median(worker.run(options.seconds, least=2))
+            )  # fmt: skip
+            before = cpu_seconds(pid)
+            times = worker.run(options.seconds, least=2)
+            spent["model"].append((cpu_seconds(pid) - before) / len(times) / images)
+            return images / statistics.median(times)
 
     def server(name: str) -> float:
         port = free_port()
         command = command_of(name, checkpoint, options.framework, port, served_size, options.delay)
         path = [str(options.peers / name)] if name in PEERS else []
         request = request_of(name, image)
-        with served(command, port, request, path), Worker(environment=ENVIRONMENT) as asking:
+        with served(command, port, request, path) as process, Worker(environment=ENVIRONMENT) as asking:
             load(asking, port, request, options.connections, min(2.0, options.seconds))  # warm
+            before = cpu_seconds(process.pid)
             kept[name].append(load(asking, port, request, options.connections, options.seconds))
+            spent[name].append((cpu_seconds(process.pid) - before) / max(kept[name][-1].statuses.get(200, 0), 1))
         return kept[name][-1].rate
 
     runs: dict[str, Callable[[], float]] = {"model": model}
     runs |= {name: (lambda name=name: server(name)) for name in servers}  # type: ignore[misc]
     found = take_turns(runs, 0.0, least=options.rounds, most=options.rounds, warm=False)
     batch = served_size / statistics.median(found["model"])
-    rows = [
-        ["the model alone, batches of " + str(best), f"{statistics.median(found['model']):.1f}", "1.00", "", "", ""]
-    ]
+    milliseconds = {name: f"{1000 * statistics.median(each):.1f}" for name, each in spent.items()}
+    rows = [[f"the model alone, batches of {best}", f"{statistics.median(found['model']):.1f}", "1.00",
+             milliseconds["model"], "1.00", "", "", ""]]  # fmt: skip
     for name in servers:
         answers = kept[name]
         p50, p99 = (statistics.median(each.percentile(share) for each in answers) for share in (0.5, 0.99))
         lost = sum(each.failed for each in answers)
         other = sum(count for each in answers for status, count in each.statuses.items() if status != 200)
         rows.append([name, f"{statistics.median(found[name]):.1f}", str(ratio(found[name], found["model"])),
+                     milliseconds[name], str(ratio(spent["model"], spent[name])),
                      f"{1000 * p50:.0f}", f"{1000 * p99:.0f} ({p99 / batch:.1f})", str(lost + other)])  # fmt: skip
-    text = table(["", "images/s", "of the model alone", "median, ms", "99%, ms (batch times)", "not answered"], rows)
+    header = ["", "images/s", "of the model alone", "CPU of an image, ms", "the model's share", "median, ms",
+              "99%, ms (batch times)", "not answered"]  # fmt: skip
+    text = table(header, rows)
     for name in servers[1:]:
         text += f"\n\nvit serve beside {name}: {ratio(found['vit serve'], found[name])} times its images/s."
     if missing:
@@ -372,6 +378,22 @@ def overload(options: argparse.Namespace, checkpoint: str) -> str:
                          f"{memory(process.pid) / 2**20:.0f}"])  # fmt: skip
     header = ["load", "connections", "images/s", "503/s", "99%, ms", "lost", "MiB"]
     return f"`vit serve`, ViT-{options.variant}, a queue of {queue}.\n\n{table(header, rows)}"
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process and those it started have had of the processors."""
+    ticks, parents = {}, {}
+    for each in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = each.read_text().rpartition(")")[2].split()
+        except OSError:  # ended meanwhile
+            continue
+        parents[int(each.parent.name)] = int(fields[1])
+        ticks[int(each.parent.name)] = int(fields[11]) + int(fields[12])
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(ticks.get(each, 0) for each in family) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> int:
@@ -525,6 +547,7 @@ def main() -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, default=(224, 224), help="of the JPEGs: height, width (default: 224 224)"
     )
+    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of all (default: as many as there are cores)")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv" / "serving-peers", help="(default: %(default)s)")
     parser.add_argument("--overload", action="store_true", help="four times the load instead")
     parser.add_argument("--hostile", type=int, metavar="N", help="so many requests, a tenth of them hostile, instead")
@@ -533,6 +556,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.seconds, options.rounds = 5.0, 1
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory(prefix="trivit-serving-") as folder:
         checkpoint = Path(folder, "checkpoint")
         random_checkpoint(checkpoint, ViTConfig.variant(options.variant, num_labels=1000))

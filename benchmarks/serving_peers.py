@@ -13,6 +13,11 @@ import numpy as np
 
 from vit import Forward, ViTImageProcessor
 
+try:
+    from litserve import LitAPI
+except ImportError:
+    LitAPI = object
+
 
 class Classifier:
     """Bytes of image files -> the most probable label of each, as indices."""
@@ -30,31 +35,46 @@ class Classifier:
         return [int(index) for index in self.forward(np.stack(batch)).logits.argmax(axis=1)]
 
 
+class LitClassifier(LitAPI):
+    """LitServe's form of it; a class of the module, as its workers are processes that unpickle it."""
+
+    def __init__(self, checkpoint: str, framework: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.given = checkpoint, framework
+
+    def setup(self, device: str) -> None:
+        """Load the model, in a worker."""
+        self.model = Classifier(*self.given)
+
+    def decode_request(self, request: dict[str, str]) -> np.ndarray:
+        """One image."""
+        return self.model.decode(base64.b64decode(request["image"]))
+
+    def batch(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """As they are."""
+        return inputs
+
+    def predict(self, x: list[np.ndarray]) -> list[int]:
+        """A batch."""
+        return self.model.classify(x)
+
+    def unbatch(self, output: list[int]) -> list[int]:
+        """As they are."""
+        return output
+
+    def encode_response(self, output: int) -> dict[str, int]:
+        """One answer."""
+        return {"label": output}
+
+
 def litserve(checkpoint: str, framework: str, port: int, batch_size: int, delay: float) -> None:
-    """LitServe, whose workers are processes: one, as the model fills the cores."""
-    import litserve
+    """LitServe with one worker, as the model fills the cores."""
+    from litserve import LitServer
 
-    class API(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            self.model = Classifier(checkpoint, framework)
-
-        def decode_request(self, request: dict[str, str]) -> np.ndarray:
-            return self.model.decode(base64.b64decode(request["image"]))
-
-        def batch(self, inputs: list[Any]) -> Any:
-            return inputs
-
-        def predict(self, x: list[np.ndarray]) -> list[int]:
-            return self.model.classify(x)
-
-        def unbatch(self, output: list[int]) -> Any:
-            return output
-
-        def encode_response(self, output: int) -> dict[str, int]:
-            return {"label": output}
-
-    api = API(max_batch_size=batch_size, batch_timeout=delay / 1000, api_path="/classify")
-    litserve.LitServer(api, accelerator="cpu", workers_per_device=1).run(
+    api = LitClassifier(
+        checkpoint, framework, max_batch_size=batch_size, batch_timeout=delay / 1000, api_path="/classify"
+    )
+    LitServer(api, accelerator="cpu", workers_per_device=1).run(
         host="127.0.0.1", port=port, generate_client_file=False, log_level="error"
     )
 
