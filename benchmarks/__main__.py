@@ -24,12 +24,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .harness import Options
 
-SUITES = ("inference", "families", "training", "cold-start", "load", "compile", "preprocess", "pipeline", "convert")
+SUITES = (
+    "inference",
+    "families",
+    "training",
+    "cold-start",
+    "load",
+    "compile",
+    "preprocess",
+    "pipeline",
+    "serving",
+    "convert",
+)
 """In the order of the results. Each is a module here, with a function `run` of `Options` that gives its section."""
 
 PROGRAMS = {
     "preprocess": ("Image processors beside transformers'", ["--seconds", "0.2", "--size", "640x480"], ["seconds"]),
     "pipeline": ("Whole folders of images", ["--quick"], ["variant", "frameworks", "batch_sizes"]),
+    "serving": ("Serving over HTTP", ["--quick"], ["seconds", "variant", "frameworks", "batch_sizes"]),
     "convert": ("Converting a checkpoint beside copying it", ["--rounds", "2"], ["variant"]),
 }
 """Suites that are programs of their own, on CPUs: what they measure, what makes them quick, which options they take."""
@@ -38,6 +50,7 @@ FLAGS = {"seconds": "--seconds", "frameworks": "--framework", "variant": "--vari
 
 SIZES = {
     "inference": ("Ti/16", "S/16", "B/16", "L/16"), "load": ("B/16", "L/16"), "pipeline": ("Ti/16",),
+    "serving": ("Ti/16", "B/16"),
     "convert": ("L/16",)}  # fmt: skip
 """The sizes that are measured unless the command line says otherwise; B/16 of the others, and Ti/16 to be quick."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -24,6 +25,7 @@ from vit.serving.server import Server, listen
 from .served import LABELS, Process, checkpoint, onnx_file, picture, process
 
 PNG = picture()
+GET = b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 HEAD = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 
 
@@ -115,7 +117,7 @@ def test_a_slow_client_is_told_so_and_the_others_are_answered(folder: Path) -> N
     server = Server(app, drain_seconds=0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    while raw(address, b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")[9:12] != b"200":
+    while raw(address, GET % b"/health/ready")[9:12] != b"200":
         time.sleep(0.05)
     half = b"POST /classify HTTP/1.1\r\nHost: x\r\n"
     asks = HEAD.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n") % 9
@@ -139,6 +141,22 @@ def test_a_slow_client_is_told_so_and_the_others_are_answered(folder: Path) -> N
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive()
+
+
+def test_a_server_ends_while_it_loads(folder: Path) -> None:
+    app = create_app(folder, "pt", wait=False)
+    app.state.service.start = lambda: asyncio.sleep(60)
+    listener = listen("127.0.0.1", 0)
+    server = Server(app, drain_seconds=0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while raw(listener.getsockname(), GET % b"/health/live")[9:12] != b"200":
+        time.sleep(0.05)
+    assert post(listener.getsockname())[0] == 503
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+    assert server.failed is None
 
 
 def trickle(address: tuple[str, int]) -> None:

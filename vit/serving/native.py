@@ -22,7 +22,7 @@ from ..outputs import ModelOutput
 from ..pipeline import POOLS
 from . import openapi
 from .models import Given, Model
-from .payloads import body_of, choice, number, share
+from .payloads import body_of, choice, leaves, number, share
 from .refusals import Refusal, expected
 from .service import Service, now
 
@@ -61,7 +61,7 @@ def router(service: Service) -> APIRouter:
                 picture = choice(options.get("format", "json"), "format", {"json": False, "png": True})
                 if picture and len(images) != 1:
                     raise Refusal(400, f"The request has {len(images)} images; expected 1 for format=png.")
-                found = await service.answer(computes, images, row, _leaves(request))
+                found = await service.answer(computes, images, row, leaves(request))
             if picture:
                 return Response(png(found[0]["map"], model.shape[1:]), media_type="image/png")
             results = []
@@ -180,11 +180,3 @@ async def _form(request: Request, body: bytes, service: Service) -> tuple[list[G
         else:
             fields.append((name, value))
     return images, fields
-
-
-def _leaves(request: Request) -> Callable[[], Any]:
-    async def leaves() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            continue
-
-    return leaves

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..errors import quoted
 from ..outputs import ModelOutput
 from . import openapi
 from .models import Given, Model
-from .payloads import KINDS, base64_in, body_of, json_of, number, parse
+from .payloads import KINDS, base64_in, body_of, json_of, leaves, number, parse
 from .refusals import Refusal, expected
 from .service import Service
 
@@ -64,7 +64,7 @@ def router(service: Service) -> APIRouter:
         async with body_of(request, service) as body:
             model = service.model(name, version)
             given, rest = await _parts(request, body, service)
-            return await _infer(service, model, given, rest)
+            return await _infer(service, model, given, rest, leaves(request))
 
     takes = openapi.json_body(f"inputs, outputs, id and parameters; tensors may follow as binary data ({HEADER}).")
     for prefix in ("/models/{name}", "/models/{name}/versions/{version}"):
@@ -95,7 +95,9 @@ def _metadata(model: Model) -> dict[str, Any]:
 # === Inference ===
 
 
-async def _infer(service: Service, model: Model, given: dict[str, Any], rest: memoryview) -> Response:
+async def _infer(
+    service: Service, model: Model, given: dict[str, Any], rest: memoryview, watch: Callable[[], Awaitable[None]]
+) -> Response:
     parameters = _parameters(given)
     top_k = number(parameters.get("top_k", TOP_K), "top_k", 1)
     images = _images(given, rest)
@@ -109,7 +111,7 @@ async def _infer(service: Service, model: Model, given: dict[str, Any], rest: me
                 return {"embedding": model.embedding(outputs, row, model.pool)}
             return {**model.labels(outputs, row, top_k), "logits": model.logits(outputs, row)}
 
-        for each in await service.answer(model.task(task), images, row):
+        for each in await service.answer(model.task(task), images, row, watch):
             for name, value in each.items():
                 found.setdefault(name, []).append(value)
     tensors, blobs = [], []

@@ -8,7 +8,7 @@ import binascii
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -71,6 +71,16 @@ CLOSE = {"Connection": "close"}
 
 def _too_long(service: Service) -> Refusal:
     return Refusal(413, f"The request's body is too large; expected at most {service.limits.max_body:,} bytes.", CLOSE)
+
+
+def leaves(request: Request) -> Callable[[], Awaitable[None]]:
+    """What returns when the client of a request, whose body has been read, waits no longer."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            continue
+
+    return watch
 
 
 # === JSON ===

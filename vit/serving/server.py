@@ -191,20 +191,15 @@ class Server(uvicorn.Server):
         self.application.state.loading.add_done_callback(self._loaded)
 
     def _loaded(self, loading: asyncio.Task[None]) -> None:
-        if loading.cancelled():
+        if loading.cancelled() or self.should_exit:
             return
         if (error := loading.exception()) is not None:
             self.failed = error
             self.should_exit = True
             return
-        host, port = self.config_address()
-        service: Service = self.application.state.service
-        logger.info("Ready on http://%s:%s: %s", host, port, ", ".join(service.models))
-
-    def config_address(self) -> tuple[str, int]:
-        """(host, port) that is listened on."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        return (f"[{host}]" if ":" in host else host), port
+        models = ", ".join(self.application.state.service.models)
+        logger.info("Ready on http://%s:%s: %s", f"[{host}]" if ":" in host else host, port, models)
 
     # === Signals ===
 

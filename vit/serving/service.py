@@ -7,13 +7,13 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
 from ..errors import InputError, quoted, shown
 from ..hub import split_options
 from ..outputs import ModelOutput
+from ..pipeline import Threads
 from .batching import Batcher, Full, Job
 from .limits import Limits
 from .loading import fingerprint, load
@@ -52,7 +52,7 @@ class Service:
         self.metrics = Metrics(lambda: self.batcher.pending if self.batcher else 0, lambda: self.ready)
         self.batcher: Batcher | None = None
         self._prints: dict[str, object] = {}
-        self._loading = ThreadPoolExecutor(1, "vit-load")
+        self._loading = Threads("vit-load", 1)
         self._changes = asyncio.Lock()
 
     @property
@@ -90,12 +90,12 @@ class Service:
         found = await self._print(name)
         call = partial(load, name, self.sources[name], version=version, max_batch_size=self.limits.max_batch_size,
                        **self.options)  # fmt: skip
-        self.models[name] = await asyncio.get_running_loop().run_in_executor(self._loading, call)
+        self.models[name] = await asyncio.wrap_future(self._loading.submit(call))
         self._prints[name] = found
 
     async def _print(self, name: str) -> object:
         call = partial(fingerprint, self.sources[name], split_options(self.options)[0])
-        return await asyncio.get_running_loop().run_in_executor(self._loading, call)
+        return await asyncio.wrap_future(self._loading.submit(call))
 
     def model(self, name: str | None, version: str | None = None) -> Model:
         """A model by its name, the first one when None.
@@ -135,7 +135,7 @@ class Service:
         task: Task,
         images: Sequence[Given],
         answer: Callable[[ModelOutput, int], T],
-        watch: Callable[[], Awaitable[None]] | None = None,
+        watch: Callable[[], Awaitable[None]],
     ) -> list[T]:
         """Run a task over images and wait for the results, in order.
 
@@ -161,14 +161,14 @@ class Service:
         waiting: asyncio.Future[Any] = (
             asyncio.gather(*(job.result for job in jobs)) if len(jobs) > 1 else jobs[0].result
         )
-        gone = None if watch is None else asyncio.ensure_future(watch())
+        gone = asyncio.ensure_future(watch())
         try:
             done, _ = await asyncio.wait(
-                {waiting, gone} if gone else {waiting},
+                {waiting, gone},
                 timeout=self.limits.deadline, return_when=asyncio.FIRST_COMPLETED,
             )  # fmt: skip
             if waiting not in done:
-                if gone and gone in done:
+                if gone in done:
                     raise Refusal(499, "The client left.")
                 raise busy(f"The request was not answered within {self.limits.deadline:g} seconds.")
             try:
@@ -177,8 +177,7 @@ class Service:
                 raise _naming(refusal, images, jobs) from None
             return list(found) if len(jobs) > 1 else [found]
         finally:
-            if gone:
-                gone.cancel()
+            gone.cancel()
             for job in jobs:
                 job.result.cancel()  # what is left is not computed any more
                 if job.result.done() and not job.result.cancelled():
@@ -199,7 +198,7 @@ class Service:
         if self.batcher is not None:
             await self.batcher.drained()
             self.batcher.close()
-        self._loading.shutdown(wait=False, cancel_futures=True)
+        self._loading.stop()
 
 
 def _naming(refusal: Refusal, images: Sequence[Given], jobs: Sequence[Job]) -> Refusal:

@@ -5,7 +5,7 @@ Sources: the RESTful API guide of TensorFlow Serving; the custom container requi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,7 +15,7 @@ from ..errors import quoted
 from ..outputs import ModelOutput
 from . import openapi
 from .models import Given, Model, Task
-from .payloads import KINDS, body_of, image_in, json_of, number
+from .payloads import KINDS, body_of, image_in, json_of, leaves, number
 from .refusals import Refusal, expected
 from .service import Service
 
@@ -45,7 +45,7 @@ def router(service: Service) -> APIRouter:
         async with body_of(request, service) as body:
             model = service.model(name, version)
             given = await json_of(body, service)
-            return JSONResponse(await _predict(service, model, given, _top_k(request.query_params)))
+            return JSONResponse(await _predict(service, model, given, _top_k(request.query_params), leaves(request)))
 
     takes = openapi.json_body("signature_name, and instances (row format) or inputs (column format).")
     for prefix in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
@@ -84,8 +84,9 @@ def vertex(service: Service, health: str, predict: str) -> APIRouter:
             if unknown := sorted(parameters.keys() - {"top_k", "signature_name", "model"}):
                 raise Refusal(400, f"There is no parameter {quoted(unknown[0], 60)}.")
             given |= {key: value for key, value in parameters.items() if key == "signature_name"}
+            model = service.model(parameters.get("model"))
             top_k = number(parameters.get("top_k", TOP_K), "top_k", 1)
-            return JSONResponse(await _predict(service, service.model(parameters.get("model")), given, top_k))
+            return JSONResponse(await _predict(service, model, given, top_k, leaves(request)))
 
     return routes
 
@@ -93,7 +94,9 @@ def vertex(service: Service, health: str, predict: str) -> APIRouter:
 # === Predictions ===
 
 
-async def _predict(service: Service, model: Model, given: dict[str, Any], top_k: int) -> dict[str, Any]:
+async def _predict(
+    service: Service, model: Model, given: dict[str, Any], top_k: int, watch: Callable[[], Awaitable[None]]
+) -> dict[str, Any]:
     signature = given.get("signature_name") or "serving_default"
     if signature not in SIGNATURES:
         raise Refusal(400, f"signature_name is {quoted(signature, 60)}; {expected(SIGNATURES)}")
@@ -104,7 +107,7 @@ async def _predict(service: Service, model: Model, given: dict[str, Any], top_k:
     wanted = signature if signature in KINDS else None
     images = _rows(given["instances"], wanted) if "instances" in given else _columns(given["inputs"], wanted)
     task, row = _outputs(model, signature, top_k)
-    found = await service.answer(task, images, row)
+    found = await service.answer(task, images, row, watch)
     alone = len(found[0]) == 1  # TF Serving does not name an output that is the only one
     if "instances" in given:
         return {"predictions": [next(iter(each.values())) if alone else each for each in found]}
