@@ -329,6 +329,8 @@ function draw() {
   if (said && answer?.map) said.shown = answer; // while another is on its way
   describe(answer, mask);
   if (source?.image !== current) return;
+  $("canvas").hidden = !source.canvas && !answer?.map; // nothing to see of a file that is no image
+  if ($("canvas").hidden) return;
   const state = [images.indexOf(current), model?.name, answer?.layer, answer?.head, answer?.rollout, view.show, view.show === "mask" && view.threshold].join();
   if (state === drawn) return;
   drawn = state;
