@@ -25,6 +25,7 @@ PRINTED = {  # what shows that it did what it is about
     "finetune_lightning": RIGHT,
     "finetune_keras": RIGHT,
     "finetune_optax": RIGHT,
+    "mae_reconstruction": r"^squared error: 0\.(0\d|1[01])\d; of the average image: 0\.(1[5-9]|2)\d+$",
 }
 RUNNER = """
 import json, sys
