@@ -126,9 +126,9 @@ def test_an_error_is_described_in_one_line_and_a_bug_with_its_type(error: Except
 
 HUB = ("--revision", "--token", "--cache-dir")
 SHARED = {
-    "--model": {"demo", "convert", "verify", "inspect"},
-    "--framework": {"convert", "inspect", "posemb"},
-    "--device": {"demo", "convert", "inspect", "posemb"},
+    "--model": {"demo", "convert", "export", "verify", "inspect"},
+    "--framework": {"convert", "export", "inspect", "posemb"},
+    "--device": {"demo", "convert", "export", "inspect", "posemb"},
     "--quiet": set(),
     "--json": {"serve"},
     "--force": {"verify", "inspect", "serve"},
