@@ -23,6 +23,7 @@ PRINTED = {  # what shows that it did what it is about
     "inference": r"(?s)is a 3$.*(\n(PyTorch|TensorFlow|Flax) +same labels: True +[^\n]+ [\d.]+e(\+00|-0[6-9])){3}",
     "finetune_trainer": RIGHT,
     "finetune_lightning": RIGHT,
+    "export_and_serve": r"(?s)same labels: 100%$.*^digit-1-0021.png: 1, .*^ready: 200$.*^422 ",
     "finetune_keras": RIGHT,
     "finetune_optax": RIGHT,
     "mae_reconstruction": r"^squared error: 0\.(0\d|1[01])\d; of the average image: 0\.(1[5-9]|2)\d+$",
