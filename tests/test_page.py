@@ -335,6 +335,17 @@ TITLES = ["#stage", "#controls", "#labels-title", "#neighbours-title", "#visit-t
 
 
 @in_browser
+def test_a_server_that_is_busy_is_asked_again_for_the_vectors_of_other_images(page: Page, server: Server) -> None:
+    times = iter(range(1))
+    busy = {"status": 503, "json": {"error": "2 images are waiting already; try again later."}}
+    page.route("**/embed?*", lambda route: route.continue_() if next(times, None) is None else route.fulfill(**busy))
+    choose(page, file(0), file(1))
+    expect(page.locator("#labels li")).to_have_count(len(LABELS))
+    expect(page.locator("#neighbours li")).to_have_count(1)
+    expect(page.locator(".broken")).to_have_count(0)
+
+
+@in_browser
 def test_a_slow_server_is_waited_for_in_sight_and_nothing_jumps(page: Page, server: Server) -> None:
     before = page.evaluate(BOXES, [*TITLES, "footer"])
     server.go.clear()

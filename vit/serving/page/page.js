@@ -7,6 +7,7 @@ const THUMB = 160;
 const TINY = 64; // images up to here are drawn as squares of pixels
 const LABELS = 5;
 const NEAREST = 6;
+const PATIENCE = 5; // times that a busy server is asked again for a vector
 const EMPTY = document.getElementById("no-neighbours").textContent;
 const INFERNO = [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
 const PLATFORMS = { pt: "PyTorch", tf: "TensorFlow", flax: "Flax", onnxruntime: "ONNX Runtime", openvino: "OpenVINO" };
@@ -16,6 +17,7 @@ const images = []; // of this visit, in the order in which they came
 let current = null; // the one that is shown
 let job = null; // the request on its way: {image, model, kind, view, controller}
 let source = null; // the pixels of the current image: {image, canvas}, where the browser can read it
+let rest = 0; // until when no vectors are asked for: the server was busy
 const view = { show: "heat", way: "mean", layer: null, threshold: 0.6 };
 
 // === What is to be asked ===
@@ -36,7 +38,7 @@ function next() {
     const found = answers(current), name = viewName();
     if (!found.maps[name] && !found.failed.main && (can("attention") || can("classify"))) return { image: current, kind: "main", view: name };
   }
-  if (!can("embed")) return null;
+  if (!can("embed") || performance.now() < rest) return null;
   const lacks = (image) => !answers(image).embedding && !answers(image).failed.embed && !answers(image).failed.main;
   const image = current && lacks(current) ? current : images.find(lacks);
   return image ? { image, kind: "embed" } : null;
@@ -67,7 +69,13 @@ async function work() {
     }
   } catch (error) {
     if (error.name === "AbortError" && !mine.cancelled) return; // something else is wanted by now
+    if (mine.kind === "embed" && error.status === 503 && !mine.cancelled && (said.busy = (said.busy ?? 0) + 1) <= PATIENCE) {
+      rest = performance.now() + 1000 * said.busy; // nobody waits for it as for what is shown
+      setTimeout(work, 1000 * said.busy + 10);
+      return;
+    }
     said.failed[mine.kind] = mine.cancelled ? "Cancelled." : error.message;
+    said.lasting = error.status >= 400 && error.status < 500;
     if (error.status === 401) unlock(error.message);
   } finally {
     job = null;
@@ -128,7 +136,7 @@ function take(files) {
   const added = [...files].map((file) => ({ file, name: file.name || "pasted image", thumb: null, size: null, answers: new Map() }));
   if (!added.length) return;
   images.push(...added);
-  for (const image of added) thumbnail(image);
+  thumbnails(added);
   choose(added[0]);
 }
 
@@ -169,10 +177,12 @@ async function decode(image, side = SIDE) {
   return canvas;
 }
 
-async function thumbnail(image) {
-  const canvas = await decode(image, THUMB);
-  image.thumb = canvas ? await new Promise((done) => canvas.toBlob((blob) => done(URL.createObjectURL(blob)), "image/webp", 0.9)) : "";
-  show();
+async function thumbnails(added) {
+  for (const image of added) { // one at a time: each takes the memory of a whole image
+    const canvas = await decode(image, THUMB);
+    image.thumb = canvas ? await new Promise((done) => canvas.toBlob((blob) => done(URL.createObjectURL(blob)), "image/webp", 0.9)) : "";
+    show();
+  }
 }
 
 for (const input of document.querySelectorAll('input[type="file"]')) {
@@ -269,8 +279,8 @@ function showLabels(said) {
 function showNeighbours(said) {
   const near = said?.embedding ? nearest(current) : [];
   $("no-neighbours").hidden = near.length > 0;
-  const alone = said?.embedding && images.length === 1;
-  $("no-neighbours").textContent = !can("embed") && model ? "The model gives no vectors to compare." : alone ? "Add another image to see how alike the model finds the two." : EMPTY;
+  const alone = said?.embedding && images.length === 1, lack = said?.main && said.failed.embed;
+  $("no-neighbours").textContent = !can("embed") && model ? "The model gives no vectors to compare." : lack ? lack : alone ? "Add another image to see how alike the model finds the two." : EMPTY;
   fill($("neighbours"), near.length, () => make("li", [make("button", [], "thumb"), make("span", [])]));
   near.forEach(({ image, cosine }, i) => {
     const [button, text] = $("neighbours").children[i].children;
@@ -535,6 +545,7 @@ $("cancel").addEventListener("click", () => {
 
 $("again").addEventListener("click", () => {
   answers(current).failed = {};
+  for (const image of images) if (!answers(image).lasting) answers(image).failed = {};
   $("stage").focus();
   show();
   work();
