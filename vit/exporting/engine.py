@@ -39,7 +39,7 @@ AGREEMENT = 0.9
 CALIBRATION = 128
 """Images that int8 is calibrated with, at most."""
 COMPARED = 32
-"""Images of those given that are compared, at most."""
+"""Of these the most that are compared."""
 BATCH = 8
 """Images a call in the comparison, but for the last; each size is compiled anew by some runtimes."""
 SECONDS = 1.0
@@ -161,7 +161,7 @@ def export(
         report = Report(target, name, _size(staged), artifact.metadata)
         if verify:
             tell("Comparing")
-            report = _compared(report, artifact, job, calibration)
+            report = _compared(report, artifact, job, calibration[:: -(-len(calibration) // COMPARED) or 1])
             if not report.passed:
                 raise CheckpointError(
                     f"{shown(target)} would not be the same function: {verdict(report)}. Nothing was written; pass "
@@ -421,7 +421,7 @@ def _cases(artifact: Artifact, job: Job, images: Sequence[Any]) -> Iterator[tupl
     for path in scans:
         with suppress(InputError):  # of a model that takes no such images
             real.append((path, _pixels(job.processor, path, job.image)))
-    given = [(image, _pixels(job.processor, image, job.image)) for image in images[:: -(-len(images) // COMPARED) or 1]]
+    given = [(image, _pixels(job.processor, image, job.image)) for image in images]
     if "pixel_values" in kinds:
         if not job.int8:  # whose scales are those of real images
             noise = np.random.default_rng(0).standard_normal((3, *job.image), np.float32)
