@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,7 +45,9 @@ def write(job: Job, path: Path) -> None:
             converter.representative_dataset = examples
         elif job.dtype == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        path.write_bytes(converter.convert())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an interpreter that the calibration uses
+            path.write_bytes(converter.convert())
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(f"{NAME}.json", json.dumps(job.metadata(tensorflow=tf.__version__)))
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError, shown
 from ..image_processing.steps import Steps
-from .formats import NAME, Artifact, Job, parse
+from .formats import NAME, Artifact, Job, parse, reason
 
 VERSION = "1"
 METADATA = f"assets/{NAME}.json"
@@ -62,7 +63,10 @@ def load(path: Path) -> Artifact:
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors = {name: tf.constant(array) for name, array in inputs.items()}
-        found = loaded.signatures[next(iter(inputs))](**tensors)
+        try:
+            found = loaded.signatures[next(iter(inputs))](**tensors)
+        except tf.errors.InvalidArgumentError as error:  # of files that are no images
+            raise InputError(f"{shown(path)} cannot use {', '.join(inputs)}: {reason(error)}") from None
         return {name: value.numpy() for name, value in found.items()}
 
     return Artifact("saved-model", path, metadata, run)
