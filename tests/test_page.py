@@ -296,6 +296,7 @@ def test_errors_are_told_as_the_server_says_and_the_visit_goes_on(page: Page, se
     choose(page, {"name": "words.txt", "mimeType": "text/plain", "buffer": b"words"})
     expect(sentence).to_have_text("The image is not an image file that Pillow can read.")
     expect(page.locator("#canvas")).to_be_hidden()
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()
     large = {"name": "large.png", "mimeType": "image/png", "buffer": bytes(500_000)}
     choose(page, large)
     expect(sentence).to_have_text("The image has 488.3 kB; the server takes at most 390.6 kB.")

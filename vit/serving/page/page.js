@@ -223,6 +223,7 @@ function show() {
   $("empty").hidden = current !== null;
   $("canvas").hidden = current === null;
   $("failed").hidden = !failed;
+  $("again").hidden = Boolean(said?.lasting); // the same image would get the same answer
   if (failed && $("sentence").textContent !== failed) $("sentence").textContent = failed;
   $("name").textContent = current ? current.name : "\u00a0";
   $("time").textContent = said?.seconds ? `${decimal(said.seconds.took)} s, ${decimal(said.seconds.server)} s of it in the server` : "";
