@@ -513,6 +513,7 @@ def sigterm(options: argparse.Namespace, checkpoint: str) -> str:
         with serving(options, checkpoint) as (process, port, request), Worker() as asking:
             import threading
 
+            asking.prepare("benchmarks.serving:free_port")  # it has imported what it needs
             found: list[Answers] = []
             thread = threading.Thread(target=lambda: found.append(load(asking, port, request, options.connections, 30)))  # noqa: B023
             thread.start()
@@ -525,6 +526,8 @@ def sigterm(options: argparse.Namespace, checkpoint: str) -> str:
             lost += found[0].failed
             answered += found[0].statuses.get(200, 0)
             unwell += set(found[0].statuses) != {200}
+            if trial % 10 == 9:
+                say(f"{trial + 1} ended, {lost} requests lost")
     return (
         f"{options.sigterm} servers were told to end under the load of {options.connections} connections: {answered:,} "
         f"requests were answered, {lost} lost, {unwell} servers did not end well; the slowest took {slowest:.1f} s."

@@ -5,6 +5,7 @@ Each is set up as its documentation says for batches: requests are decoded besid
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import sys
 from typing import Any
@@ -17,6 +18,10 @@ try:
     from litserve import LitAPI
 except ImportError:
     LitAPI = object
+try:
+    from mlserver import MLModel
+except ImportError:
+    MLModel = object
 
 
 class Classifier:
@@ -79,32 +84,41 @@ def litserve(checkpoint: str, framework: str, port: int, batch_size: int, delay:
     )
 
 
+class MLClassifier(MLModel):
+    """MLServer's form of it, which it imports by its name."""
+
+    async def load(self) -> bool:
+        """Load the model."""
+        extra = self.settings.parameters.extra
+        self.model = Classifier(extra["checkpoint"], extra["framework"])
+        return True
+
+    async def predict(self, payload: Any) -> Any:
+        """A batch."""
+        from mlserver.types import InferenceResponse, ResponseOutput
+
+        images = [base64.b64decode(each) for each in payload.inputs[0].data.root]
+        labels = await asyncio.get_running_loop().run_in_executor(None, self._compute, images)
+        output = ResponseOutput(name="label", datatype="INT64", shape=[len(labels)], data=labels)
+        return InferenceResponse(model_name=self.name, id=payload.id, outputs=[output])
+
+    def _compute(self, images: list[bytes]) -> list[int]:
+        return self.model.classify([self.model.decode(each) for each in images])
+
+
 def mlserver(checkpoint: str, framework: str, port: int, batch_size: int, delay: float) -> None:
     """MLServer with adaptive batching, the model in the server's process."""
-    import asyncio
-
-    from mlserver import MLModel, MLServer
-    from mlserver.settings import ModelSettings, Settings
-    from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
-
-    class Runtime(MLModel):
-        async def load(self) -> bool:
-            self.model = Classifier(checkpoint, framework)
-            return True
-
-        async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-            images = [base64.b64decode(each) for each in payload.inputs[0].data.root]
-            labels = await asyncio.get_running_loop().run_in_executor(None, self._compute, images)
-            output = ResponseOutput(name="label", datatype="INT64", shape=[len(labels)], data=labels)
-            return InferenceResponse(model_name=self.name, id=payload.id, outputs=[output])
-
-        def _compute(self, images: list[bytes]) -> list[int]:
-            return self.model.classify([self.model.decode(each) for each in images])
+    from mlserver import MLServer
+    from mlserver.settings import ModelParameters, ModelSettings, Settings
 
     settings = Settings(
         host="127.0.0.1", http_port=port, grpc_port=port + 1, metrics_port=port + 2, parallel_workers=0, debug=False
     )
-    model = ModelSettings(name="model", implementation=Runtime, max_batch_size=batch_size, max_batch_time=delay / 1000)
+    parameters = ModelParameters(extra={"checkpoint": checkpoint, "framework": framework})
+    model = ModelSettings(
+        name="model", implementation="benchmarks.serving_peers.MLClassifier", max_batch_size=batch_size,
+        max_batch_time=delay / 1000, parameters=parameters,
+    )  # fmt: skip
     asyncio.run(MLServer(settings).start([model]))
 
 
