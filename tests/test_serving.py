@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import json
 import re
@@ -530,7 +531,9 @@ def test_past_a_full_queue_requests_are_told_to_come_again(folder: Path) -> None
         assert client.post("/classify", content=PNG).status_code == 200
 
 
-def test_a_request_that_takes_too_long_is_answered_and_not_computed_later(folder: Path) -> None:
+def test_a_request_that_takes_too_long_is_answered_and_not_computed_later(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import threading
 
     with Client(create_app(folder, "pt", limits=Limits(max_batch_size=1, deadline=0.2))) as client:
@@ -543,12 +546,16 @@ def test_a_request_that_takes_too_long_is_answered_and_not_computed_later(folder
             return run(batch)
 
         task.run = wait
-        answers = client.at_once(*[("POST", "/classify", {"content": PNG})] * 6)
+        two = {"files": FILE * 2}
+        answers = client.at_once(*[("POST", "/classify", {"content": PNG})] * 6, *[("POST", "/classify", two)] * 2)
         assert {each.status_code for each in answers} == {503}
         assert {each.json()["error"] for each in answers} == {"The request was not answered within 0.2 seconds."}
         gate.set()
         client.run(client.app.state.service.batcher.drained())
         assert len(computed) == 2  # those that the model had already
+        del answers
+        gc.collect()
+        assert not caplog.text  # nothing is left that nobody asked for
         assert client.app.state.service.bodies == 0
 
 

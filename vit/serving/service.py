@@ -158,30 +158,21 @@ class Service:
             self.batcher.submit(jobs)
         except Full:
             raise self._full() from None
-        waiting: asyncio.Future[Any] = (
-            asyncio.gather(*(job.result for job in jobs)) if len(jobs) > 1 else jobs[0].result
-        )
-        gone = asyncio.ensure_future(watch())
+        waiting, gone = asyncio.ensure_future(_all(jobs)), asyncio.ensure_future(watch())
         try:
-            done, _ = await asyncio.wait(
-                {waiting, gone},
-                timeout=self.limits.deadline, return_when=asyncio.FIRST_COMPLETED,
-            )  # fmt: skip
-            if waiting not in done:
-                if gone in done:
-                    raise Refusal(499, "The client left.")
-                raise busy(f"The request was not answered within {self.limits.deadline:g} seconds.")
-            try:
-                found = waiting.result()
-            except Refusal as refusal:
-                raise _naming(refusal, images, jobs) from None
-            return list(found) if len(jobs) > 1 else [found]
+            await asyncio.wait({waiting, gone}, timeout=self.limits.deadline, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            if gone.done():
+                raise Refusal(499, "The client left.")
+            raise busy(f"The request was not answered within {self.limits.deadline:g} seconds.")
         finally:
             gone.cancel()
+            waiting.cancel()
             for job in jobs:
                 job.result.cancel()  # what is left is not computed any more
-                if job.result.done() and not job.result.cancelled():
-                    job.result.exception()  # it has been said
+                if not job.result.cancelled():
+                    job.result.exception()  # of several images the first one's is told
 
     def _observe(self, task: Any, size: int, seconds: float) -> None:
         self.metrics.batch(task.model.name, task.name, size, seconds)
@@ -201,14 +192,16 @@ class Service:
         self._loading.stop()
 
 
-def _naming(refusal: Refusal, images: Sequence[Given], jobs: Sequence[Job]) -> Refusal:
-    """Which of several images a refusal is about."""
-    if len(images) == 1:
-        return refusal
+async def _all(jobs: Sequence[Job]) -> list[Any]:
+    """The results of jobs; a refusal says which of several images it is about."""
+    found = []
     for index, job in enumerate(jobs):
-        if job.result.done() and not job.result.cancelled() and job.result.exception() is refusal:
-            return Refusal(refusal.status, f"Image {index} of {len(images)}: {refusal.message}", refusal.headers)
-    return refusal
+        try:
+            found.append(await job.result)
+        except Refusal as refusal:
+            which = f"Image {index} of {len(jobs)}: " if len(jobs) > 1 else ""
+            raise Refusal(refusal.status, which + refusal.message, refusal.headers) from None
+    return found
 
 
 def now() -> float:
