@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -289,33 +289,42 @@ def throughput(options: argparse.Namespace, checkpoint: str) -> str:
         (servers if folder.exists() else missing).append(peer)
     kept: dict[str, list[Answers]] = {name: [] for name in servers}
     spent: dict[str, list[float]] = {name: [] for name in ("model", *servers)}
+    with ExitStack() as stack:  # all are there from the beginning, and wait for their turns
+        worker, asking = (stack.enter_context(Worker(environment=ENVIRONMENT)) for _ in range(2))
+        images, pid = worker.prepare(
+            "benchmarks.serving:prepare", checkpoint=checkpoint, framework=options.framework, batch_size=best, calls=1
+        )
+        ports, pids = {}, {}
+        for name in servers:
+            ports[name] = free_port()
+            command = command_of(name, checkpoint, options.framework, ports[name], served_size, options.delay)
+            path = [str(options.peers / name)] if name in PEERS else []
+            try:
+                process = stack.enter_context(served(command, ports[name], request_of(name, image), path))
+            except RuntimeError as error:
+                missing.append(f"{name} ({error})")
+                continue
+            pids[name] = process.pid
+        servers = list(pids)
 
-    def model() -> float:
-        with Worker(environment=ENVIRONMENT) as worker:
-            images, pid = worker.prepare(
-                "benchmarks.serving:prepare", checkpoint=checkpoint, framework=options.framework, batch_size=best,
-                calls=1,
-            )  # fmt: skip
+        def model() -> float:
             before = cpu_seconds(pid)
             times = worker.run(options.seconds, least=2)
             spent["model"].append((cpu_seconds(pid) - before) / len(times) / images)
-            return images / statistics.median(times)
+            return images / statistics.mean(times)
 
-    def server(name: str) -> float:
-        port = free_port()
-        command = command_of(name, checkpoint, options.framework, port, served_size, options.delay)
-        path = [str(options.peers / name)] if name in PEERS else []
-        request = request_of(name, image)
-        with served(command, port, request, path) as process, Worker(environment=ENVIRONMENT) as asking:
-            load(asking, port, request, options.connections, min(2.0, options.seconds))  # warm
-            before = cpu_seconds(process.pid)
-            kept[name].append(load(asking, port, request, options.connections, options.seconds))
-            spent[name].append((cpu_seconds(process.pid) - before) / max(kept[name][-1].statuses.get(200, 0), 1))
-        return kept[name][-1].rate
+        def server(name: str) -> float:
+            before = cpu_seconds(pids[name])
+            found = load(asking, ports[name], request_of(name, image), options.connections, options.seconds)
+            spent[name].append((cpu_seconds(pids[name]) - before) / max(found.statuses.get(200, 0), 1))
+            kept[name].append(found)
+            return found.rate
 
-    runs: dict[str, Callable[[], float]] = {"model": model}
-    runs |= {name: (lambda name=name: server(name)) for name in servers}  # type: ignore[misc]
-    found = take_turns(runs, 0.0, least=options.rounds, most=options.rounds, warm=False)
+        runs: dict[str, Callable[[], float]] = {"model": model}
+        runs |= {name: (lambda name=name: server(name)) for name in servers}  # type: ignore[misc]
+        for name in servers:
+            load(asking, ports[name], request_of(name, image), options.connections, min(2.0, options.seconds))  # warm
+        found = take_turns(runs, 0.0, least=options.rounds, most=options.rounds, warm=False)
     batch = served_size / statistics.median(found["model"])
     milliseconds = {name: f"{1000 * statistics.median(each):.1f}" for name, each in spent.items()}
     rows = [[f"the model alone, batches of {best}", f"{statistics.median(found['model']):.1f}", "1.00",
@@ -544,7 +553,7 @@ def main() -> None:
     )
     parser.add_argument("--served-batch-size", type=int, help="at most (default: the best, or half the connections)")
     parser.add_argument("--connections", type=int, default=32, help="(default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each load (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each turn (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--delay", type=float, default=5.0, help="milliseconds to fill a batch (default: %(default)s)")
     parser.add_argument(
