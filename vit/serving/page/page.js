@@ -10,7 +10,10 @@ const NEAREST = 6;
 const PATIENCE = 5; // times that a busy server is asked again for a vector
 const EMPTY = document.getElementById("no-neighbours").textContent;
 const INFERNO = [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
-const PLATFORMS = { pt: "PyTorch", tf: "TensorFlow", flax: "Flax", onnxruntime: "ONNX Runtime", openvino: "OpenVINO" };
+const PLATFORMS = {
+  pt: "PyTorch", tf: "TensorFlow", flax: "Flax", // and of exports, by their format
+  onnx: "ONNX Runtime", openvino: "OpenVINO", torch: "PyTorch", stablehlo: "JAX", "saved-model": "TensorFlow", litert: "LiteRT",
+};
 
 let models = [], model = null, maxBody = Infinity, key = "";
 const images = []; // of this visit, in the order in which they came
