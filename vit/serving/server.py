@@ -156,7 +156,7 @@ class Server(uvicorn.Server):
         limits = app.state.service.limits
         config = uvicorn.Config(
             app, http=type("Protocol", (_Protocol,), {"limits": limits}), ws="none", lifespan="on", log_config=None,
-            access_log=False, server_header=False, timeout_keep_alive=75,
+            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, round(grace_seconds)),
         )  # fmt: skip
         super().__init__(config)
