@@ -345,6 +345,14 @@ def test_an_operator_that_a_format_lacks_is_named_and_nothing_is_left(folders, t
     assert not os.listdir(tmp_path)
 
 
+def test_weights_that_an_onnx_file_cannot_hold_are_refused(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats.module_of("onnx"), "MOST", 1000)
+    refused(
+        InputError, "bytes, and a file of the format onnx holds 1,000. Pass dtype", folders["vit"], tmp_path / "a.onnx"
+    )
+    assert not os.listdir(tmp_path)
+
+
 def test_an_export_that_differs_never_appears_and_the_old_one_stays(folders, tmp_path, monkeypatch):
     target = tmp_path / "a.pt2"
     target.write_bytes(b"old")

@@ -24,7 +24,11 @@ def command(
     target: Annotated[Path, typer.Argument(help="A file name, or a folder for formats that are one.")],
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="FORMAT", help="onnx, openvino, torch, stablehlo. [default: by the ending]"),
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="onnx, openvino, torch, stablehlo, saved-model or litert. [default: by the target's ending]",
+        ),
     ] = None,
     task: Annotated[
         str, typer.Option(metavar="classify|embed", help="What it gives: labels, or a vector.")

@@ -42,7 +42,7 @@ COMPARED = 32
 """Of these the most that are compared."""
 BATCH = 8
 """Images a call in the comparison, but for the last; each size is compiled anew by some runtimes."""
-SECONDS = 1.0
+SECONDS = 0.5
 """How long the speed of each is measured."""
 DIGITS = Path(__file__).parents[1] / "demo"
 

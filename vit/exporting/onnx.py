@@ -10,17 +10,31 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from .formats import NAME, Artifact, Job, parse, quiet
 
 OPSET = 20
 """Of ONNX's own operators: the first with gelu."""
+MOST = 2**31 - 2**24
+"""Bytes that the weights of one file may have, as protobuf takes 2 GiB."""
 
 
 def write(job: Job, path: Path) -> None:
-    """Write the model, its weights in the same file up to the 2 GB that it may have."""
+    """Write the model, its weights in the same file.
+
+    Raises:
+        InputError: they are too many for one.
+    """
     from onnxscript import ir
 
-    ir.save(graph(job), path)
+    model = graph(job)
+    size = sum(each.const_value.nbytes for each in model.graph.initializers.values())
+    if size > MOST:
+        raise InputError(
+            f"The weights have {size:,} bytes, and a file of the format onnx holds {MOST:,}. Pass dtype='float16', or "
+            "take another format, such as openvino."
+        )
+    ir.save(model, path)
     if job.int8:
         _quantize(path, job)
     _describe(path, job)

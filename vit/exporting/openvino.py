@@ -23,9 +23,9 @@ def write(job: Job, path: Path) -> None:
     from onnxscript import ir
 
     path.mkdir()
-    passing = path / "model.onnx"
-    ir.save(graph(job, dtype="float32"), passing)
-    model = openvino.convert_model(passing)
+    passing = path / "model.onnx", path / "model.onnx.data"  # beside it weights may have more than 2 GB
+    ir.save(graph(job, dtype="float32"), passing[0], external_data=passing[1].name)
+    model = openvino.convert_model(passing[0])
     if job.int8:
         import nncf
 
@@ -33,7 +33,9 @@ def write(job: Job, path: Path) -> None:
             model = nncf.quantize(model, nncf.Dataset(list(job.calibration())), model_type=nncf.ModelType.TRANSFORMER)
     model.set_rt_info(json.dumps(job.metadata(openvino=openvino.__version__)), [NAME])
     openvino.save_model(model, path / FILE, compress_to_fp16=job.dtype == "float16")
-    passing.unlink()
+    del model
+    for file in passing:
+        file.unlink(missing_ok=True)
 
 
 def _openvino() -> Any:
