@@ -77,7 +77,7 @@ class Service:
         """
         changed = []
         async with self._changes:
-            for name in self.sources:
+            for name in list(self.models):  # one that is still being loaded is as new as can be
                 try:
                     if await self._print(name) != self._prints.get(name):
                         await self._load(name, self.models[name].version + 1)
