@@ -69,10 +69,10 @@ def resize_matrix(axis: Axis, resample: Resampling) -> Array:
 def resize(pixels: Array, weights: Array) -> Array:
     """The product along the last axis, rounded, halves up, and clipped to 0..255: (..., old) -> (..., new).
 
-    Accelerators are quick with float32 alone, which does not hold a pixel times a weight. So half of the bits of the
-    weights are summed at a time, and what the first half leaves behind the point is added to the second.
+    In float32, which is quick everywhere and does not hold a pixel times a weight: half of the bits of the weights are
+    summed at a time, and what the first half leaves behind the point is added to the second.
     """
-    most = jnp.round(weights * 2**11) / 2**11
+    most = jnp.round(weights * 2**10) / 2**10
     whole, rest = (jnp.matmul(pixels, part.T, precision=jax.lax.Precision.HIGHEST) for part in (most, weights - most))
     below = jnp.floor(whole + 0.5)
     return (below + jnp.floor(whole + 0.5 - below + rest)).clip(0, 255)

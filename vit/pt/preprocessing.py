@@ -30,30 +30,30 @@ def preprocess(images: Tensor, steps: Steps) -> Tensor:
         InputError: another number of channels than the steps take.
     """
     channels = steps.channels(images.shape[3])
-    pixels = images[..., :channels].permute(0, 3, 1, 2).to(torch.float64)  # (B, C, H, W), in which sums are exact
+    pixels = images[..., :channels].permute(0, 3, 1, 2).contiguous().float()  # (B, C, H, W)
     if axes := steps.axes(images.shape[1], images.shape[2], torch.sym_min):
         rows, columns = axes
-        pixels = to_bytes(pixels @ resize_matrix(columns, steps.resample, pixels).T)
-        pixels = to_bytes(resize_matrix(rows, steps.resample, pixels) @ pixels)
+        pixels = resize(pixels, resize_matrix(columns, steps.resample, pixels.device))
+        pixels = resize(pixels.mT, resize_matrix(rows, steps.resample, pixels.device)).mT
     if steps.factor is not None:
-        pixels = pixels * steps.factor
-    pixels = pixels.to(torch.float32)
+        pixels = (pixels.double() * steps.factor).float()
     if steps.mean is not None:
         mean, std = (pixels.new_tensor(each).reshape(-1, 1, 1) for each in (steps.mean, steps.std))
         pixels = (pixels - mean) / std
     return pixels
 
 
-def resize_matrix(axis: Axis, resample: Resampling, like: Tensor) -> Tensor:
-    """The weights of the pixels along an axis in each that is made of them: (axis.count, axis.old), like `like`."""
-    options: Any = {"dtype": like.dtype, "device": like.device}
+def resize_matrix(axis: Axis, resample: Resampling, device: torch.device) -> Tensor:
+    """The weights of the pixels along an axis in each that is made of them: (axis.count, axis.old) float32, computed in
+    float64, of which they keep every bit."""
+    options: Any = {"dtype": torch.float64, "device": device}
     points = torch.arange(axis.old, **options)
     rows = torch.arange(axis.count, **options) + axis.start
     there = ((rows >= 0) & (rows < axis.new))[:, None]
-    scale = like.new_ones(()) * axis.old / axis.new
+    scale = torch.ones((), **options) * axis.old / axis.new
     if resample == Resampling.NEAREST:
-        places = torch.where(torch.arange(axis.new, device=like.device) == 0, scale * 0.5, scale).cumsum(0).floor()
-        return (there & (places[rows.clamp(0, axis.new - 1).long()][:, None] == points)).to(like.dtype)
+        places = torch.where(torch.arange(axis.new, device=device) == 0, scale * 0.5, scale).cumsum(0).floor()
+        return (there & (places[rows.clamp(0, axis.new - 1).long()][:, None] == points)).float()
     width = scale.clamp(min=1)
     centres = ((rows + 0.5) * scale)[:, None]
     # Not trunc, which OpenVINO has not: they differ below 0, where there are no points.
@@ -62,12 +62,19 @@ def resize_matrix(axis: Axis, resample: Resampling, like: Tensor) -> Tensor:
     weights = torch.where((points >= first) & (points < last), weights, 0)
     weights = weights / weights.sum(1, keepdim=True)
     weights = (weights.abs() * PRECISION + 0.5).floor() * weights.sign() / PRECISION
-    return torch.where(there, weights, 0)
+    return torch.where(there, weights, 0).float()
 
 
-def to_bytes(pixels: Tensor) -> Tensor:
-    """Rounded, halves up, and clipped to 0..255."""
-    return (pixels + 0.5).floor().clamp(0, 255)
+def resize(pixels: Tensor, weights: Tensor) -> Tensor:
+    """The product along the last axis, rounded, halves up, and clipped to 0..255: (..., old) -> (..., new).
+
+    In float32, which is quick everywhere and does not hold a pixel times a weight: half of the bits of the weights are
+    summed at a time, and what the first half leaves behind the point is added to the second.
+    """
+    most = (weights * 2**10).round() / 2**10
+    whole, rest = (pixels @ part.T for part in (most, weights - most))
+    below = (whole + 0.5).floor()
+    return (below + (whole + 0.5 - below + rest).floor()).clamp(0, 255)
 
 
 # === Pillow's filters, of distances in widths ===

@@ -30,15 +30,15 @@ def preprocess(images: tf.Tensor, steps: Steps) -> tf.Tensor:
         InputError: another number of channels than the steps take.
     """
     channels = steps.channels(images.shape[3])
-    pixels = tf.cast(tf.transpose(images[..., :channels], (0, 3, 1, 2)), tf.float64)  # in which sums are exact
+    pixels = tf.cast(tf.transpose(images[..., :channels], (0, 3, 1, 2)), tf.float32)  # (B, C, H, W)
     height, width = tf.unstack(tf.shape(images)[1:3])
     if axes := steps.axes(height, width, tf.minimum):
         rows, columns = axes
-        pixels = to_bytes(tf.matmul(pixels, resize_matrix(columns, steps.resample), transpose_b=True))
-        pixels = to_bytes(tf.matmul(resize_matrix(rows, steps.resample), pixels))
+        pixels = resize(pixels, resize_matrix(columns, steps.resample))
+        pixels = resize(tf.linalg.matrix_transpose(pixels), resize_matrix(rows, steps.resample))
+        pixels = tf.linalg.matrix_transpose(pixels)
     if steps.factor is not None:
-        pixels = pixels * steps.factor
-    pixels = tf.cast(pixels, tf.float32)
+        pixels = tf.cast(tf.cast(pixels, tf.float64) * steps.factor, tf.float32)
     if steps.mean is not None:
         mean, std = (tf.reshape(tf.constant(each, tf.float32), (-1, 1, 1)) for each in (steps.mean, steps.std))
         pixels = divide(pixels - mean, std)
@@ -46,7 +46,8 @@ def preprocess(images: tf.Tensor, steps: Steps) -> tf.Tensor:
 
 
 def resize_matrix(axis: Axis, resample: Resampling) -> tf.Tensor:
-    """The weights of the pixels along an axis in each that is made of them: (axis.count, axis.old) float64."""
+    """The weights of the pixels along an axis in each that is made of them: (axis.count, axis.old) float32, computed in
+    float64, of which they keep every bit."""
     points = tf.cast(tf.range(axis.old), tf.float64)
     rows = tf.range(axis.count) + axis.start
     there = ((rows >= 0) & (rows < axis.new))[:, None]
@@ -55,7 +56,7 @@ def resize_matrix(axis: Axis, resample: Resampling) -> tf.Tensor:
         steps = tf.where(tf.range(axis.new) == 0, scale * 0.5, scale)
         places = tf.floor(tf.cumsum(steps))
         near = tf.gather(places, tf.clip_by_value(rows, 0, axis.new - 1))[:, None] == points
-        return tf.cast(there & near, tf.float64)
+        return tf.cast(there & near, tf.float32)
     width = tf.maximum(scale, 1)
     centres = ((tf.cast(rows, tf.float64) + 0.5) * scale)[:, None]
     first, last = (trunc(centres + reach * width + 0.5) for reach in (-REACH[resample], REACH[resample]))
@@ -63,12 +64,19 @@ def resize_matrix(axis: Axis, resample: Resampling) -> tf.Tensor:
     weights = tf.where((points >= first) & (points < last), weights, 0)
     weights = weights / tf.reduce_sum(weights, 1, keepdims=True)
     weights = tf.floor(tf.abs(weights) * PRECISION + 0.5) * tf.sign(weights) / PRECISION
-    return tf.where(there, weights, 0)
+    return tf.cast(tf.where(there, weights, 0), tf.float32)
 
 
-def to_bytes(pixels: tf.Tensor) -> tf.Tensor:
-    """Rounded, halves up, and clipped to 0..255."""
-    return tf.clip_by_value(tf.floor(pixels + 0.5), 0, 255)
+def resize(pixels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """The product along the last axis, rounded, halves up, and clipped to 0..255: (..., old) -> (..., new).
+
+    In float32, which is quick everywhere and does not hold a pixel times a weight: half of the bits of the weights are
+    summed at a time, and what the first half leaves behind the point is added to the second.
+    """
+    most = tf.round(weights * 2**10) / 2**10
+    whole, rest = (tf.matmul(pixels, part, transpose_b=True) for part in (most, weights - most))
+    below = tf.floor(whole + 0.5)
+    return tf.clip_by_value(below + tf.floor(whole + 0.5 - below + rest), 0, 255)
 
 
 def divide(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
