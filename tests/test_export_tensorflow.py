@@ -15,7 +15,7 @@ import skimage.data
 import tensorflow as tf
 from PIL import Image
 
-from vit import ViTImageProcessor
+from vit import InputError, ViTImageProcessor
 from vit.exporting import Artifact, engine, export, load
 from vit.inference import Forward
 
@@ -91,6 +91,12 @@ def test_pixels_and_pixel_values_have_signatures_of_their_own(served, model):
     np.testing.assert_allclose(served({"pixel_values": pixel_values})["logits"], found["logits"], atol=1e-6)
 
 
+def test_files_that_are_no_images_are_refused(served):
+    for file in (b"", b"no image", encoded(CAT, "JPEG")[:200], encoded(CAT, "PNG")[:2000]):
+        with pytest.raises(InputError, match="vit cannot use image_bytes: InvalidArgumentError"):
+            served({"image_bytes": np.array([encoded(CAT, "BMP"), file], object)})
+
+
 def test_the_folder_is_laid_out_for_tensorflow_serving(served, model, tmp_path):
     loaded = tf.saved_model.load(str(served.path / "1"))
     names = {"image_bytes", "string_input", "image_uint8", "pixel_values"}
@@ -154,7 +160,7 @@ def test_a_litert_file_runs_from_any_threads(model, tmp_path):
     export(model, tmp_path / "vit.tflite", verify=False)
     artifact = load(tmp_path / "vit.tflite")
     batches = [np.random.default_rng(i).standard_normal((i % 3 + 1, 3, 16, 12), np.float32) for i in range(12)]
-    forward = Forward(model, "pt")
+    forward = Forward(model, "tf")
     expected = [forward(batch).logits for batch in batches]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda batch: artifact({"pixel_values": batch})["logits"], batches))
