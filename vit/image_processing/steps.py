@@ -13,7 +13,7 @@ a matrix whose sizes may be open (Pillow's Resample.c). In it, of `old` pixels a
 NEAREST takes the pixel at trunc of scale / 2 + scale + scale + ..., added in that order.
 
 Pillow 13 goes along columns first where an image loses rows, and more than twice as many as columns, which graphs do
-not: one in five of the values at most then is a grey level off.
+not: one in five of the values at most then is a grey level off, and one in some thousands by up to 4.
 
 A crop takes some of the rows of the matrix; those of pixels that are not there are 0. So the sizes of what comes out
 are known where those of what comes in are open.
