@@ -13,6 +13,7 @@ from PIL import Image
 
 from vit import ViTImageProcessor, checkpoint
 from vit.errors import FRAMEWORKS, CheckpointError, ConfigError, InputError
+from vit.locks import locked
 from vit.training import Recipe
 from vit.training.run import TrainingError, train
 from vit.training.state import TrainingState
@@ -194,6 +195,21 @@ def test_a_run_folder_is_kept_unless_it_is_said_otherwise(photos: Path, model: P
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="holds other files; give another"):
         train(photos, model, tmp_path / "mine", "pt", once, force=True)
+
+
+def test_two_processes_do_not_write_one_run(photos: Path, model: Path, tmp_path: Path) -> None:
+    run, once = tmp_path / "deep" / "run", RECIPE.replace(steps=1)
+    assert train(photos, model, run, "pt", once).is_done
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with locked([run]):
+        for more in ({"resume": True}, {"force": True}):
+            with pytest.raises(InputError, match="is being written by another process"):
+                train(photos, model, run, "pt", **more)
+        with pytest.raises(InputError, match="holds a run; give --resume"):
+            train(photos, model, run, "pt", once)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert train(photos, model, run, "pt", resume=True).is_done
+    assert [path.name for path in run.parent.iterdir()] == ["run"]  # and no lock
 
 
 def test_broken_files_are_named_and_others_take_their_place_unless_strict(
