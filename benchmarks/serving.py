@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,7 +191,10 @@ def served(
     inherited = os.environ.get("PYTHONPATH", "")
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join([*path, str(ROOT), inherited])}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=log)
+        # A group of its own: LitServe and MLServer leave workers behind when they are asked to end.
+        process = subprocess.Popen(
+            [sys.executable, *command], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             end = time.monotonic() + 180
             while (answer := exchange(port, request)) is None or not answer.startswith(b"HTTP/1.1 200"):
@@ -207,6 +210,8 @@ def served(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def exchange(port: int, request: bytes, seconds: float = 60) -> bytes | None:
