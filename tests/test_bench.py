@@ -202,9 +202,9 @@ def test_the_table_holds_the_figures(results: bench.Results) -> None:
     text = console.export_text()
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "PyTorch float32 sdpa 1 0.50 0.25 10.0 9.00 .. 20.0 100.0 0.1 10%" in lines
-    assert "TensorFlow float32 sdpa 1 0.50 0.25 20.00 20.00 .. 20.00 50.0 0.1 5%" in lines
-    assert "PyTorch float32 sdpa 8 0.25 20.00 20.00 .. 20.00 400.0 0.4 40%" in lines
-    assert "Flax bfloat16 eager 8 0.25 16.00 16.00 .. 16.00 500.0 0.5" in lines  # no rate for that card
+    assert "TensorFlow float32 sdpa 1 0.50 0.25 20.0 20.0 .. 20.0 50.0 0.1 5%" in lines
+    assert "PyTorch float32 sdpa 8 0.25 20.0 20.0 .. 20.0 400.0 0.4 40%" in lines
+    assert "Flax bfloat16 eager 8 0.25 16.0 16.0 .. 16.0 500.0 0.5" in lines  # no rate for that card
     assert "my model: 0.001 GFLOP an image" in text
     assert "A Processor, 4 cores; Python 3.11.0, PyTorch 2.0" in text
     assert "large matrix products: float32 1 GFLOP/s" in text
