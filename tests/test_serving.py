@@ -9,6 +9,7 @@ import io
 import json
 import re
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from PIL import Image
 from vit import Forward, ViTImageProcessor, attention_mask, attention_rollout, cls_attention, predict
 from vit.errors import ConfigError, InputError
 from vit.serving import Limits, create_app
+from vit.serving.batching import Batcher, Full, Job
 from vit.serving.open_inference import HEADER
 
 from .served import LABELS, Client, checkpoint, onnx_file, picture
@@ -494,12 +496,41 @@ def slow(client: Client) -> Any:
     return client.app.state.service.models["default"].tasks["classify"]
 
 
+def test_the_images_of_a_request_are_taken_on_together_or_not_at_all() -> None:
+    gate = threading.Event()
+
+    class Task:
+        most = 4
+
+        def __call__(self, images: list[np.ndarray]) -> Any:
+            return {}
+
+    task = Task()
+
+    def jobs(count: int) -> list[Job]:
+        return [Job(lambda: np.zeros(int(gate.wait(30))), task, lambda outputs, row: "done") for _ in range(count)]
+
+    async def submitted() -> None:
+        batcher = Batcher(most=4, delay=0, ahead=4, observe=lambda *batch: None)
+        taken = jobs(3)
+        batcher.submit(taken)
+        with pytest.raises(Full):
+            batcher.submit(jobs(2))  # one of them would have a place
+        assert batcher.pending == 3
+        taken += (last := jobs(1))
+        batcher.submit(last)
+        gate.set()
+        assert await asyncio.gather(*(job.result for job in taken)) == ["done"] * 4
+        await batcher.drained()
+        batcher.close()
+
+    asyncio.run(submitted())
+
+
 def test_past_a_full_queue_requests_are_told_to_come_again(folder: Path) -> None:
     limits = Limits(max_batch_size=2, max_queue=4)
     with Client(create_app(folder, "pt", limits=limits)) as client:
         service, task = client.app.state.service, slow(client)
-        import threading
-
         gate, run = threading.Event(), task.run
 
         def wait(batch: np.ndarray) -> Any:
