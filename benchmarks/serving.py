@@ -205,6 +205,8 @@ def served(
             yield process
         finally:
             process.send_signal(signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGCONT)  # it may be stopped while it waits for its turn
             try:
                 process.wait(15)
             except subprocess.TimeoutExpired:
@@ -312,6 +314,10 @@ def throughput(options: argparse.Namespace, checkpoint: str) -> str:
             pids[name] = process.pid
         servers = list(pids)
 
+        # LitServe's workers ask for work all the time, a twelfth of a core: who waits for its turn is stopped.
+        def turn(name: str, running: bool) -> None:
+            os.killpg(pids[name], signal.SIGCONT if running else signal.SIGSTOP)
+
         def model() -> float:
             before = cpu_seconds(pid)
             times = worker.run(options.seconds, least=2)
@@ -319,9 +325,11 @@ def throughput(options: argparse.Namespace, checkpoint: str) -> str:
             return images / statistics.mean(times)
 
         def server(name: str) -> float:
+            turn(name, True)
             before = cpu_seconds(pids[name])
             found = load(asking, ports[name], request_of(name, image), options.connections, options.seconds)
             spent[name].append((cpu_seconds(pids[name]) - before) / max(found.statuses.get(200, 0), 1))
+            turn(name, False)
             kept[name].append(found)
             return found.rate
 
@@ -329,6 +337,7 @@ def throughput(options: argparse.Namespace, checkpoint: str) -> str:
         runs |= {name: (lambda name=name: server(name)) for name in servers}  # type: ignore[misc]
         for name in servers:
             load(asking, ports[name], request_of(name, image), options.connections, min(2.0, options.seconds))  # warm
+            turn(name, False)
         found = take_turns(runs, 0.0, least=options.rounds, most=options.rounds, warm=False)
     batch = served_size / statistics.median(found["model"])
     milliseconds = {name: f"{1000 * statistics.median(each):.1f}" for name, each in spent.items()}

@@ -502,7 +502,7 @@ def test_the_images_of_a_request_are_taken_on_together_or_not_at_all() -> None:
     class Task:
         most = 4
 
-        def __call__(self, images: list[np.ndarray]) -> Any:
+        def __call__(self, images: list[np.ndarray], alone: bool) -> Any:
             return {}
 
     task = Task()

@@ -19,11 +19,11 @@ from ..pipeline import CALLS, Threads
 
 
 class Computes(Protocol):
-    """What a batch is for: a model and one of its tasks."""
+    """What a batch is for: a model and one of its tasks; `alone` where no other batch is computed meanwhile."""
 
     most: int
 
-    def __call__(self, images: list[np.ndarray]) -> ModelOutput: ...
+    def __call__(self, images: list[np.ndarray], alone: bool) -> ModelOutput: ...
 
 
 class Full(Exception):
@@ -122,8 +122,9 @@ class Batcher:
             wanted = [job for job in batch if not job.result.done()]
             self._leave(len(batch) - len(wanted))
             if wanted:
+                alone = not (self._computing or self._reading or self._waiting or self._ready)
                 self._computing += 1
-                self._models.submit(self._compute, loop, task, wanted)
+                self._models.submit(self._compute, loop, task, wanted, alone)
 
     def _due(self, now: float) -> Computes | None:
         """The task whose batch is to be computed now: of those that may be, the one that waits longest."""
@@ -178,11 +179,11 @@ class Batcher:
             error = raised
         _call(loop, self._has_read, job, error)
 
-    def _compute(self, loop: asyncio.AbstractEventLoop, task: Computes, batch: list[Job]) -> None:
+    def _compute(self, loop: asyncio.AbstractEventLoop, task: Computes, batch: list[Job], alone: bool) -> None:
         begin = time.perf_counter()
         results: list[Any]
         try:
-            outputs = task([job.image for job in batch if job.image is not None])
+            outputs = task([job.image for job in batch if job.image is not None], alone)
             results = [_result(job, outputs, row) for row, job in enumerate(batch)]
         except BaseException as raised:
             results = [raised] * len(batch)

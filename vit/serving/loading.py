@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from ..image_processing import ViTImageProcessor
 from ..inference import Forward, device_name
 from ..loading import open_checkpoint
 from ..outputs import ModelOutput
-from ..pipeline import CLASSIFICATION
+from ..pipeline import CALLS, CLASSIFICATION
 from .models import Model, Task
 
 FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.index.json", "*.bin", "*.h5", "*.msgpack",
@@ -75,14 +75,26 @@ def _checkpoint(
     model = Model(name, version, forward.framework, forward.config, processor, shape)
     most = most or (CPU if forward.device_type == "cpu" else ACCELERATOR)
     sizes = None if forward.framework == "pt" else _sizes(most)
+    share = _cores() if (forward.framework, forward.device_type) == ("pt", "cpu") else None
     base = forward
     if forward.head is not None:
-        model.tasks["classify"] = Task(model, "classify", most, forward, sizes)
+        model.tasks["classify"] = Task(model, "classify", most, forward, sizes, share)
         base = Forward(getattr(forward.model, forward.config.base_model_prefix))
-    model.tasks["embed"] = Task(model, "embed", most, base, sizes)
-    looks = Task(model, "attention", 1, lambda batch: forward(batch, output_attentions=True), sizes and (1,))
+    model.tasks["embed"] = Task(model, "embed", most, base, sizes, share)
+    looks = Task(model, "attention", 1, lambda batch: forward(batch, output_attentions=True), sizes and (1,), share)
     model.tasks["attention"] = looks
     return model
+
+
+def _cores() -> Callable[[bool], None]:
+    """What gives the thread that calls it all of PyTorch's threads, or its part where several compute at a time.
+
+    Of threads that wait for each other at the end of every operation, more than there are cores cost a tenth.
+    """
+    import torch
+
+    every = torch.get_num_threads()
+    return lambda alone: torch.set_num_threads(every if alone else max(1, every // CALLS))
 
 
 def _sizes(most: int) -> tuple[int, ...]:

@@ -51,6 +51,7 @@ class Task:
         most: images of a batch.
         run: (batch, channels, height, width) -> outputs.
         sizes: of batches for which programs are compiled; a batch is padded to one. None: any size.
+        share: is told before a batch whether it has all cores to itself. None: the framework shares them out.
     """
 
     model: Model
@@ -58,9 +59,12 @@ class Task:
     most: int
     run: Callable[[np.ndarray], ModelOutput]
     sizes: tuple[int, ...] | None = None
+    share: Callable[[bool], None] | None = None
 
-    def __call__(self, images: list[np.ndarray]) -> ModelOutput:
+    def __call__(self, images: list[np.ndarray], alone: bool = True) -> ModelOutput:
         """Compute a batch; rows past the images are padding."""
+        if self.share is not None:
+            self.share(alone)
         count = len(images)
         size = count if self.sizes is None else next(size for size in self.sizes if size >= count)
         batch = np.zeros((size, *self.model.shape), np.float32)
