@@ -22,6 +22,7 @@ from vit import Forward, ViTImageProcessor, attention_mask, attention_rollout, c
 from vit.errors import ConfigError, InputError
 from vit.serving import Limits, create_app
 from vit.serving.batching import Batcher, Full, Job
+from vit.serving.loading import load
 from vit.serving.open_inference import HEADER
 
 from .served import LABELS, Client, checkpoint, onnx_file, picture
@@ -525,6 +526,44 @@ def test_the_images_of_a_request_are_taken_on_together_or_not_at_all() -> None:
         batcher.close()
 
     asyncio.run(submitted())
+
+
+def test_a_batch_is_told_whether_it_has_the_cores_to_itself() -> None:
+    told: list[tuple[int, bool]] = []
+
+    class Task:
+        most = 2
+
+        def __call__(self, images: list[np.ndarray], alone: bool) -> Any:
+            told.append((len(images), alone))
+            return {}
+
+    async def submitted() -> None:
+        batcher = Batcher(most=8, delay=0, ahead=8, observe=lambda *batch: None)
+        task = Task()
+        for count in (1, 6):
+            jobs = [Job(lambda: np.zeros(1), task, lambda outputs, row: "done") for _ in range(count)]
+            batcher.submit(jobs)
+            await asyncio.gather(*(job.result for job in jobs))
+        batcher.close()
+
+    asyncio.run(submitted())
+    assert told[0] == (1, True)
+    assert (2, False) in told[1:3]  # others are on their way
+
+
+def test_batches_that_are_computed_side_by_side_share_the_threads(folder: Path) -> None:
+    import torch
+
+    task = load("default", folder, "pt").tasks["classify"]
+    threads: list[int] = []
+    run = task.run
+    task.run = lambda batch: threads.append(torch.get_num_threads()) or run(batch)  # type: ignore[func-returns-value]
+
+    every = torch.get_num_threads()
+    for alone in (True, False, True):
+        task([np.zeros(task.model.shape, np.float32)], alone)
+    assert threads == [every, max(1, every // 2), every]
 
 
 def test_past_a_full_queue_requests_are_told_to_come_again(folder: Path) -> None:
