@@ -6,6 +6,7 @@ what coverage.py sees in its process; a test that starts another one is marked, 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -15,17 +16,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 FRAMEWORKS = ("numpy", "torch", "tensorflow", "jax", "flax.nnx", "transformers", "matplotlib.figure", "pyarrow.parquet",
               "PIL.Image", "h5py", "safetensors.numpy", "huggingface_hub", "hypothesis", "rich.progress", "typer",
-              "skimage.data", "sklearn.decomposition", "optax", "coverage")  # fmt: skip
+              "skimage.data", "sklearn.decomposition", "optax", "coverage", "torch._dynamo", "torch.export",
+              "torch.onnx", "torchao.quantization", "onnxruntime", "onnxscript", "openvino", "grain", "fastapi",
+              "fastapi.testclient", "uvicorn", "prometheus_client", "orbax.checkpoint", "ml_dtypes", "msgpack",
+              "transformers.models.vit.modeling_vit", "transformers.models.vit.modeling_flax_vit",
+              "_hypothesis_pytestplugin", "xdist.plugin", "xdist.looponfail", "anyio.pytest_plugin",
+              "_pytest.assertion.rewrite")  # fmt: skip
+"""What the tests import of others, and what pytest itself does."""
 
+ENOUGH = 1.0
+"""Seconds of CPU that a test of many parameters is measured for; its other parameters are taken to be alike."""
+
+FIRST = 12
+"""Tests that run before the files of the others are imported."""
 
 IDLE = 30
 """Seconds without any use of the CPU after which tests are taken to wait for ever."""
@@ -58,6 +71,8 @@ class Runner:
     def measure(self, file: str, sources: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Run a file of tests, and say of each that passes what it takes.
 
+        The parameters that are left when those of a test have taken ENOUGH are not run, and said to be as the last was.
+
         Args:
             file: relative to the copy.
             sources: folders of the copy whose lines are wanted.
@@ -67,11 +82,15 @@ class Runner:
         """
         return self._ask(files=[file], sources=list(sources), seconds=3600)["measured"]
 
+    def compile(self, files: Sequence[str]) -> None:
+        """Import files of tests once, so that what was compiled of them and of the project is there for all forks."""
+        self._ask(files=list(files), compiles=True, seconds=3600)
+
     def verdict(self, tests: Sequence[str], known: Sequence[str], seconds: float) -> str:
         """Run tests in an order until one fails.
 
         Args:
-            tests: as pytest names them; those of a file run together.
+            tests: as pytest names them. The files of the first few are imported before the others'.
             known: others that are not run. A test that is in neither, as a parameter has another name now, is run
                 beside those of its function.
             seconds: of CPU and, tenfold, of waiting that they may take.
@@ -79,8 +98,7 @@ class Runner:
         Returns:
             "passed", "slow" or "failed: " and the test.
         """
-        files = list(dict.fromkeys(test.split("::")[0] for test in tests))
-        return self._ask(files=files, tests=list(tests), known=list(known), seconds=seconds)["verdict"]
+        return self._ask(tests=list(tests), known=list(known), seconds=seconds)["verdict"]
 
     def close(self) -> None:
         self._process.communicate()  # the end of its stdin is its end
@@ -133,6 +151,9 @@ class _Measured:
 
         self.tests: dict[str, dict[str, Any]] = {}
         self.current: dict[str, Any] = {}
+        self.spent: dict[str, float] = {}  # by each test of all its parameters
+        self.alike: dict[str, str] = {}  # {what was not run: the parameter of it that was, last}
+        self.last: dict[str, str] = {}
         self.coverage = coverage.Coverage(data_file=None, include=[f"{os.path.abspath(each)}/*" for each in sources])
         self.coverage.start()
         sys.addaudithook(self._audit)
@@ -141,15 +162,22 @@ class _Measured:
         if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system"):
             self.current["starts"] = True
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+        function = item.nodeid.split("[")[0]
+        if self.spent.get(function, 0) > ENOUGH:
+            self.alike[item.nodeid] = self.last[function]
+            return True
         begun = sum(os.times()[:4])
         self.current = self.tests[item.nodeid] = {"starts": False, "lines": {}, "passed": True}
+        self.last[function] = item.nodeid
         self.coverage.switch_context(item.nodeid)
-        result = yield
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        runtestprotocol(item, nextitem=nextitem)
         self.coverage.switch_context("")
         self.current["seconds"] = round(sum(os.times()[:4]) - begun, 3)
-        return result
+        self.spent[function] = self.spent.get(function, 0) + self.current["seconds"]
+        return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not report.passed:
@@ -162,7 +190,12 @@ class _Measured:
             for line, tests in data.contexts_by_lineno(file).items():
                 for test in filter(None, tests):
                     self.tests[test]["lines"].setdefault(os.path.relpath(file), []).append(line)
+        self.tests |= {name: dict(self.tests[other]) for name, other in self.alike.items()}
         return {name: test for name, test in self.tests.items() if test.pop("passed")}
+
+
+def _files(tests: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(test.split("::")[0] for test in tests))
 
 
 def _child(message: dict[str, Any], output: int, report: str) -> None:
@@ -173,12 +206,23 @@ def _child(message: dict[str, Any], output: int, report: str) -> None:
             os.dup2(output, descriptor)
         limit = int(message["seconds"]) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-        measures = "sources" in message
-        sys.dont_write_bytecode = not measures
-        plugin: Any = _Measured(message["sources"]) if measures else _Chosen(message["tests"], message["known"])
-        options = ["-p", "no:cacheprovider", "--tb=short" if measures else "--tb=line", *([] if measures else ["-x"])]
-        pytest.main([*options, *message["files"]], plugins=[plugin])
-        answer = {"measured": plugin.answer()} if measures else {"verdict": plugin.verdict}
+        sys.dont_write_bytecode = "tests" in message
+        options = ["-p", "no:cacheprovider"]
+        answer: dict[str, Any] = {}
+        if "compiles" in message:
+            pytest.main([*options, "--collect-only", "-qq", *message["files"]])
+        elif "sources" in message:
+            measured = _Measured(message["sources"])
+            pytest.main([*options, "--tb=short", *message["files"]], plugins=[measured])
+            answer = {"measured": measured.answer()}
+        else:
+            tests, known = message["tests"], message["known"]
+            for some in filter(None, (tests[:FIRST], tests[FIRST:])):
+                chosen = _Chosen(some, [*known, *(set(tests) - set(some))])
+                pytest.main([*options, "--tb=line", "-x", *_files(some)], plugins=[chosen])
+                answer = {"verdict": chosen.verdict}
+                if chosen.verdict != "passed":
+                    break
         with open(report, "w") as file:
             json.dump(answer, file)
     finally:
@@ -202,6 +246,8 @@ def _main(warm: list[str]) -> None:
     for name in warm:
         with suppress(ImportError):
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a fork's collections leave these pages to be shared
     for line in sys.stdin:
         message = json.loads(line)
         with tempfile.NamedTemporaryFile() as report, tempfile.TemporaryFile() as output:

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 _TABLES = json.loads((Path(__file__).parent / "mutants.json").read_text(encoding="utf-8"))
 
 TESTS: dict[str, list[str]] = _TABLES["tests"]
-"""{file or folder of the core: its tests}; the longest name that fits counts."""
+"""{file or folder of the core: its files of tests, or single tests}; the longest name that fits counts."""
 
 EQUIVALENT: dict[str, str] = _TABLES["equivalent"]
 """{"file: line as it is changed": why nothing changes}."""
@@ -259,6 +259,7 @@ def main() -> None:
         copy = copied(Path(folder) / "copy")
         with Runner(copy) as runner:
             measured = measure(runner, copy, arguments.output.with_suffix(".measured"))
+            runner.compile(sorted({name.split("::")[0] for name in measured}))
             for mutant in shuffled(arguments.seed, arguments.only)[: arguments.count]:
                 if tuple(mutant) in known:
                     continue

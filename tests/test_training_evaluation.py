@@ -93,6 +93,27 @@ def test_measures_are_those_of_their_definitions() -> None:
     assert (numbers["loss"], numbers["score"]) == (2.0, -(2.0**0.5))
 
 
+def test_five_answers_count_and_bins_of_calibration_are_fifteen() -> None:
+    scores = np.array([[0, 1, 2, 3, 4, 5, 6.0]] * 3)
+    found = measures.measure("single_label_classification", scores, np.eye(7)[[6, 2, 1]])
+    assert (found["images"], found["top1"], found["top5"]) == (3, pytest.approx(1 / 3), pytest.approx(2 / 3))
+
+    def error(*confidences: float) -> float:  # of answers of which the first is right
+        probabilities = np.array([[value, 1 - value] for value in confidences])
+        return measures.calibration_error(probabilities, np.arange(len(confidences)) > 0)
+
+    assert error(0.61, 0.66) == pytest.approx(abs(0.5 - 0.635))  # from 9 to 10 fifteenths: one bin
+    assert error(0.66, 0.67) == pytest.approx((0.34 + 0.67) / 2)  # on both sides of 10 fifteenths
+    assert error(0.99, 1.0) == pytest.approx(abs(0.5 - 0.995))  # the last bin holds its end
+
+
+def test_nearer_neighbours_weigh_more() -> None:
+    known = np.array([[1, 0], [0.6, 0.8], [0.6, -0.8], [-1, 0.0]])
+    votes = neighbours(known * 3, np.eye(4), np.array([[5.0, 0]]), 3)
+    assert votes == pytest.approx(np.exp(np.array([[1, 0.6, 0.6, -np.inf]]) / 0.07))
+    assert neighbours(known, np.eye(4), np.tile(known, (300, 1)), 1).argmax(axis=1).tolist() == [0, 1, 2, 3] * 300
+
+
 def test_neighbours_and_probe_find_what_features_hold() -> None:
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((3, 8)) * 4

@@ -37,6 +37,59 @@ def test_every_field_refuses_a_value_and_says_what_it_takes() -> None:
             Recipe(**{name: value})
 
 
+EDGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+    "a number of at least 0": ((0, 1e300), (-1e-300, math.inf, True, "1")),
+    "a number above 0": ((1e-300, 1e300), (0, -1.0, math.nan, True)),
+    "a number of at least 0 and less than 1": ((0, 1 - 1e-16), (1.0, -1e-300, False)),
+    "a number from 0 to 1": ((0, 1), (1 + 1e-15, -1e-300, False)),
+    "a number above 0, of at most 1": ((1e-300, 1), (0, 1 + 1e-15, True)),
+    "an int of at least 1": ((1, 10**9), (0, 1.0, True)),
+    "an int of at least 0": ((0, 10**9), (-1, 0.0, False)),
+    "true or false": ((True, False), (0, 1, "true")),
+    "a text": (("a",), ("", 1)),
+}
+
+
+def test_every_range_of_a_field_ends_where_it_says() -> None:
+    for field in dataclasses.fields(Recipe):
+        rule, expected = field.metadata["rule"]
+        if not expected.startswith("one of "):
+            allowed, refused = EDGES[expected]
+            assert all(rule(value) for value in allowed), field.name
+            assert not any(rule(value) for value in refused), field.name
+    assert Recipe(batch_size=6, accumulate=3).accumulate == 3
+    assert not any(Recipe(**{name: None}).to_dict()[name] for name in ("steps", "dropout", "teacher", "image_size"))
+    with pytest.raises(ConfigError, match="epochs is None"):
+        Recipe(**{"epochs": None})
+
+
+PUBLISHED = {
+    # Of how many images the batch is, to which learning rate the paper's formula comes, and what its table says.
+    "vit-finetune": (512, 0.01, {"optimizer": "sgd", "momentum": 0.9, "steps": 2500, "image_size": 384,
+                                 "weight_decay": 0, "clip_norm": 1, "label_smoothing": 0, "layer_decay": 1,
+                                 "crop_scale": 0.05}),
+    "deit": (1024, 0.0005 * 1024 / 512, {"epochs": 300, "warmup": 5 / 300, "weight_decay": 0.05, "label_smoothing": 0.1,
+                                         "mixup": 0.8, "cutmix": 1, "randaugment": 2, "randaugment_magnitude": 9,
+                                         "erasing": 0.25, "clip_norm": 0, "layer_decay": 1, "crop_scale": 0.08,
+                                         "final_learning_rate": 1e-5}),
+    "mae": (4096, 1.5e-4 * 4096 / 256, {"epochs": 800, "warmup": 40 / 800, "weight_decay": 0.05, "beta1": 0.9,
+                                        "beta2": 0.95, "mask_ratio": 0.75, "clip_norm": 0, "layer_decay": 1,
+                                        "label_smoothing": 0, "crop_scale": 0.2, "objective": "reconstruction"}),
+    "linear-probe": (1024, 0.001 * 1024 / 256, {"epochs": 100, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0,
+                                                "freeze_backbone": True, "warmup": 0, "clip_norm": 0, "layer_decay": 1,
+                                                "label_smoothing": 0, "crop_scale": 0.08}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_what_its_paper_says(preset: str) -> None:
+    batch_size, rate, values = PUBLISHED[preset]
+    recipe = Recipe.preset(preset)
+    assert (recipe.batch_size, recipe.learning_rate) == (batch_size, pytest.approx(rate))
+    assert {name: getattr(recipe, name) for name in values} == values
+    assert set(PRESETS[preset]) <= {"batch_size", "learning_rate", *values}
+
+
 def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(ConfigError, match="accumulate is 3, which does not divide batch_size 64"):
         Recipe(accumulate=3)
