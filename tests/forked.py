@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ FRAMEWORKS = ("numpy", "torch", "tensorflow", "jax", "flax.nnx", "transformers",
 ENOUGH = 1.0
 """Seconds of CPU that a test of many parameters is measured for; its other parameters are taken to be alike."""
 
-FIRST = 12
-"""Tests that run before the files of the others are imported."""
+STAGES = (12, 48)
+"""So many tests run before the files of the others are imported; of each stage those of a file run together."""
 
 IDLE = 30
 """Seconds without any use of the CPU after which tests are taken to wait for ever."""
@@ -194,10 +195,6 @@ class _Measured:
         return {name: test for name, test in self.tests.items() if test.pop("passed")}
 
 
-def _files(tests: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(test.split("::")[0] for test in tests))
-
-
 def _child(message: dict[str, Any], output: int, report: str) -> None:
     """Never returns."""
     try:
@@ -217,9 +214,13 @@ def _child(message: dict[str, Any], output: int, report: str) -> None:
             answer = {"measured": measured.answer()}
         else:
             tests, known = message["tests"], message["known"]
-            for some in filter(None, (tests[:FIRST], tests[FIRST:])):
+            for begin, end in pairwise((0, *STAGES, None)):
+                if not (some := tests[begin:end]):
+                    continue
+                files = list(dict.fromkeys(test.split("::")[0] for test in some))
+                some.sort(key=lambda test, files=files: files.index(test.split("::")[0]))
                 chosen = _Chosen(some, [*known, *(set(tests) - set(some))])
-                pytest.main([*options, "--tb=line", "-x", *_files(some)], plugins=[chosen])
+                pytest.main([*options, "--tb=line", "-x", *files], plugins=[chosen])
                 answer = {"verdict": chosen.verdict}
                 if chosen.verdict != "passed":
                     break
