@@ -267,6 +267,53 @@ def test_an_artifact_says_what_it_takes(name, exported):
         artifact({"pixel_values": pixels(1).astype(np.float64)})
 
 
+# === What is said of an export ===
+
+
+def test_an_export_passes_where_it_differs_by_no_more_than_its_numbers_allow():
+    def passed(**found: Any) -> bool:
+        return engine.Report(Path("a.onnx"), "onnx", 1, {}, **found).passed
+
+    assert passed()  # nothing was compared
+    assert passed(difference=1e-3, largest=128.0, tolerance=2**-16)
+    assert passed(difference=2**-9, largest=128.0, tolerance=2**-16)
+    assert not passed(difference=2.1e-3, largest=128.0, tolerance=2**-16)
+    assert passed(difference=2**-16, largest=0.5, tolerance=2**-16)
+    assert not passed(difference=1.6e-5, largest=0.5, tolerance=2**-16)
+    for nothing in (np.nan, np.inf):
+        assert not passed(difference=nothing, largest=nothing, tolerance=1e-5)
+        assert not passed(difference=nothing, agreement=1.0)
+    assert passed(difference=9.0, agreement=engine.AGREEMENT)  # of int8
+    assert passed(difference=9.0)  # and where it has no labels
+    assert not passed(difference=9.0, agreement=engine.AGREEMENT - 1e-6)
+    assert engine.AGREEMENT >= 0.9
+
+
+def test_a_comparison_is_told_in_words():
+    report = engine.Report(Path("a"), "onnx", 1, {}, 2e-6, 12.5, 1e-5, 0.75, 4)
+    assert engine.verdict(report) == (
+        "the largest difference is 2.0e-06 where values reach 12.5, and 75.0% of the images have the same label; the "
+        "tolerance is 1e-05 of that, or 1e-05"
+    )
+    report = engine.Report(Path("a"), "onnx", 1, {}, 2e-6, 12.5)
+    assert engine.verdict(report) == "the largest difference is 2.0e-06 where values reach 12.5"
+
+
+def test_int8_is_calibrated_with_images_from_all_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "CALIBRATION", 3)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    for name in (".hidden/a.png", ".b.png", "notes.txt", "0.png", "1.jpg", "deep/2.PNG"):
+        (tmp_path / name).touch()
+    assert [path.name for path in engine.calibration_images(tmp_path)] == ["0.png", "1.jpg", "2.PNG"]
+    (tmp_path / "z.png").touch()
+    assert [path.name for path in engine.calibration_images(tmp_path)] == ["0.png", "2.PNG"]
+    for i in range(3, 6):
+        (tmp_path / f"deep/{i}.png").touch()
+    assert [path.name for path in engine.calibration_images(tmp_path)] == ["0.png", "3.png", "z.png"]
+
+
 # === What is refused ===
 
 

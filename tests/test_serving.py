@@ -18,13 +18,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit import Forward, ViTImageProcessor, attention_mask, attention_rollout, cls_attention, predict
+from vit import (
+    BitImageProcessor,
+    DeiTImageProcessor,
+    Forward,
+    ViTImageProcessor,
+    attention_mask,
+    attention_rollout,
+    cls_attention,
+    predict,
+)
 from vit.errors import ConfigError, InputError
+from vit.pipeline import CALLS
 from vit.serving import Limits, create_app
 from vit.serving.batching import Batcher, Full, Job
 from vit.serving.loading import load
+from vit.serving.models import Model
 from vit.serving.open_inference import HEADER
 
+from .equivalence import tiny_config
 from .served import LABELS, Client, checkpoint, onnx_file, picture
 
 PNG, JPEG = picture(), picture(1, "jpeg")
@@ -564,6 +576,124 @@ def test_batches_that_are_computed_side_by_side_share_the_threads(folder: Path) 
     for alone in (True, False, True):
         task([np.zeros(task.model.shape, np.float32)], alone)
     assert threads == [every, max(1, every // 2), every]
+
+
+class Noted:
+    """A task that notes its batches, and waits for `gate` in each."""
+
+    most = 4
+
+    def __init__(self, name: str, batches: list[tuple[str, int]]) -> None:
+        self.name, self.batches = name, batches
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, images: list[np.ndarray], alone: bool) -> Any:
+        self.batches.append((self.name, len(images)))
+        self.gate.wait(30)
+        return {}
+
+
+def batched(test: Any, delay: float, ahead: int = 16) -> list[tuple[str, int]]:
+    """What a batcher of an image that is read at once makes of what `test(batcher, submit, tasks)` submits."""
+    batches: list[tuple[str, int]] = []
+    observed: list[tuple[str, int]] = []
+
+    async def run() -> None:
+        batcher = Batcher(64, delay, ahead, lambda task, size, seconds: observed.append((task.name, size)))
+
+        def submit(task: Noted, count: int) -> list[Job]:
+            jobs = [Job(lambda: np.zeros(1), task, lambda outputs, row: row) for _ in range(count)]
+            batcher.submit(jobs)
+            return jobs
+
+        await test(batcher, submit, [Noted(name, batches) for name in "ab"])
+        await batcher.drained()
+        assert batcher.pending == 0
+        batcher.close()
+
+    asyncio.run(run())
+    assert sorted(observed) == sorted(batches)
+    return batches
+
+
+def test_a_full_batch_waits_for_nothing_and_one_that_is_not_for_its_delay() -> None:
+    async def full(batcher: Batcher, submit: Any, tasks: list[Noted]) -> None:
+        jobs = submit(tasks[0], 8)
+        assert await asyncio.gather(*(job.result for job in jobs)) == [0, 1, 2, 3] * 2
+
+    assert batched(full, delay=1e6) == [("a", 4)] * 2
+
+    async def few(batcher: Batcher, submit: Any, tasks: list[Noted]) -> None:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        jobs = submit(tasks[0], 3)
+        await asyncio.gather(*(job.result for job in jobs))
+        assert loop.time() - begin >= 0.1
+
+    assert batched(few, delay=0.1) == [("a", 3)]
+
+
+def test_while_the_model_computes_the_next_batches_fill_and_who_waited_longest_is_next() -> None:
+    async def busy(batcher: Batcher, submit: Any, tasks: list[Noted]) -> None:
+        first, second = tasks
+        first.gate.clear()
+        submit(first, 4 * CALLS)
+        while len(first.batches) < CALLS:
+            await asyncio.sleep(0.001)
+        waiting = [*submit(second, 2), *submit(first, 3)]
+        while not all(job.ready_at for job in waiting):
+            await asyncio.sleep(0.001)
+        waiting += submit(second, 1)
+        while not waiting[-1].ready_at:
+            await asyncio.sleep(0.001)
+        waiting[3].result.cancel()  # given up while it waits
+        first.gate.set()
+        await asyncio.gather(*(job.result for job in waiting), return_exceptions=True)
+
+    assert sorted(batched(busy, delay=0.0)) == [("a", 2), *[("a", 4)] * CALLS, ("b", 3)]
+
+
+def test_no_more_images_are_read_ahead_than_are_wanted() -> None:
+    async def ahead(batcher: Batcher, submit: Any, tasks: list[Noted]) -> None:
+        tasks[0].gate.clear()
+        submit(tasks[0], 4 * CALLS)
+        while len(tasks[0].batches) < CALLS:
+            await asyncio.sleep(0.001)
+        waiting = submit(tasks[0], 9)
+        for _ in range(100):
+            await asyncio.sleep(0.001)
+        assert sum(job.ready_at > 0 for job in waiting) == 5
+        waiting[7].result.cancel()
+        tasks[0].gate.set()
+
+    assert [size for _, size in batched(ahead, delay=0.0, ahead=5)][:CALLS] == [4] * CALLS
+
+
+AREAS = {
+    "resized": (ViTImageProcessor(size=32), (3, 32, 32), 1, [0, 0, 1, 1]),
+    "cropped": (DeiTImageProcessor(size=40, crop_size=32), (3, 32, 32), 1, [0.1, 0.1, 0.9, 0.9]),
+    "the shorter side": (BitImageProcessor(size={"shortest_edge": 36}, crop_size=(28, 32)), (3, 28, 32), 1,
+                         [2 / 36, 13 / 54, 34 / 36, 41 / 54]),
+    "turned": (BitImageProcessor(size={"shortest_edge": 36}, crop_size=(28, 32)), (3, 28, 32), 6,
+               [11 / 54, 4 / 36, 43 / 54, 32 / 36]),
+    "upside down": (BitImageProcessor(size={"shortest_edge": 36}, crop_size=(28, 32)), (3, 28, 32), 4,
+                    [2 / 36, 13 / 54, 34 / 36, 41 / 54]),
+    "turned last": (BitImageProcessor(size={"shortest_edge": 36}, crop_size=(28, 32)), (3, 28, 32), 8,
+                    [11 / 54, 4 / 36, 43 / 54, 32 / 36]),
+    "not whole patches": (ViTImageProcessor(size=(30, 35)), (3, 30, 35), 1, [0, 0, 32 / 35, 28 / 30]),
+    "as it is": (ViTImageProcessor(do_resize=False), (3, 60, 40), 1, [0, 0, 1, 1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AREAS)
+def test_the_area_is_the_part_of_the_image_that_the_patches_cover(name: str) -> None:
+    processor, shape, orientation, expected = AREAS[name]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    model = Model("m", 1, "pt", tiny_config(patch_size=4), processor, shape)
+    assert model.area(picture(size=(60, 40), exif=exif)) == pytest.approx(expected)
+    assert model.grid == (shape[1] // 4, shape[2] // 4)
 
 
 def test_past_a_full_queue_requests_are_told_to_come_again(folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vit import ViTModel
 from vit.pt import attention as module
 from vit.pt import linear
-from vit.pt.attention import attend
+from vit.pt.attention import attend, has_slow_kernel
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +125,15 @@ def test_another_cpu_runs_the_fused_kernel(fused: list[torch.dtype], monkeypatch
     with torch.inference_mode():
         attend(*inputs())
     assert fused == [torch.bfloat16]
+
+
+@pytest.mark.parametrize(("bf16", "amx", "slow"), [(True, False, True), (True, True, False), (False, False, False)])
+def test_cpus_with_bfloat16_and_without_tiles_have_a_slow_kernel(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, amx: bool, slow: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert has_slow_kernel.__wrapped__() is slow
 
 
 def test_an_export_has_the_fused_kernel_alone_and_leaves_the_number_of_tokens_open(tiny_config: Any) -> None:
