@@ -60,7 +60,7 @@ def test_every_range_of_a_field_ends_where_it_says() -> None:
     assert Recipe(batch_size=6, accumulate=3).accumulate == 3
     assert not any(Recipe(**{name: None}).to_dict()[name] for name in ("steps", "dropout", "teacher", "image_size"))
     with pytest.raises(ConfigError, match="epochs is None"):
-        Recipe(**{"epochs": None})
+        Recipe(epochs=None)
 
 
 PUBLISHED = {
