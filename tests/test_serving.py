@@ -579,18 +579,17 @@ def test_batches_that_are_computed_side_by_side_share_the_threads(folder: Path) 
 
 
 class Noted:
-    """A task that notes its batches, and waits for `gate` in each."""
+    """A task that notes its batches, and passes `gate` in each."""
 
     most = 4
 
     def __init__(self, name: str, batches: list[tuple[str, int]]) -> None:
         self.name, self.batches = name, batches
-        self.gate = threading.Event()
-        self.gate.set()
+        self.gate = threading.Semaphore(100)
 
     def __call__(self, images: list[np.ndarray], alone: bool) -> Any:
         self.batches.append((self.name, len(images)))
-        self.gate.wait(30)
+        self.gate.acquire(timeout=30)
         return {}
 
 
@@ -634,40 +633,45 @@ def test_a_full_batch_waits_for_nothing_and_one_that_is_not_for_its_delay() -> N
     assert batched(few, delay=0.1) == [("a", 3)]
 
 
+async def fill(submit: Any, task: Noted) -> None:
+    """Have the model compute as many batches as it can at a time, which wait."""
+    task.gate = threading.Semaphore(0)
+    for calls in range(CALLS):
+        submit(task, 1)
+        while len(task.batches) == calls:
+            await asyncio.sleep(0.001)
+
+
 def test_while_the_model_computes_the_next_batches_fill_and_who_waited_longest_is_next() -> None:
     async def busy(batcher: Batcher, submit: Any, tasks: list[Noted]) -> None:
         first, second = tasks
-        first.gate.clear()
-        submit(first, 4 * CALLS)
-        while len(first.batches) < CALLS:
-            await asyncio.sleep(0.001)
-        waiting = [*submit(second, 2), *submit(first, 3)]
-        while not all(job.ready_at for job in waiting):
-            await asyncio.sleep(0.001)
-        waiting += submit(second, 1)
-        while not waiting[-1].ready_at:
-            await asyncio.sleep(0.001)
+        await fill(submit, first)
+        waiting = []
+        for task, count in ((second, 2), (first, 3), (second, 1)):
+            waiting += submit(task, count)
+            while not waiting[-1].ready_at:
+                await asyncio.sleep(0.001)
         waiting[3].result.cancel()  # given up while it waits
-        first.gate.set()
+        for done in range(1, 5):
+            first.gate.release()
+            while len(first.batches) < min(CALLS + done, CALLS + 2):
+                await asyncio.sleep(0.001)
         await asyncio.gather(*(job.result for job in waiting), return_exceptions=True)
 
-    assert sorted(batched(busy, delay=0.0)) == [("a", 2), *[("a", 4)] * CALLS, ("b", 3)]
+    assert batched(busy, delay=0.0) == [*[("a", 1)] * CALLS, ("b", 3), ("a", 2)]
 
 
 def test_no_more_images_are_read_ahead_than_are_wanted() -> None:
     async def ahead(batcher: Batcher, submit: Any, tasks: list[Noted]) -> None:
-        tasks[0].gate.clear()
-        submit(tasks[0], 4 * CALLS)
-        while len(tasks[0].batches) < CALLS:
-            await asyncio.sleep(0.001)
+        await fill(submit, tasks[0])
         waiting = submit(tasks[0], 9)
-        for _ in range(100):
+        for _ in range(50):
             await asyncio.sleep(0.001)
         assert sum(job.ready_at > 0 for job in waiting) == 5
         waiting[7].result.cancel()
-        tasks[0].gate.set()
+        tasks[0].gate.release(100)
 
-    assert [size for _, size in batched(ahead, delay=0.0, ahead=5)][:CALLS] == [4] * CALLS
+    assert sum(size for _, size in batched(ahead, delay=0.0, ahead=5)) == CALLS + 8
 
 
 AREAS = {
