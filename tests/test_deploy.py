@@ -100,6 +100,7 @@ def test_an_image_is_small_safe_and_starts_the_server(framework: str, client: Cl
     for base in [rest.split()[0] for name, rest in steps if name == "FROM"]:
         assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base), base  # of one release
     assert len([name for name, _ in steps if name == "FROM"]) == 2
+    assert f"Python :: {steps[0][1][7:11]}" in " ".join(PROJECT["classifiers"])
     assert not re.search("pip|apt", " ".join(rest for name, rest in last if name == "RUN"))
     user = dict(last)["USER"]
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)  # a number, as runAsNonRoot wants it
@@ -264,6 +265,10 @@ def test_tf_serving_serves_the_layout_that_an_export_has() -> None:
         assert container[kind]["httpGet"] == {"path": f"/v1/models/{given['model_name']}", "port": "http"}
     (mount,) = container["volumeMounts"]
     assert given["model_base_path"] == f"{mount['mountPath']}/{given['model_name']}"
+    (exporter,) = re.findall(r"^tensorflow_cpu==(\d+\.\d+)\.", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    page = (ROOT / "docs" / "deploy_tensorflow_serving.md").read_text()
+    images = re.findall(r"tensorflow/serving:(\d+\.\d+)\.\d+", container["image"] + page)
+    assert images == [exporter, exporter]  # an older one may not know what a newer TensorFlow writes
 
 
 # === Pages ===
@@ -292,6 +297,8 @@ def test_pages_name_files_ports_and_options_that_there_are(name: str) -> None:
     text = (ROOT / "docs" / name).read_text()
     for file in re.findall(r"\bdeploy/[\w.-]*\w", text):
         assert (ROOT / file).exists() or file == "deploy/api-key"
+    for argument in re.findall(r"--build-arg (\w+)", text):  # one that is not declared would reach no instruction
+        assert all(("ARG", argument) in instructions(framework) for framework in FRAMEWORKS)
     for line in re.findall(r"^docker run .*", text, re.MULTILINE):
         words = shlex.split(line)
         if any(word.startswith("trivit-") for word in words):
