@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,23 +15,20 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from vit import attention_mask, predict
 from vit.serving import Limits, create_app
 from vit.serving.page import FILES
 from vit.serving.server import listen
 
+from .browser import chromium, in_browser
 from .served import Client, checkpoint, picture
 
 FOLDER = Path(__file__).parents[1] / "vit" / "serving" / "page"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync"]  # fmt: skip
 LIMITS = Limits(max_queue=2, max_body=400_000, max_batch_size=2)
 LABELS = ("ant", "bee", "cat", "dog", "elk")
 expect.set_options(timeout=30_000)
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium")
 
 
 class Server:
@@ -93,10 +89,8 @@ def server(folders: dict[str, Path]) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture
