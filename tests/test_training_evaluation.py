@@ -53,6 +53,29 @@ def test_the_bundled_digits_are_known_in_every_framework(
         assert found[framework]["confusion"] == first["confusion"]
 
 
+def test_of_the_images_of_a_run_those_are_taken_that_it_held_out(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--steps", "1", "-b", "4", "--learning-rate", "1e-4", "--validation", "0.4", "--seed", "3", "-f", "pt"]
+    assert vit("train", digits / "train", "-o", tmp_path / "run", *options, "--json") == 0
+    best = tmp_path / "run" / "best"
+    trained = json.loads(capsys.readouterr().out)["metrics"]
+    assert vit("evaluate", digits / "train", "-m", best, "-f", "pt", "--knn", "1", "--json") == 0
+    out, err = capsys.readouterr()
+    held = json.loads(out)
+    assert (held["part"], held["images"], held["top1"]) == ("held out", 10, trained["top1"])
+    assert held["loss"] == pytest.approx(trained["loss"], abs=1e-5)
+    assert "all images" not in err
+    shutil.copytree(best, tmp_path / "elsewhere" / "best")
+    for data, model in ((digits / "train", tmp_path / "elsewhere" / "best"), (digits / "val", best)):
+        assert vit("evaluate", data, "-m", model, "-f", "pt") == 0
+        out, err = capsys.readouterr()
+        assert "images: all" in out
+        assert "all images of DATA were taken" in err
+    assert vit("evaluate", digits, "-m", best, "-f", "pt") == 0
+    assert "10 images: validation" in capsys.readouterr().out
+
+
 def test_labels_that_the_checkpoint_has_not_are_named(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

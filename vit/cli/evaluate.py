@@ -61,8 +61,9 @@ def command(
 ) -> None:
     """Evaluate a checkpoint on labelled images.
 
-    Of a folder or table with a split the validation part is taken, otherwise all. Prints top-1, top-5, the calibration
-    error, and each label's precision and recall; the labels must be the checkpoint's.
+    Of data with a split the validation part is taken; of the data of the run that left the checkpoint, what the run
+    held out; otherwise all. Prints top-1, top-5, the calibration error, and each label's precision and recall; the
+    labels must be the checkpoint's.
     """
     extra = choose_one(framework, "vit evaluate")
     if confusion is not None:
@@ -87,6 +88,10 @@ def command(
     if found.broken:
         reasons = summary((f"{name} {reason}" for name, reason in sorted(found.broken.items())), 5)
         typer.echo(f"vit: {len(found.broken):,} files were skipped: {reasons}", err=True)
+    if found.part == "all" and not quiet:
+        typer.echo(
+            "vit: all images of DATA were taken; where MODEL was trained on them, this is no test of it.", err=True
+        )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     elif not quiet:
@@ -102,7 +107,7 @@ def show(found: Evaluation) -> None:
     from ..training import measures
 
     console = Console(highlight=False)
-    figures = Table("Measure", "Value", title=f"{found.metrics['images']:,} images")
+    figures = Table("Measure", "Value", title=f"{found.metrics['images']:,} images: {found.part}")
     for name, value in found.metrics.items():
         if name in ("top1", "top5", "accuracy", "knn", "probe"):
             figures.add_row(name, f"{value:.2%}")

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import hub, pipeline
 from ..errors import ConfigError, InputError, shown, summary
+from ..files import read_json
+from ..folders import find, read_current
 from ..image_processing import ViTImageProcessor
 from ..image_processing.processor import available_cpus
 from ..inference import Forward
 from . import measures
 from .data import Data
-from .examples import SINGLE, Examples, read
+from .examples import SINGLE, Examples, Split, read, split
 from .recipe import Recipe
-from .run import answers
+from .run import LAST, RECIPE, answers
+from .state import STATE
 
+VALIDATION, HELD_OUT, ALL = "validation", "held out", "all"
 TEMPERATURE = 0.07  # of the weights of neighbours (Wu et al. 2018, Section 3.4)
 
 
@@ -28,12 +33,15 @@ class Evaluation:
 
     Attributes:
         metrics: as `measures.measure` gives them, and knn and probe where they were asked for.
+        part: which images these are: "validation" by the data's own split, "held out" by the run that trained the
+            checkpoint, or "all".
         names: of the labels.
         confusion: (labels, labels) counts, rows are the truth; None where images have several labels, or numbers.
         broken: images that could not be used, and why.
     """
 
     metrics: dict[str, Any]
+    part: str
     names: tuple[str, ...]
     confusion: np.ndarray | None
     broken: dict[str, str] = field(default_factory=dict)
@@ -44,7 +52,7 @@ class Evaluation:
         classes = {} if table is None else {"classes": measures.per_class(table, self.names),
                                             "confusion": table.tolist()}  # fmt: skip
         values = {name: value for name, value in self.metrics.items() if name != "score"}
-        return {**values, **classes, "skipped": self.broken}
+        return {**values, "part": self.part, **classes, "skipped": self.broken}
 
 
 def evaluate(
@@ -59,11 +67,14 @@ def evaluate(
     strict: bool = False,
     **options: Any,
 ) -> Evaluation:
-    """Evaluate a checkpoint on the validation images of a data set, or on all where it has no split.
+    """Evaluate a checkpoint on images that it was not trained on, as far as that is known.
+
+    Those are the validation images of a data set that has a split, and of the data of a run what the run held out;
+    without either, all images are taken.
 
     Args:
         data: as `train` takes it.
-        model: a checkpoint of any family, a folder or a name on the hub.
+        model: a checkpoint of any family, a folder or a name on the hub; RUN/best or RUN/last of a run.
         framework: "pt", "tf" or "flax"; None for the first that is installed.
         knn: also classify by so many nearest neighbours among the training images, by the features (CLS tokens).
         probe: also classify by a linear map that is fitted to the features of the training images.
@@ -78,11 +89,11 @@ def evaluate(
     """
     if knn is not None and knn < 1:
         raise ConfigError(f"knn is {knn}; expected an int of at least 1.")
-    split = read(data, 0.0, 0)
-    examples = split.validation if len(split.validation) else split.training
-    if (knn or probe) and not len(split.validation):
-        raise InputError("Neighbours and probes need training images beside those of the evaluation: a split in DATA.")
     folder = hub.resolve(model)
+    found, part = _split(data, Path(folder))
+    examples = found.training if part == ALL else found.validation
+    if (knn or probe) and part == ALL:
+        raise InputError("Neighbours and probes need training images beside those of the evaluation: a split in DATA.")
     parts = pipeline.parts_for(folder, "classify", "cls") if examples.problem_type == SINGLE else {}
     forward = Forward(folder, framework, **parts, **options)
     if forward.head is None:
@@ -91,15 +102,31 @@ def evaluate(
     names = tuple(forward.config.id2label.values())
     examples = _named(examples, names)
     loader = Data(examples, Recipe(), processor, forward.config, workers or available_cpus(), strict)
-    loader.broken |= split.skipped
+    loader.broken |= found.skipped
     logits, indices = answers(lambda pixels: forward(pixels).logits, loader, examples, batch_size)
     seen = examples.take(indices)
     metrics = measures.measure(seen.problem_type, logits, seen.targets)
     if knn or probe:
-        training = _named(split.training, names)
+        training = _named(found.training, names)
         metrics |= _by_features(folder, forward.framework, loader, training, examples, batch_size, knn, probe, options)
     table = measures.confusion(logits, seen.targets) if seen.problem_type == SINGLE else None
-    return Evaluation(metrics, names, table, dict(loader.broken))
+    return Evaluation(metrics, part, names, table, dict(loader.broken))
+
+
+def _split(data: Any, folder: Path) -> tuple[Split, str]:
+    """The split of the data, and what of it is evaluated; of the images of the run in whose folder `folder` lies, what
+    the run held out."""
+    whole = read(data, 0.0, 0)
+    if len(whole.validation):
+        return whole, VALIDATION
+    state = folder.parent / LAST / STATE
+    if find(state.parent, STATE) is not None:
+        recipe = Recipe.from_json_file(folder.parent / RECIPE)
+        training, held_out = split(whole.training, recipe.validation, recipe.seed, [])
+        again = replace(whole, training=training, validation=held_out)
+        if len(held_out) and read_current(state, read_json).get("data") == again.identity():
+            return again, HELD_OUT
+    return whole, ALL
 
 
 def _named(examples: Examples, names: tuple[str, ...]) -> Examples:
