@@ -72,6 +72,17 @@ def test_every_field_of_the_recipe_is_an_option_and_reaches_the_run(
     assert "another recipe: seed was 3, now 4." in capsys.readouterr().err
 
 
+def test_photographs_for_the_bundled_digits_are_refused_before_anything_begins(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vit("train", photos, "-o", tmp_path / "run", *OPTIONS) == 2
+    said = capsys.readouterr().err
+    assert f"{photos / 'blue' / '0.png'} is in colour." in said
+    assert "--model" in said
+    assert "--variant Ti/16" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_preset_a_variant_and_another_family_begin_from_fresh_weights(photos: Path, tmp_path: Path) -> None:
     small = ["--batch-size", "4", "--steps", "1", "--image-size", "32", "-q"]
     sized = ["--variant", "Ti/16", "--preset", "deit", *small]

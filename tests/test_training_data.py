@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,19 @@ def test_data_that_cannot_be_used_is_refused_with_the_reason(
         read(tmp_path / next(iter(files), ""), 0.25, 0)
     with pytest.raises(InputError, match=r"does not exist; expected a folder, a table"):
         read(tmp_path / "nowhere.csv", 0.25, 0)
+
+
+def test_a_slip_in_the_name_of_a_folder_is_named_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"no folder or table fotos here; .*, pip install datasets$"):
+        read("fotos", 0.1, 0)
+
+    def nothing(name: str) -> None:
+        raise FileNotFoundError(f"{name} doesn't exist on the hub")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=nothing))
+    with pytest.raises(InputError, match=r"no folder or table fotos here, and .*: fotos doesn't exist on the hub"):
+        read("fotos", 0.1, 0)
 
 
 def test_a_data_set_of_the_datasets_library_is_read_loaded_and_saved(photos: Path, tmp_path: Path) -> None:

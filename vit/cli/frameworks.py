@@ -27,8 +27,12 @@ FOR_PHOTOGRAPHS = (
 """What helps who gives the default model an image in colour."""
 
 
-def check_default(path: str | os.PathLike[str]) -> None:
+def check_default(path: str | os.PathLike[str], remedy: str = "") -> None:
     """Refuse a photograph for the default model, before anything is loaded; what cannot be read is for later.
+
+    Args:
+        path: an image.
+        remedy: what else helps, as a sentence.
 
     Raises:
         InputError: it is in colour.
@@ -40,7 +44,7 @@ def check_default(path: str | os.PathLike[str]) -> None:
     except InputError:
         return
     if colours >= 3:
-        raise InputError(f"{shown(path)} is in colour. {FOR_PHOTOGRAPHS}")
+        raise InputError(" ".join((f"{shown(path)} is in colour. {FOR_PHOTOGRAPHS}", remedy)).rstrip())
 
 
 def choose(requested: Iterable[str] | None, command: str) -> list[str]:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,8 @@ import typer
 
 from ..errors import ConfigError, InputError, shown, summary
 from ..training.recipe import PRESETS, Recipe
-from .frameworks import DIGITS, choose_one, import_quietly
+from .frameworks import DIGITS, check_default, choose_one, import_quietly
+from .images import find
 from .options import (
     CacheDir,
     Device,
@@ -90,6 +92,9 @@ def command(
     recipe = _recipe(preset, recipe_file, given, output if resume else None)
     if variant is not None and (model is not None or from_scratch):
         raise InputError("--variant begins with fresh weights of a published size; leave --model out.")
+    if model is None and variant is None and not resume and os.path.isdir(data):
+        for path in islice(find([data]), 1):
+            check_default(path, "Or begin with fresh weights: --variant Ti/16 --image-size 64.")
     if recipe is not None and recipe.dtype == "float64":
         os.environ["JAX_ENABLE_X64"] = "1"
     import_quietly(extra)

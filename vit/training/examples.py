@@ -104,7 +104,7 @@ def read(data: Any, validation: float, seed: int, *, labelled: bool = True) -> S
     elif str(data).startswith((".", "/", "~")) or path.suffix:
         raise InputError(f"{shown(path)} does not exist; expected a folder, a table or the name of a data set.")
     else:
-        parts = _from_datasets(_library().load_dataset(str(data)))
+        parts = _from_datasets(_published(str(data)))
     training = next((parts[name] for name in (*TRAINING, "") if name in parts), None)
     if training is None or not len(training):
         raise InputError(f"{shown(data)} has no training images.")
@@ -310,8 +310,21 @@ def _library() -> Any:
     try:
         import datasets
     except ModuleNotFoundError:
-        raise InputError("A data set by its name needs the datasets library: pip install datasets") from None
+        raise InputError("A saved data set needs the datasets library: pip install datasets") from None
     return datasets
+
+
+def _published(name: str) -> Any:
+    """The data set of a name, which may as well be a folder's with a slip in it."""
+    nothing = f"There is no folder or table {shown(name)} here"
+    try:
+        from datasets import load_dataset
+
+        return load_dataset(name)
+    except ModuleNotFoundError:
+        raise InputError(f"{nothing}; for a data set of that name, pip install datasets") from None
+    except (OSError, ValueError, ImportError) as error:  # no such name, no network, nothing that it can read
+        raise InputError(f"{nothing}, and no data set of that name can be read: {shown(error)}") from None
 
 
 class _Column(Sequence[Any]):
