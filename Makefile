@@ -44,7 +44,7 @@ $(BIN)/python:
 
 # The pinned releases of constraints.txt are the tested ones; pyproject.toml admits newer ones.
 $(VENV)/.demo-installed: $(FROZEN) | $(BIN)/python
-	@echo "Installing PyTorch, TensorFlow and JAX into $(VENV): a few minutes, 3.3 GB"
+	@echo "Installing PyTorch, TensorFlow and JAX into $(VENV): a few minutes, 3.3 GB; more where PyTorch brings CUDA"
 	@$(PIP) --editable '.[all]' $(SHOWN)
 	touch $@
 

@@ -24,10 +24,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from PIL import Image
 
 import conversion
+from vit import cli
 from vit.families.vit import ViTConfig
 
 ROOT = Path(__file__).parent.parent
@@ -194,6 +196,17 @@ def test_relative_links_lead_to_files_and_headings(name: str) -> None:
             known = {re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
             known |= set(re.findall(r"^::: (\S+)$", target.read_text(), re.MULTILINE))
             assert anchor in known, f"{name}: {link}"
+
+
+@pytest.mark.parametrize("name", sorted(PAGES.keys() - {"commands.md"}))
+def test_options_that_a_page_gives_a_command_are_its_own(name: str) -> None:
+    commands = typer.main.get_command(cli.app).commands
+    text = PAGES[name].read_text().replace("\\\n", " ")
+    for command, given in re.findall(rf"\b(?:tri)?vit ({'|'.join(commands)})\b([^`|#;\n]*)", text):
+        known = {option for each in commands[command].params for option in (*each.opts, *each.secondary_opts)} | {
+            "--help"
+        }
+        assert set(re.findall(r"(?<!\S)--?[a-z][\w-]*", given)) <= known, f"vit {command}{given}"
 
 
 def test_nav_has_every_page_once() -> None:
