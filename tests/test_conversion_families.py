@@ -17,7 +17,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import conversion
+from conversion.dinov2 import _ratio
 from vit import CheckpointError
+from vit.families.dinov2 import Dinov2Config
 
 from .test_family_references import BIG, FOLDER, FRAMEWORKS, MASKED, NOISE, NONE, SMALL, TOLERANCE, expected, outputs_of
 from .test_family_references import ROWS as FOLDER_ROWS
@@ -274,6 +276,19 @@ def test_a_target_without_a_form_for_the_family_is_refused_by_name(tmp_path: Pat
         conversion.convert(FOLDER / "hf_beit_cls", tmp_path / "beit.pth", target_format="mae")
     with pytest.raises(CheckpointError, match=r"timm has no form .* with DeiTForImageClassification"):
         conversion.convert(FOLDER / "hf_deit_cls", tmp_path / "deit.pth", target_format="timm")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_ratio_of_an_mlp_is_a_whole_number_where_one_leaves_its_width(gated: bool) -> None:
+    def width(ratio: float) -> int:
+        keys = {"hidden_size": 64, "num_attention_heads": 1, "use_swiglu_ffn": gated, "mlp_ratio": ratio}
+        return Dinov2Config(**keys).intermediate_size
+
+    for ratio in (*range(1, 33), 0.5, 1.5625, 33, 40.25):
+        found = _ratio({"hidden_size": 64, "intermediate_size": width(ratio)}, gated)
+        assert width(found) == width(ratio)
+        assert isinstance(found, int) == (ratio in range(1, 33))
+    assert _ratio({"hidden_size": 64}, gated) == 0
 
 
 def test_registers_without_their_configuration_key_are_named(tmp_path: Path):

@@ -212,7 +212,7 @@ def test_an_impossible_output_is_refused_before_anything_is_computed(
 def test_a_read_only_output_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root, as whom tests may run, can write anywhere
     with pytest.raises(InputError, match="may not be written"):
-        picture.check_output(tmp_path / "demo.png")
+        picture.check_output(tmp_path / "demo.png", force=True)
 
 
 def test_quiet_prints_nothing_and_draws(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -167,20 +167,32 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "saved.pth"
 
 
-def pickled(storage: tuple, first: int, shape: tuple, strides: tuple) -> bytes:
-    """The pickle of {"x": a tensor of these parts}, whether there is such a tensor or not."""
+class Call:
+    """What a pickle makes of a function and its arguments, whether that can be or not; "STORAGE" is one."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+def pickled_call(call: Call, storage: tuple = ("0", "cpu", 4)) -> bytes:
+    """The pickle of {"x": a call}."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value):
-            return ("storage", torch.FloatStorage, *storage) if value == "STORAGE" else None
-
-    class Made:
-        def __reduce__(self):
-            return torch._utils._rebuild_tensor_v2, ("STORAGE", first, shape, strides, False, collections.OrderedDict())
+            return ("storage", torch.FloatStorage, *storage) if type(value) is str and value == "STORAGE" else None
 
     stream = io.BytesIO()
-    Pickler(stream, 2).dump({"x": Made()})
+    Pickler(stream, 2).dump({"x": call})
     return stream.getvalue()
+
+
+def pickled(storage: tuple, first: int, shape: tuple, strides: tuple) -> bytes:
+    """The pickle of {"x": a tensor of these parts}, whether there is such a tensor or not."""
+    call = Call(torch._utils._rebuild_tensor_v2, "STORAGE", first, shape, strides, False, collections.OrderedDict())
+    return pickled_call(call, storage)
 
 
 @pytest.mark.parametrize(
@@ -192,11 +204,55 @@ def pickled(storage: tuple, first: int, shape: tuple, strides: tuple) -> bytes:
      (("0", "cpu", 4), 0, (4,), (-1,), "no shape"), (("0", "cpu", 4), 0, (4,), (1, 1), "number of strides"),
      (("0", "cpu", 4), 0, (True,), (1,), "no shape"), (("0", "cpu", 4), 0, (2**63,), (0,), "no shape"),
      (("0", "cpu", 4), 0, (2**40,), (0,), "would become"), (("0", "cpu", 4), 0, (1,) * 40, (1,) * 40, "no shape"),
-     (("0", "cpu", -4), 0, (4,), (1,), "no size"), (("../0", "cpu", 4), 0, (4,), (1,), "holds nothing")],
+     (("0", "cpu", -4), 0, (4,), (1,), "no size"), (("../0", "cpu", 4), 0, (4,), (1,), "holds nothing"),
+     (("0", "cpu", 4), 0, [4], (1,), "no shape"), (("0", "cpu", 4), 0, (4,), [1], "no shape"),
+     (("0", "cpu", 4), 0, 4, (1,), "no shape"), (("0", "cpu", 4), True, (2,), (1,), "no storage"),
+     (("0", "cpu", 4), 0, (1,) * 32, (1,) * 32, None), (("0", "cpu", 4), 0, (1,) * 33, (1,) * 33, "no shape"),
+     (("0", "cpu", 4, ("1", 0, 4)), 0, (4,), (1,), "part of another"),
+     (("0", "cpu", 4, None, None), 0, (4,), (1,), "something else"), (("0", "cpu"), 0, (4,), (1,), "something else"),
+     ((1.5, "cpu", 4), 0, (4,), (1,), "no kind and key"), ((0, "cpu", 4), 0, (4,), (1,), None),
+     (("0", "cpu", True), 0, (1,), (1,), "no size"), (("0", "cpu", 2**62), 0, (1,), (1,), "no size")],
 )  # fmt: skip
 def test_a_tensor_lies_within_its_storage(storage, first, shape, strides, match, saved, tmp_path):
     contents = {**members_of(saved), "saved/data.pkl": pickled(storage, first, shape, strides)}
     path = write(tmp_path / "made.pth", contents)
+    if match is None:
+        assert_as_torch_reads(path)
+        return
+    with pytest.raises(CheckpointError, match=match):
+        conversion.open_source(path)
+
+
+V2, V3, TYPE = torch._utils._rebuild_tensor_v2, torch._utils._rebuild_tensor_v3, torch._tensor._rebuild_from_type_v2
+PARTS = ("STORAGE", 0, (4,), (1,), False, collections.OrderedDict())
+CALLS = {
+    "a tensor": (Call(V2, *PARTS), None),
+    "with an empty note": (Call(V2, *PARTS, {}), None),
+    "conjugated": (Call(V2, *PARTS, {"conj": True}), "lazily"),
+    "of a dtype of its own": (Call(V3, *PARTS, torch.int32), None),
+    "conjugated, of a dtype of its own": (Call(V3, *PARTS, torch.int32, {"neg": True}), "lazily"),
+    "of no dtype": (Call(V3, *PARTS, torch.strided), "no dtype"),
+    "of a dtype that is a number": (Call(V3, *PARTS, 1), "no dtype"),
+    "a parameter": (Call(torch._utils._rebuild_parameter, Call(V2, *PARTS), True, collections.OrderedDict()), None),
+    "a parameter of a number": (Call(torch._utils._rebuild_parameter, 1, True, collections.OrderedDict()), "no tensor"),
+    "of a type": (Call(TYPE, V2, torch.nn.Parameter, PARTS, {}), None),
+    "of another class": (Call(TYPE, V2, collections.Counter, PARTS, {}), "class of its own"),
+    "of a type, by no function": (Call(TYPE, 1, torch.Tensor, PARTS, {}), "made of no tensor"),
+    "of a type, by another function": (Call(TYPE, collections.Counter, torch.Tensor, PARTS, {}), "made of no tensor"),
+    "of a type, of no arguments": (Call(TYPE, V2, torch.Tensor, list(PARTS), {}), "made of no tensor"),
+    "a dict": (Call(collections.OrderedDict, [["a", Call(V2, *PARTS)], ("b", 1)]), None),
+    "a dict of no pairs": (Call(collections.OrderedDict, [("a", 1, 2)]), "no pairs"),
+    "a dict of a text": (Call(collections.OrderedDict, "ab"), "no pairs"),
+    "a dict of texts": (Call(collections.OrderedDict, ["ab"]), "no pairs"),
+    "a dict with a key that is none": (Call(collections.OrderedDict, [(1.5, 1)]), "no names"),
+    "a size that is none": (Call(torch.Size, [-1]), "no shape"),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_what_a_pickle_calls_has_the_arguments_that_torch_gives_it(kind, saved, tmp_path):
+    call, match = CALLS[kind]
+    path = write(tmp_path / "made.pth", {**members_of(saved), "saved/data.pkl": pickled_call(call)})
     if match is None:
         assert_as_torch_reads(path)
         return

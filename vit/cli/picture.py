@@ -45,7 +45,7 @@ def require(command: str) -> None:
         raise MissingFrameworkError(f"{command} needs matplotlib. Install it with: {install_line('plot')}")
 
 
-def check_output(path: Path, force: bool = True) -> None:
+def check_output(path: Path, force: bool) -> None:
     """Refuse a path that `Slide.save` could not write to.
 
     Args:
