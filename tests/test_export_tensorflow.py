@@ -92,9 +92,15 @@ def test_pixels_and_pixel_values_have_signatures_of_their_own(served, model):
 
 
 def test_files_that_are_no_images_are_refused(served):
-    for file in (b"", b"no image", encoded(CAT, "JPEG")[:200], encoded(CAT, "PNG")[:2000]):
-        with pytest.raises(InputError, match="vit cannot use image_bytes: InvalidArgumentError"):
+    for file, why in (
+        (b"", "The file is no JPEG, PNG, GIF or BMP."),
+        (encoded(CAT.convert("CMYK"), "JPEG"), "The JPEG file is in CMYK, or of another kind than grey and RGB."),
+        (encoded(CAT, "JPEG")[:200], "jpeg::Uncompress failed. Invalid JPEG data or crop window."),
+        (encoded(CAT, "PNG")[:2000], "Invalid PNG data, size 2000."),
+    ):
+        with pytest.raises(InputError) as error:
             served({"image_bytes": np.array([encoded(CAT, "BMP"), file], object)})
+        assert str(error.value) == f"{served.path} cannot use image_bytes: {why}"
 
 
 def test_the_folder_is_laid_out_for_tensorflow_serving(served, model, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -203,48 +205,152 @@ def encode(image: Image.Image, format: str, **options: Any) -> bytes:
         return file.getvalue()
 
 
-def turned(orientation: int, little: bool = True) -> bytes:
-    """EXIF data of one tag more than the orientation."""
-    order = "little" if little else "big"
+def turned(orientation: int, little: bool = True, kind: int = 3) -> bytes:
+    """EXIF data of one tag more than the orientation, which is of a type of TIFF."""
+    order: Any = "little" if little else "big"
 
     def number(value: int, size: int) -> bytes:
         return value.to_bytes(size, order)
 
-    entries = [(0x010E, 2, 4, b"cat\0"), (0x0112, 3, 1, number(orientation, 2) + b"\0\0")]
+    entries = [(0x010E, 2, 4, b"cat\0"), (0x0112, kind, 1, number(orientation, 2) + b"\0\0")]
     table = b"".join(number(tag, 2) + number(kind, 2) + number(count, 4) + value for tag, kind, count, value in entries)
     return (b"II*\0" if little else b"MM\0*") + number(8, 4) + number(len(entries), 2) + table + bytes(4)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with(*chunks: bytes, image: Image.Image | None = None, last: bool = False) -> bytes:
+    """A PNG file with more chunks, before its pixels or as the last ones."""
+    file = encode(image or PHOTOGRAPH, "PNG")
+    at = len(file) - 12 if last else 33
+    return file[:at] + b"".join(chunks) + file[at:]
+
+
+def png_of(pixels: np.ndarray, depth: int = 8, colour: int = 2, interlaced: bool = False, *chunks: bytes) -> bytes:
+    """A PNG file of (height, width, channels) numbers of some bits."""
+    height, width = pixels.shape[:2]
+    passes = [(0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1)]
+    rows = b""
+    for top, down, left, right in passes if interlaced else [(0, 1, 0, 1)]:
+        for row in pixels[top::down, left::right]:
+            bits = (row.reshape(-1, 1) >> np.arange(depth - 1, -1, -1)) & 1
+            rows += b"\0" + np.packbits(bits).tobytes() if row.size else b""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    parts = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def bmp_of(bits: int, packing: int, data: bytes, colours: bytes = b"", size: tuple[int, int] = (8, 4)) -> bytes:
+    """A BMP file of (width, height) with its palette, or what else precedes the pixels."""
+    offset = 54 + len(colours)
+    header = struct.pack("<IiiHHIIiiII", 40, *size, 1, bits, packing, len(data), 0, 0, len(colours) // 4, 0)
+    return b"BM" + struct.pack("<IHHI", offset + len(data), 0, 0, offset) + header + colours + data
+
+
+def xmp(orientation: str) -> bytes:
+    return f"<x:xmpmeta><rdf:Description {orientation}/></x:xmpmeta>".encode()
+
+
+def with_another(**options: Any) -> dict[str, Any]:
+    return {"save_all": True, "append_images": [PHOTOGRAPH.rotate(90)], **options}
+
+
 PHOTOGRAPH = Image.fromarray(CAT[40:141, 90:223])
+SMALL = CAT[60:83, 100:137]
+DEEP = np.asarray(SMALL, np.uint16) * 257 - np.random.default_rng(0).integers(0, 99, SMALL.shape, dtype=np.uint16)
+RED = SMALL[..., :1]
 FILES = {
     "jpeg": encode(PHOTOGRAPH, "JPEG"),
     "progressive": encode(PHOTOGRAPH, "JPEG", progressive=True, quality=30),
     "full colour": encode(PHOTOGRAPH, "JPEG", subsampling="4:4:4", quality=95),
     "half colour": encode(PHOTOGRAPH, "JPEG", subsampling="4:2:2"),
+    "stored as RGB": encode(PHOTOGRAPH, "JPEG", keep_rgb=True),
     "grey jpeg": encode(PHOTOGRAPH.convert("L"), "JPEG"),
+    "several pictures": encode(PHOTOGRAPH, "MPO", **with_another()),
+    "padded": encode(PHOTOGRAPH, "JPEG").replace(b"\xff\xdb", b"\xff\xff\xff\xdb", 1),
     "png": encode(PHOTOGRAPH, "PNG"),
     "grey png": encode(PHOTOGRAPH.convert("L"), "PNG"),
     "black and white": encode(PHOTOGRAPH.convert("1"), "PNG"),
+    "2 bits": png_of(RED >> 6, 2, 0),
+    "4 bits": png_of(RED >> 4, 4, 0),
     "alpha": encode(PHOTOGRAPH.convert("RGBA"), "PNG"),
     "grey alpha": encode(PHOTOGRAPH.convert("LA"), "PNG"),
     "palette": encode(PHOTOGRAPH.quantize(50), "PNG"),
+    "small palette": encode(PHOTOGRAPH.quantize(3), "PNG", bits=2),
     "transparent palette": encode(PHOTOGRAPH.quantize(50), "PNG", transparency=3),
+    "one transparent grey": png_of(RED, 8, 0, False, chunk(b"tRNS", b"\0\x50")),
+    "one transparent colour": png_of(SMALL, 8, 2, False, chunk(b"tRNS", bytes(6))),
+    "interlaced": png_of(SMALL, interlaced=True),
+    "gamma": png_with(chunk(b"gAMA", struct.pack(">I", 90000)), chunk(b"bKGD", bytes(6))),
+    "16 bits": png_of(DEEP, 16),
+    "16 bits, alpha": png_of(np.dstack([DEEP, DEEP[..., :1]]), 16, 6),
+    "16 bits, grey": png_of(DEEP[..., :1], 16, 0),
+    "16 bits, grey, interlaced": png_of(DEEP[..., :1], 16, 0, True),
+    "16 bits, grey, dark": png_of(DEEP[..., :1] >> 8, 16, 0),
+    "16 bits, grey, one transparent": png_of(DEEP[..., :1], 16, 0, False, chunk(b"tRNS", b"\x50\x50")),
+    "16 bits, grey, alpha": png_of(DEEP[..., :2], 16, 4),
+    "animated png": encode(PHOTOGRAPH, "PNG", **with_another()),
+    "animated png, a picture of its own": encode(PHOTOGRAPH, "PNG", **with_another(default_image=True)),
     "gif": encode(PHOTOGRAPH.quantize(50), "GIF"),
-    "animation": encode(PHOTOGRAPH.quantize(50), "GIF", save_all=True, append_images=[PHOTOGRAPH.rotate(90)]),
+    "grey gif": encode(PHOTOGRAPH.convert("L"), "GIF"),
+    "gif by rows": encode(PHOTOGRAPH.quantize(50), "GIF", interlace=0),
+    "animation": encode(PHOTOGRAPH.quantize(50), "GIF", **with_another(comment=b"x" * 999, loop=0, duration=40)),
     "bmp": encode(PHOTOGRAPH, "BMP"),
     "grey bmp": encode(PHOTOGRAPH.convert("L"), "BMP"),
+    "32 bits": bmp_of(32, 0, bytes(range(128))),
+    "from the top": bmp_of(24, 0, bytes(range(96)), size=(8, -4)),
     **{f"turned {i}": encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(i)) for i in range(10)},
     "turned, big end first": encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(6, little=False)),
     "turned png": encode(PHOTOGRAPH, "PNG", exif=turned(8)),
+    "turned at the end": png_with(chunk(b"eXIf", turned(8)), last=True),
+    "a comment of EXIF": encode(PHOTOGRAPH, "JPEG", comment=b"Exif\0\0" + turned(6)),
+    "text of EXIF": png_with(chunk(b"tEXt", b"Comment\0eXIf" + turned(6))),
     "cut exif": encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(6)[:12]),
+    "xmp": encode(PHOTOGRAPH, "JPEG", xmp=xmp('tiff:Orientation="6"')),
+    "xmp element": encode(PHOTOGRAPH, "JPEG", xmp=xmp("a=''><tiff:Orientation>3</tiff:Orientation><b")),
+    "xmp and exif": encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(1), xmp=xmp('tiff:Orientation="6"')),
+    "xmp of something else": encode(PHOTOGRAPH, "JPEG", xmp=xmp('tiff:Make="6"')),
+    "xmp png": png_with(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp('tiff:Orientation="5"'))),
 }
+REFUSED = {
+    "CMYK": (encode(PHOTOGRAPH.convert("CMYK"), "JPEG"), "JPEG file is in CMYK"),
+    "YCCK": (
+        encode(PHOTOGRAPH.convert("CMYK"), "JPEG").replace(b"\0\xff\xdb", b"\2\xff\xdb", 1),
+        "JPEG file is in CMYK",
+    ),
+    "black palette": (bmp_of(8, 0, bytes(range(32)), bytes(1024)), "BMP file has a palette"),
+    "1 bit": (encode(PHOTOGRAPH.convert("1"), "BMP"), "BMP file has a palette"),
+    "colours": (encode(PHOTOGRAPH.quantize(50), "BMP"), "BMP file has a palette"),
+    "run lengths": (bmp_of(8, 1, b"\x08\x30" * 4 + b"\0\1", bytes(range(256)) * 4), "compressed"),
+    "15 bits": (bmp_of(16, 0, bytes(64)), "BMP file has a palette"),
+    "masks": (bmp_of(32, 3, bytes(128), struct.pack("<III", 0xFF, 0xFF00, 0xFF0000)), "compressed"),
+    "clear gif": (encode(PHOTOGRAPH.quantize(50), "GIF", transparency=9), "GIF file has transparency"),
+    "webp": (encode(PHOTOGRAPH, "WEBP"), "no JPEG, PNG, GIF or BMP"),
+    "text": (b"no image", "no JPEG, PNG, GIF or BMP"),
+    "nothing": (b"", "no JPEG, PNG, GIF or BMP"),
+    "no exif": (encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0nonsense"), "EXIF data of the file are broken"),
+    "cut before": (
+        encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(6).replace(b"\2\0\4\0", b"\2\0\x44\0")),
+        "EXIF data of the file are broken",
+    ),
+    "long orientation": (encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(6, kind=4)), "EXIF data of the file"),
+    "text of EXIF alone": (png_with(chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 8\n")), "EXIF or XMP data"),
+    "packed xmp": (
+        png_with(chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp('tiff:Orientation="5"')))),
+        "EXIF or XMP data as text or compressed",
+    ),
+}
+KEEP = ViTImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, do_convert_rgb=True)
 
 
 @pytest.fixture(scope="module")
 def decode() -> Any:
     import tensorflow as tf
 
-    from vit.tf.preprocessing import decode
+    from vit.tf.decoding import decode
 
     signature = [tf.TensorSpec((), tf.string)]
     return tf.function(lambda file: decode(file, 3), input_signature=signature, autograph=False)
@@ -252,6 +358,14 @@ def decode() -> Any:
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_decoded_as_pillow_does(name: str, decode: Any) -> None:
-    keep = ViTImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, do_convert_rgb=True)
-    expected = keep(FILES[name], return_tensors="np", data_format="channels_last").pixel_values[0]
+    expected = KEEP(FILES[name], return_tensors="np", data_format="channels_last").pixel_values[0]
     np.testing.assert_array_equal(decode(FILES[name]).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_files_that_a_graph_cannot_decode_as_pillow_does_are_refused_with_the_reason(name: str, decode: Any) -> None:
+    import tensorflow as tf
+
+    file, reason = REFUSED[name]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=reason):
+        decode(file)

@@ -6,6 +6,7 @@ Each input has a signature of its name; "serving_default" is that of the first o
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..errors import InputError, shown
 from ..image_processing.steps import Steps
-from .formats import NAME, Artifact, Job, parse, reason
+from .formats import NAME, Artifact, Job, parse
 
 VERSION = "1"
 METADATA = f"assets/{NAME}.json"
@@ -66,10 +67,19 @@ def load(path: Path) -> Artifact:
         try:
             found = loaded.signatures[next(iter(inputs))](**tensors)
         except tf.errors.InvalidArgumentError as error:  # of files that are no images
-            raise InputError(f"{shown(path)} cannot use {', '.join(inputs)}: {reason(error)}") from None
+            raise InputError(f"{shown(path)} cannot use {', '.join(inputs)}: {_sentence(error)}") from None
         return {name: value.numpy() for name, value in found.items()}
 
     return Artifact("saved-model", path, metadata, run)
+
+
+def _sentence(error: Exception) -> str:
+    """What a graph says of what it cannot use: what the check in it says that failed, or what a decoder does."""
+    text = str(error)
+    if found := re.search(r"assertion failed: \[(.*?)\]", text):
+        return found[1]
+    lines = [line.strip() for line in text.partition("[[")[0].splitlines() if line.strip()]
+    return shown(lines[-1] if lines else text).rstrip(".") + "."
 
 
 # === Warm-up ===

@@ -11,7 +11,8 @@ from typing import Any
 import tensorflow as tf
 
 from ..image_processing.steps import Steps
-from .preprocessing import decode, preprocess
+from .decoding import decode
+from .preprocessing import preprocess
 
 Served = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 

@@ -1,13 +1,11 @@
 """The image processor in TensorFlow, for graphs that take images of any size: the bits that ViTImageProcessor gives.
 
 Side by side with vit/pt/preprocessing.py and vit/flax/preprocessing.py; vit/image_processing/steps.py has the formulas.
-Here alone graphs decode files, too.
 """
 
 from __future__ import annotations
 
 from math import pi
-from typing import Any
 
 import tensorflow as tf
 from PIL.Image import Resampling
@@ -127,79 +125,3 @@ FILTERS = {
     Resampling.BICUBIC: bicubic,
     Resampling.LANCZOS: lanczos,
 }
-
-
-# === Files ===
-
-HEAD = 2**18
-"""Bytes of a file in which its EXIF data begins, if it has any: before the pixels, in segments of at most 64 KiB."""
-
-
-def decode(image_bytes: tf.Tensor, channels: int) -> tf.Tensor:
-    """The pixels of a JPEG, PNG, GIF or BMP file, turned as its EXIF orientation says; of a GIF the first image.
-
-    Args:
-        image_bytes: a scalar, the bytes of the file.
-        channels: 1, for which the file has to be grey, or 3, whose alpha goes.
-
-    Returns:
-        (height, width, channels) uint8.
-    """
-    pixels = tf.cond(
-        tf.io.is_jpeg(image_bytes),
-        lambda: tf.io.decode_jpeg(image_bytes, dct_method="INTEGER_ACCURATE"),  # as Pillow has it
-        lambda: tf.io.decode_image(image_bytes, expand_animations=False),
-    )
-    found = tf.shape(pixels)[2]
-    if channels == 1:
-        message = "The image has colours or alpha; expected a grey one."
-        with tf.control_dependencies([tf.debugging.assert_equal(found, 1, message)]):
-            return turn(tf.ensure_shape(pixels, (None, None, 1)), orientation(image_bytes))
-    pixels = tf.gather(pixels, tf.where(found < 3, [0, 0, 0], [0, 1, 2]), axis=2)
-    return turn(tf.ensure_shape(pixels, (None, None, 3)), orientation(image_bytes))
-
-
-def turn(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """(height, width, channels) as it is to be looked at, whose rows and columns EXIF says are another's."""
-
-    def when(values: list[int], change: Any, pixels: tf.Tensor) -> tf.Tensor:
-        return tf.cond(tf.reduce_any(orientation == values), lambda: change(pixels), lambda: pixels)
-
-    pixels = when([5, 6, 7, 8], lambda each: tf.transpose(each, (1, 0, 2)), pixels)
-    pixels = when([2, 3, 6, 7], lambda each: tf.reverse(each, [1]), pixels)
-    return when([3, 4, 7, 8], lambda each: tf.reverse(each, [0]), pixels)
-
-
-def orientation(image_bytes: tf.Tensor) -> tf.Tensor:
-    """The EXIF orientation of a JPEG or PNG file, 1 (as it is) where it has none: a scalar int32.
-
-    EXIF is a small TIFF file: its byte order, where its table is, and in that 12 bytes each of tag, type, count, value.
-    """
-    head = tf.cast(tf.io.decode_raw(tf.strings.substr(image_bytes, 0, HEAD), tf.uint8), tf.int32)
-    begin = tf.reduce_min(
-        [first(head, mark + order) + len(mark) for mark in (b"Exif\0\0", b"eXIf") for order in (b"II*\0", b"MM\0*")]
-    )
-
-    def read() -> tf.Tensor:
-        tiff = head[begin:]
-        weights = tf.where(tiff[0] == ord("I"), [1, 256], [256, 1])  # of two bytes
-
-        def number(at: Any) -> tf.Tensor:
-            return tf.reduce_sum(tiff[at : at + 2] * weights)
-
-        # Tables begin within the first 64 KiB, so that two of the four bytes that say where are 0.
-        table = number(tf.where(tiff[0] == ord("I"), 4, 6)) + 2
-        count = tf.maximum(tf.minimum(number(table - 2), (tf.size(tiff) - table) // 12), 0)
-        entries = tf.reshape(tiff[table : table + 12 * count], (-1, 12))
-        tags, values = (tf.reduce_sum(entries[:, at : at + 2] * weights, 1) for at in (0, 8))
-        found = tf.boolean_mask(values, tags == 0x0112)
-        return tf.concat([found, [1]], 0)[0]
-
-    return tf.cond(begin < tf.size(head), read, lambda: 1)
-
-
-def first(head: tf.Tensor, pattern: bytes) -> tf.Tensor:
-    """Where in some bytes others begin for the first time, or a place behind them all."""
-    count = tf.maximum(tf.size(head) - len(pattern), 0)
-    same = tf.reduce_all([head[i : i + count] == byte for i, byte in enumerate(pattern)], 0)
-    return tf.reduce_min(tf.concat([tf.cast(tf.where(same)[:, 0], tf.int32), [tf.size(head)]], 0))
