@@ -224,6 +224,28 @@ def test_rgba_and_la_arrays_lose_their_alpha():
     assert_same(ViTImageProcessor()(la)["pixel_values"][0], ViTImageProcessor()(GREY)["pixel_values"][0])
 
 
+def test_a_large_photograph_is_resized_in_strips_unless_pillow_takes_its_columns_first(monkeypatch):
+    strips: list[int] = []
+
+    def noted(call, parts, threads):
+        parts = list(parts)
+        strips.append(len(parts))
+        return [call(part) for part in parts]
+
+    monkeypatch.setattr(processor, "spread", noted)
+    rng = np.random.default_rng(0)
+    for (height, width), size, expected in (
+        ((1000, 1500), (300, 400), 4), ((1000, 1500), (999, 400), 4), ((1000, 1500), (300, 1200), None),
+        ((1500, 1000), (100, 300), 4), ((1500, 1000), (99, 300), None), ((1000, 1500), (1000, 1600), 4),
+        ((1000, 1500), (999, 1600), None), ((100, 150), (30, 40), None),
+    ):  # fmt: skip
+        strips.clear()
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        found = processor._resize(pixels, size, Image.Resampling.BILINEAR, 2)
+        assert strips == ([] if expected is None else [expected]), (height, width, size)
+        assert np.array_equal(found, Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
 def test_many_channels_are_resized_one_by_one():
     bands = np.dstack([CAT, CAT[::-1]])  # (300, 451, 6)
     options = {"do_normalize": False, "input_data_format": "channels_last", "return_tensors": "np", "size": 40}
@@ -867,21 +889,22 @@ LOGITS = np.array([[1.0, 3.0, 2.0], [5.0, -800.0, 900.0]], np.float32)
 
 
 @pytest.mark.parametrize(
-    "outputs",
+    "make",
     [
-        LOGITS,
-        torch.tensor(LOGITS, requires_grad=True),
-        tf.constant(LOGITS),
-        jnp.asarray(LOGITS),
-        jnp.asarray(LOGITS, jnp.bfloat16),
-        torch.tensor(LOGITS, dtype=torch.bfloat16),
-        ModelOutput(loss=np.float32(0), logits=LOGITS),
-        {"logits": LOGITS},
-        (LOGITS, "hidden states"),
-        transformers.modeling_outputs.ImageClassifierOutput(logits=torch.tensor(LOGITS)),
+        lambda: LOGITS,
+        lambda: torch.tensor(LOGITS, requires_grad=True),
+        lambda: tf.constant(LOGITS),
+        lambda: jnp.asarray(LOGITS),
+        lambda: jnp.asarray(LOGITS, jnp.bfloat16),
+        lambda: torch.tensor(LOGITS, dtype=torch.bfloat16),
+        lambda: ModelOutput(loss=np.float32(0), logits=LOGITS),
+        lambda: {"logits": LOGITS},
+        lambda: (LOGITS, "hidden states"),
+        lambda: transformers.modeling_outputs.ImageClassifierOutput(logits=torch.tensor(LOGITS)),
     ],
 )
-def test_post_processing_gives_the_best_labels_first(outputs):
+def test_post_processing_gives_the_best_labels_first(make):
+    outputs = make()
     best = ViTImageProcessor().post_process_image_classification(outputs, top_k=2, config=CONFIG)
     probabilities = torch.tensor(LOGITS.astype(np.float64)).softmax(-1).numpy()
     assert [[entry["label"] for entry in image] for image in best] == [["dog", "fish"], ["fish", "cat"]]
