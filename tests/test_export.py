@@ -208,6 +208,11 @@ def test_an_export_says_what_it_is(name, exported, folders):
     assert found["problem_type"] == "multi_label_classification"
     assert found["inputs"]["pixel_values"] == {"shape": [None, 3, 16, 12], "dtype": "float32"}
     assert list(found["outputs"]) == ["logits", "probabilities", "labels"]
+    outputs = load(exported[name])({"pixel_values": pixels(2)})
+    assert found["outputs"] == {
+        key: {"shape": [None, *value.shape[1:]], "dtype": "bytes" if value.dtype.kind == "O" else value.dtype.name}
+        for key, value in outputs.items()
+    }
     processor = load(exported[name]).processor
     assert processor.to_dict() == vit.ViTImageProcessor.from_pretrained(folders["vit"]).to_dict()
     digest = subprocess.run(["sha256sum", folders["vit"] / "model.safetensors"], capture_output=True, text=True).stdout

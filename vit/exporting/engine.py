@@ -329,7 +329,7 @@ def _job(
             _uint8(path, image[0])[None] if images else _pixels(processor, path, image) for path in calibration
         ),
         inputs={each: _input(each, image) for each in (format.images if images else format.inputs)},
-        outputs=_outputs(opened.config, task, pool, image, format.framework),
+        outputs=_outputs(opened.config, task, pool, image, name),
         source={"name": _name(model), "sha256": _digests(opened)},
     )
 
@@ -344,12 +344,13 @@ def _input(name: str, image: Sequence[int]) -> dict[str, Any]:
     return kinds[name]
 
 
-def _outputs(config: PreTrainedConfig, task: str, pool: str, image: Sequence[int], framework: str) -> dict[str, Any]:
+def _outputs(config: PreTrainedConfig, task: str, pool: str, image: Sequence[int], name: str) -> dict[str, Any]:
     if task == "embed":
         return {"embedding": {"shape": [None, *vector_shape(config, pool, image)], "dtype": "float32"}}
     scores = {"shape": [None, config.num_labels], "dtype": "float32"}
-    labels = {"shape": [None], "dtype": "int32" if framework == "flax" else "int64"}  # JAX has 64 bits switched off
-    return {"logits": scores, "probabilities": scores, "labels": labels}
+    labels = "int32" if FORMATS[name].framework == "flax" else "int64"  # JAX has 64 bits switched off
+    labels = "bytes" if name == "saved-model" else labels  # which has their names
+    return {"logits": scores, "probabilities": scores, "labels": {"shape": [None], "dtype": labels}}
 
 
 def _name(model: str | os.PathLike[str]) -> str:
