@@ -162,7 +162,7 @@ def statement(source: str, line: int) -> range:
 def meets(mutant: Mutant, source: str, measured: Measured, budget: float = BUDGET) -> list[str]:
     """The tests to run: those that run the line, then, of the file's own, those that start processes, then the others.
 
-    Of each kind the quick ones are first, and one of each function before any function's second.
+    Of each kind the quick ones are first, and of those that take the same time one of each function.
     """
     lines = set(statement(source, mutant.line))
     own = tuple(tests_of(mutant.path))
@@ -179,14 +179,14 @@ def meets(mutant: Mutant, source: str, measured: Measured, budget: float = BUDGE
 
 
 def _in_turns(names: Iterable[str], measured: Measured) -> list[str]:
-    """By how many of its function are quicker, and by their time."""
+    """By their time, times how many of its function are quicker."""
     turn: dict[str, int] = {}
     ordered = []
     for name in sorted(names, key=lambda name: measured[name]["seconds"]):
         function = name.split("[")[0]
         turn[function] = turn.get(function, 0) + 1
-        ordered.append((turn[function], measured[name]["seconds"], name))
-    return [name for *_, name in sorted(ordered)]
+        ordered.append((turn[function] * measured[name]["seconds"], name))
+    return [name for _, name in sorted(ordered)]
 
 
 # === The campaign ===

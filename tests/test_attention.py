@@ -80,6 +80,13 @@ def test_mask_of_everything_leaves_out_what_holds_nothing_and_of_equals_keeps_th
     assert not attention_mask(np.zeros((2, 2)), 1).any()
 
 
+def test_what_a_stretched_map_does_not_tell_is_said_beside_it() -> None:
+    maps = np.array([[[1, 1], [1, 5]], [[2, 2], [2, 2]], [[0, 3], [0, 1]]], float)
+    assert attention.strongest(maps) == "1 to 3 x"
+    assert attention.strongest(maps[:1]) == "2.5 x"
+    assert attention.strongest(np.zeros((1, 2, 2))) == "0 x"
+
+
 def test_maps_take_the_tensors_of_every_framework() -> None:
     import jax.numpy as jnp
     import tensorflow as tf
