@@ -65,7 +65,8 @@ def install_line(extra: str) -> str:
         if of_extra.search(marker):
             rest = of_extra.sub("", marker).strip().removeprefix("(").removesuffix(")")  # such as of a system
             found.append(f"{name.strip()}; {rest}" if rest else name.strip())
-    return f"pip install {' '.join(map(shlex.quote, found))}"
+    quotes = (f'"{each}"' if "'" in each else shlex.quote(each) for each in found)
+    return f"pip install {' '.join(quotes)}"
 
 
 def missing_framework(what: str, extra: str) -> MissingFrameworkError:

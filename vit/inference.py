@@ -143,8 +143,8 @@ def choose_frameworks(requested: Iterable[str] | None, what: str) -> list[str]:
         if extra in requested - set(installed):
             raise missing_framework(what, extra)
     if not installed:
-        names = ", ".join(f"{name}: {install_line(extra)}" for extra, (_, name) in FRAMEWORKS.items())
-        raise MissingFrameworkError(f"{what} needs a framework. Install one ({names}) or all: {install_line('all')}")
+        names = ", or ".join(f"{name} ({install_line(extra)})" for extra, (_, name) in FRAMEWORKS.items())
+        raise MissingFrameworkError(f"{what} needs a framework. Install {names}.")
     return [extra for extra in installed if not requested or extra in requested]
 
 

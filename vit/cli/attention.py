@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    image: Annotated[Path, typer.Argument(help="An image file.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where the picture goes: a .png, .svg or .pdf file.")
     ] = Path("vit-attention.png"),

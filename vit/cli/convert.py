@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    source: Annotated[Path, typer.Argument(help="A checkpoint: a file or a folder, of any format.")],
-    target: Annotated[Path, typer.Argument(help="A folder; a file name for formats of one file.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A checkpoint: a file or a folder, of any format.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A folder; a file name for formats of one file.")],
     source_format: Annotated[
         str,
         typer.Option(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="A checkpoint: a file or a folder, of any format.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint: a file or a folder, of any format.")],
     source_format: Annotated[
         str, typer.Option("--from", metavar="FORMAT", help="auto, or as in vit convert.")
     ] = "auto",

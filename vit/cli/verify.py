@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, a model on the hub, or a foreign file.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, a model on the hub, or a foreign file.")
+    ],
     artifact: Annotated[
         Path | None, typer.Option("--artifact", metavar="PATH", help="What 'vit export' wrote, to compare it instead.")
     ] = None,
