@@ -387,6 +387,9 @@ def test_a_config_alone_cannot_be_loaded_as_a_model(tmp_path, framework):
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="there are no weights to load"):
         model_class(framework).from_pretrained(tmp_path)
+    ViTConfig().save_pretrained(tmp_path / "best")  # as a training run has it
+    with pytest.raises(CheckpointError, match="Checkpoints are in its folders best: give the path"):
+        model_class(framework).from_pretrained(tmp_path)
 
 
 # === Arguments of from_pretrained and save_pretrained ===

@@ -317,7 +317,7 @@ def test_files_that_are_no_images_by_their_names_are_counted_by_ending(more, pho
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path, capsys):
     (tmp_path / "a.cr2").write_bytes(b"")
-    assert f"no images in {tmp_path} (passed over 1 files that are no images by their names: .cr2 (1)); expected" in (
+    assert f"no images in {tmp_path} (passed over 1 file that is no image by its name: .cr2 (1)); expected" in (
         refused(capsys, tmp_path)
     )
 

@@ -20,7 +20,7 @@ import numpy as np
 from . import hub
 from .checkpoint import Checkpoint, Fit, Tensor, check_family, dtype_of, fit, in_order
 from .config import PreTrainedConfig, check_config, config_in
-from .errors import CheckpointError, ConfigError, MissingCheckpointError, NoStateDictError, shown
+from .errors import CheckpointError, ConfigError, MissingCheckpointError, NoStateDictError, shown, summary
 from .files import ADAPTER, ADAPTER_REMEDY, CONFIG, FOREIGN, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from .folders import Find, at_one_moment
 
@@ -147,9 +147,13 @@ def _weights(folder: Path, source: str | None) -> str:
         return trained[0]
     foreign = [name for kind in FOREIGN.values() for name in kind if name in held]
     remedy = f" It has {foreign[0]}: leave from_{source} out." if foreign else ""
+    inside = sorted(path.parent.name for path in folder.glob(f"[!.]*/{CONFIG}"))
+    if inside:
+        remedy = f" Checkpoints are in its folders {summary(inside)}: give the path of one of them."
     if len(trained) > 1:
         remedy = f" It has {', '.join(map(shown, trained[:8]))}: give the path of one of them."
-    raise MissingCheckpointError(f"{shown(folder)} has no {', '.join(names)}: there are no weights to load.{remedy}")
+    listed = ", ".join(name for name in names if not name.endswith(".index.json"))
+    raise MissingCheckpointError(f"{shown(folder)} has no {listed}: there are no weights to load.{remedy}")
 
 
 class Converted(Checkpoint):

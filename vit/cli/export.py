@@ -11,7 +11,7 @@ import typer
 
 from ..errors import shown
 from .convert import terminated
-from .frameworks import choose
+from .frameworks import BUSY, busy_line, choose
 from .frameworks import quiet as quietly
 from .options import CacheDir, Force, Json, Quiet, Revision, Token, dtype_name
 
@@ -94,6 +94,7 @@ def show(report: Report) -> None:
 
     from ..errors import FRAMEWORKS
     from ..exporting import FORMATS
+    from ..measure import busy
 
     console = Console(highlight=False)
     if not console.is_terminal:  # a file or a pipe is as wide as the table
@@ -106,15 +107,22 @@ def show(report: Report) -> None:
         return
     table = Table(box=box.SIMPLE, header_style=None)
     table.add_column("", no_wrap=True)
-    for header in ("largest difference", "largest value", "same label", "size", "ms an image"):
+    share = busy()
+    timed = share <= BUSY
+    for header in ("largest difference", "largest value", "same label", "size", *(("ms an image",) if timed else ())):
         table.add_column(header, justify="right", no_wrap=True)
     same = "" if report.agreement is None else f"{report.agreement:.1%} of {report.images}"
-    numbers = (f"{report.difference:.1e}", f"{report.largest:.3g}", same, _bytes(report.size))
+    numbers = [f"{report.difference:.1e}", f"{report.largest:.3g}", same, _bytes(report.size)]
     style = None if report.passed else "bold red"
-    table.add_row(report.format, *numbers, f"{1000 * (report.seconds or 0):.2f}", style=style)
-    source = FRAMEWORKS[FORMATS[report.format].framework][1]
-    table.add_row(f"{source}, float32", "", "", "", "", f"{1000 * (report.source_seconds or 0):.2f}")
+    if timed:
+        source = FRAMEWORKS[FORMATS[report.format].framework][1]
+        table.add_row(report.format, *numbers, f"{1000 * (report.seconds or 0):.2f}", style=style)
+        table.add_row(f"{source}, float32", "", "", "", "", f"{1000 * (report.source_seconds or 0):.2f}")
+    else:
+        table.add_row(report.format, *numbers, style=style)
     console.print(table)
+    if not timed:
+        console.print(f"{busy_line(share)}: times would mislead, and are left out.", soft_wrap=True)
 
 
 def _bytes(size: int) -> str:

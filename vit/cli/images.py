@@ -54,7 +54,11 @@ def count(sources: Sequence[str]) -> tuple[int | None, str]:
     passed_over: Counter[str] = Counter()
     total = sum(1 for _ in find(sources, passed_over))
     endings = summary([f"{shown(name or 'no ending', 20)} ({number:,})" for name, number in passed_over.most_common()])
-    passed = f"passed over {passed_over.total():,} files that are no images by their names: {endings}"
+    several = passed_over.total() > 1
+    files = (
+        f"{passed_over.total():,} {'files' if several else 'file'} that {'are no images' if several else 'is no image'}"
+    )
+    passed = f"passed over {files} by {'their names' if several else 'its name'}: {endings}"
     if not total:
         found = f" ({passed})" if passed_over else ""
         raise InputError(
