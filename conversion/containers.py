@@ -707,9 +707,11 @@ def kind_of(path: Path) -> str:
     )
     if key and (0xA0 <= key[0] <= 0xBF or key[0] == 0xD9):  # a map whose first key is a string
         return "msgpack"
+    is_export = path.suffix in (".onnx", ".tflite", ".stablehlo")
+    what = " By its name it is an export: 'vit serve' and vit.exporting.load run it." if is_export else " Is it whole?"
     raise CheckpointError(
         f"{shown(path)} is no checkpoint that is known: it is neither safetensors, .npz, a PyTorch file, HDF5, "
-        f".keras nor Flax msgpack.{other_kind(path, 'a safetensors') or ' Is it whole?'}"
+        f".keras nor Flax msgpack.{other_kind(path, 'a safetensors') or what}"
     )
 
 

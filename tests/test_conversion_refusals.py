@@ -196,6 +196,12 @@ def test_a_file_of_something_else_is_refused(content, match, tmp_path):
     refused(tmp_path / "model.safetensors", match, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model.stablehlo"])
+def test_an_export_is_named_as_one(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\x08\n\x12\x06trivit" + bytes(99))
+    refused(tmp_path / name, "known: .* it is an export: 'vit serve' and vit.exporting.load run it", tmp_path)
+
+
 NAMES = ["x.safetensors", "x.bin", "x.pth", "x.pth.tar", "x.npz", "x.h5", "x.msgpack", "x"]
 
 

@@ -349,7 +349,7 @@ BAD: list[tuple[int, str, dict[str, Any], str]] = [
     (400, "/attention?rollout=1&head=0", {"content": PNG}, "no head beside it"),
     (400, "/attention?format=gif", {"content": PNG}, "format is 'gif'"),
     (400, "/attention?format=png", {"files": FILE * 2}, "expected 1 for format=png"),
-    (405, "GET /classify", {}, "'/classify' takes no GET"),
+    (405, "GET /classify", {}, "'/classify' takes no GET; expected POST."),
     (404, "/nothing", {"content": PNG}, "no '/nothing'"),
     (404, "GET /%2e%2e/%2e%2e/etc/passwd", {}, "There is no"),
     (400, V1, {"content": b""}, "no JSON"),

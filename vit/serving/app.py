@@ -164,7 +164,9 @@ async def _refuse(request: Request, error: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = quoted(request.scope["path"], 100)
-    message = {404: f"There is no {path}; /docs lists what there is.", 405: f"{path} takes no {request.method}."}
+    allowed = (error.headers or {}).get("Allow", "another method")
+    message = {404: f"There is no {path}; /docs lists what there is.",
+               405: f"{path} takes no {request.method}; expected {allowed}."}  # fmt: skip
     return answer(Refusal(error.status_code, message.get(error.status_code, str(error.detail)), error.headers))
 
 
