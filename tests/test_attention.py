@@ -14,9 +14,18 @@ from PIL import Image
 from skimage import data
 
 import vit
-from vit import InputError, ViTConfig, ViTImageProcessor, attention_mask, attention_rollout, checkpoint, cls_attention
+from vit import (
+    InputError,
+    ViTConfig,
+    ViTImageProcessor,
+    attention_mask,
+    attention_rollout,
+    checkpoint,
+    cls_attention,
+    picture,
+)
 from vit.attention import check_threshold
-from vit.cli import attention, frameworks, main, picture
+from vit.cli import attention, frameworks, main
 from vit.config import to_pair
 from vit.errors import install_line
 from vit.image_processing import DeiTImageProcessor

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from vit import InputError, MissingFrameworkError, ViTForImageClassification, ViTImageProcessor
-from vit.cli import demo, frameworks, main, picture
+from vit import InputError, MissingFrameworkError, ViTForImageClassification, ViTImageProcessor, picture
+from vit.cli import demo, frameworks, main
 from vit.errors import CheckpointError, install_line
 
 ROOT = Path(__file__).parents[1]

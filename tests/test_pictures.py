@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit.cli import attention, bench, demo, picture, posemb
+from vit import picture
+from vit.cli import attention, bench, demo, posemb
+from vit.training import pictures as training
 
 REFERENCE = Path(__file__).parent / "fixtures" / "pictures.json"
 
@@ -77,6 +79,24 @@ def measured() -> bench.Results:
     return bench.Results("my model", 10**6, machine, {"pt": "2.0"}, {("cpu", "float32"): 1e9}, rows)
 
 
+def trained(rows: int) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl: an epoch is four of them, the last of which is an evaluation."""
+    loss = np.random.default_rng(0).uniform(0.9, 1.1, rows) * 2 * 0.99 ** np.arange(rows)
+    return [{"epoch": (i + 1) / 4, "loss": loss[i], "learning_rate": 1e-3 * (1 - i / rows),
+             **({"validation_loss": 1.2 * loss[i], "top1": i / rows} if i % 4 == 3 else {})}
+            for i in range(rows)]  # fmt: skip
+
+
+def taken(labels: int, images: int = 50) -> tuple[np.ndarray, list[str]]:
+    """A table of confusions, and names, some of them long, one with what mathematics is written in."""
+    random = np.random.default_rng(labels)
+    table = random.multinomial(images, np.eye(labels) * 0.9 + 0.1 / labels)
+    names = [
+        ("a cat", "$x_1$", "a photograph of something that has a long name")[i % 3] + f" {i}" for i in range(labels)
+    ]
+    return table, names
+
+
 SLIDES: dict[str, Callable[[Path], None]] = {
     "demo of 7": lambda path: demo.draw(path, demo_of(7)),
     "demo of 30": lambda path: demo.draw(path, demo_of(30)),
@@ -90,6 +110,12 @@ SLIDES: dict[str, Callable[[Path], None]] = {
     "grey filters": lambda path: posemb.draw(path, learned((4, 4), (16, 1, 4, 4))),
     "filters in colour": lambda path: posemb.draw(path, learned((3, 5), (28, 3, 4, 8))),
     "throughputs": lambda path: bench.draw(path, measured()),
+    "curves": lambda path: training.curves(path, trained(500), "a-run", "about the run"),
+    "curves of one row": lambda path: training.curves(path, trained(1), "a-run", "about the run"),
+    "confusions of two": lambda path: training.confusion(path, *taken(2), "a-model"),
+    "confusions of ten": lambda path: training.confusion(path, *taken(10), "a-model"),
+    "confusions of a hundred": lambda path: training.confusion(path, *taken(100), "a-model"),
+    "no confusion": lambda path: training.confusion(path, np.eye(3, dtype=int), list("abc"), "a-model"),
     "filters of five channels": lambda path: posemb.draw(path, learned((20, 18), (9, 5, 4, 4), measure=posemb.BIAS)),
 }  # fmt: skip
 
@@ -101,6 +127,12 @@ def thumbnail(image: Any) -> list[list[list[int]]]:
     """(3, 4, 4) of RGBA: what matplotlib makes of an image's values, in blocks."""
     pixels = np.asarray(image.to_rgba(image.get_array(), bytes=True))
     return np.asarray(Image.fromarray(pixels).resize((4, 3), Image.Resampling.BOX)).tolist()
+
+
+def _ends(line: Any) -> list[Any]:
+    """How many points a line has, and its first and last."""
+    x, y = (np.asarray(values, float) for values in line.get_data())
+    return [len(x), [x[0], y[0]], [x[-1], y[-1]]]
 
 
 def described(slide: picture.Slide) -> dict[str, Any]:
@@ -124,6 +156,7 @@ def described(slide: picture.Slide) -> dict[str, Any]:
                 }
                 for image in panel.images
             ],
+            **({"lines": [[line.get_color(), *_ends(line)] for line in panel.lines]} if panel.lines else {}),
         }
         for panel in slide.figure.axes
     ]
@@ -142,7 +175,7 @@ def described(slide: picture.Slide) -> dict[str, Any]:
 
 def drawn(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     slides: list[picture.Slide] = []
-    monkeypatch.setattr(picture.Slide, "save", lambda self, path: slides.append(self))
+    monkeypatch.setattr(picture.Slide, "save", lambda self, *where: slides.append(self))
     SLIDES[name](Path("no.png"))
     (slide,) = slides
     return described(slide)

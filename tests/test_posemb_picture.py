@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from vit import ViTConfig, checkpoint
-from vit.cli import main, picture, posemb
+from vit import ViTConfig, checkpoint, picture
+from vit.cli import main, posemb
 from vit.errors import install_line
 
 from . import equivalence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from . import picture
+from .. import picture
 from .convert import _size
 from .frameworks import DIGITS, check_default, choose_one, open_model
 from .options import CacheDir, Device, DType, Force, Framework, Json, Model, Quiet, Revision, Token

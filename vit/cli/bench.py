@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import picture
 from ..errors import FRAMEWORKS, InputError, install_line, quoted
-from . import picture
 from .frameworks import BUSY, DIGITS, busy_line, choose, import_quietly, open_model, version
 from .options import CacheDir, Device, DTypes, Force, Frameworks, Json, Model, Quiet, Revision, Token
 

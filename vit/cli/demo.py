@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from .. import picture
 from ..errors import FRAMEWORKS, CheckpointError, install_line
-from . import picture
 from .frameworks import BUSY, DIGITS, best_seconds, busy_line, choose, open_model, version
 from .options import Force, Frameworks, Json, Quiet
 

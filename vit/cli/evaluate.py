@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import picture
 from ..errors import shown, summary
-from . import picture
 from .frameworks import DIGITS, choose_one, import_quietly
 from .options import (
     BatchSize,
@@ -67,7 +68,8 @@ def command(
     """
     extra = choose_one(framework, "vit evaluate")
     if confusion is not None:
-        picture.check_output(confusion, force)
+        picture.check_output(confusion, force, "--confusion")
+        picture.require("vit evaluate --confusion")
     import_quietly(extra)
 
     from ..hub import resolve
@@ -84,10 +86,10 @@ def command(
     if confusion is not None and found.confusion is not None:
         from ..training import pictures
 
-        pictures.confusion(confusion, found.confusion, found.names)
-    if found.broken:
-        reasons = summary((f"{name} {reason}" for name, reason in sorted(found.broken.items())), 5)
-        typer.echo(f"vit: {len(found.broken):,} files were skipped: {reasons}", err=True)
+        pictures.confusion(confusion, found.confusion, found.names, picture.name_of(model), "--confusion")
+    elif confusion is not None:
+        typer.echo("vit: --confusion is of one label an image; there is no picture of these.", err=True)
+    tell_skipped(found.broken)
     if found.part == "all" and not quiet:
         typer.echo(
             "vit: all images of DATA were taken; where MODEL was trained on them, this is no test of it.", err=True
@@ -96,6 +98,15 @@ def command(
         typer.echo(json.dumps(found.to_dict(), indent=2))
     elif not quiet:
         show(found)
+
+
+def tell_skipped(broken: Mapping[str, str]) -> None:
+    """Say how many images could not be used, if any, and why of the first."""
+    if broken:
+        reasons = summary((f"{name} {reason}" for name, reason in sorted(broken.items())), 5)
+        typer.echo(
+            f"vit: {len(broken):,} {'file was' if len(broken) == 1 else 'files were'} skipped: {reasons}", err=True
+        )
 
 
 def show(found: Evaluation) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import picture
 from ..errors import InputError, shown
-from . import picture
 from .frameworks import DIGITS
 from .options import CacheDir, Force, Json, Model, Quiet, Revision, Token
 

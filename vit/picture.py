@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import InputError, MissingFrameworkError, install_line
+from .errors import InputError, MissingFrameworkError, install_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,27 +45,28 @@ def require(command: str) -> None:
         raise MissingFrameworkError(f"{command} needs matplotlib. Install it with: {install_line('plot')}")
 
 
-def check_output(path: Path, force: bool) -> None:
+def check_output(path: Path, force: bool, option: str = "--output") -> None:
     """Refuse a path that `Slide.save` could not write to.
 
     Args:
-        path: what --output says.
+        path: what the option says.
         force: whether a picture that exists may be replaced.
+        option: which errors name.
 
     Raises:
         InputError: another kind of file, a folder, a place that does not exist or cannot be written, or, without
             `force`, a file that exists.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"--output is {str(path)!r}; expected a file name that ends in {', '.join(SUFFIXES)}.")
+        raise InputError(f"{option} is {str(path)!r}; expected a file name that ends in {', '.join(SUFFIXES)}.")
     if path.is_dir():
-        raise InputError(f"--output is {str(path)!r}, which is a folder; expected a file.")
+        raise InputError(f"{option} is {str(path)!r}, which is a folder; expected a file.")
     if not path.parent.is_dir():
-        raise InputError(f"--output is {str(path)!r}, but {str(path.parent)!r} is not a folder; make it first.")
+        raise InputError(f"{option} is {str(path)!r}, but {str(path.parent)!r} is not a folder; make it first.")
     if path.exists() and not force:
-        raise InputError(f"--output is {str(path)!r}, which exists; give another name, or --force to replace it.")
+        raise InputError(f"{option} is {str(path)!r}, which exists; give another name, or --force to replace it.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"--output is {str(path)!r}, which may not be written; give another place.")
+        raise InputError(f"{option} is {str(path)!r}, which may not be written; give another place.")
 
 
 def name_of(model: str | None) -> str:
@@ -229,6 +230,13 @@ class Slide:
             written.set_text(text[:fits].rstrip() + "…")
         return self._right(written)
 
+    def width(self, text: str, **style: Any) -> float:
+        """How long a line would be."""
+        written = self.figure.text(0, 0, text, parse_math=False, **style)
+        right = self._right(written)
+        written.remove()
+        return right
+
     def _right(self, written: Any) -> float:
         return float(written.get_window_extent(self.canvas.get_renderer()).x1 / DPI)
 
@@ -269,8 +277,12 @@ class Slide:
         self.write(left, top, legend, WIDTH - MARGIN - left, fontsize=12, color=MUTED)
         self.write(MARGIN, top + 0.3, note, SPACE, fontsize=12, color=MUTED)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, option: str = "--output") -> None:
         """Write the file, which is replaced only when the new one is complete.
+
+        Args:
+            path: what the option says.
+            option: which errors name.
 
         Raises:
             InputError: it cannot be written.
@@ -281,7 +293,7 @@ class Slide:
             os.replace(beside, path)
         except OSError as error:
             raise InputError(
-                f"--output is {str(path)!r}, which cannot be written: {error.strerror or error}."
+                f"{option} is {str(path)!r}, which cannot be written: {error.strerror or error}."
             ) from None
         finally:
             beside.unlink(missing_ok=True)
