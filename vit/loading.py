@@ -68,10 +68,12 @@ def plan(
         given = PreTrainedConfig.from_pretrained(given, **hub_options)
     if given is not None:
         check_config(given)
+        given = given.as_family(config_class.model_type)
     sources = {source: overrides.pop(f"from_{source}", None) for source in ("pt", "tf", "flax")}
     checkpoint = open_checkpoint(name_or_folder, _one_of(sources), given, **hub_options)
     if checkpoint.said:
         print(checkpoint.said, file=sys.stderr)
+    checkpoint.config = checkpoint.config.as_family(config_class.model_type)
     check_family(checkpoint, config_class, head)
     parts = dict(checkpoint.config.heads[head].parts)
     model_options = {part: overrides.pop(part) for part in parts if head is None and part in overrides}

@@ -301,6 +301,10 @@ class PreTrainedConfig(Checked, Assignable, Storable, metaclass=ConfigType):
             self.output_attentions if attentions is None else attentions,
         )
 
+    def as_family(self, model_type: str) -> PreTrainedConfig:
+        """As a configuration of another family whose classes read these checkpoints, too; itself where none does."""
+        return self
+
     # === Other names ===
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:

@@ -74,7 +74,7 @@ class Storable:
         hub_options, overrides = hub.split_options(kwargs)
         path = _find_file(name_or_folder, **hub_options)
         with_unused = overrides.pop("return_unused_kwargs", False)
-        config = _read(path)
+        config = _read(path).as_family(cls.model_type)
         overrides, unused = split(type(config), overrides) if with_unused else (overrides, {})
         config = config.replace(**overrides) if overrides else config
         config.came_from(name_or_folder, hub.commit_of(path.parent))

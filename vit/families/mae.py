@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import budgets
-from ..config import Head, PreTrainedConfig, to_pair
+from ..config import Head, PreTrainedConfig, keys_of, to_pair
 from ..errors import ConfigError
 from ..weights import Shape, layer_norm_shapes, linear_shapes
-from .vit import VARIANTS
+from .vit import VARIANTS, ViTConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,6 +98,15 @@ class ViTMAEConfig(PreTrainedConfig):
         patches = (sizes[0] // height) * (sizes[1] // width)
         order = np.arange(patches) if self.kept(patches) == patches else np.random.default_rng(0).permutation(patches)
         return {"noise": np.tile(order.astype(np.float32), (batch, 1))}
+
+    def as_family(self, model_type: str) -> PreTrainedConfig:
+        """For "vit", the configuration of the plain ViT that the encoder is without masks, to fine-tune it as."""
+        if model_type != ViTConfig.model_type:
+            return self
+        others = ("model_type", "architectures")
+        shared = {key: getattr(self, key) for key in keys_of(ViTConfig) if key in keys_of(type(self))}
+        shared = {key: value for key, value in shared.items() if key not in others}
+        return ViTConfig(**shared, encoder_stride=self.patch_size)
 
     def attention_stacks(self, head: str | None) -> tuple[tuple[str, int, int, int], ...]:
         tokens = 1 + self.kept(self.num_patches)

@@ -199,6 +199,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "weight_decay": 0.05, "beta2": 0.95, "layer_decay": 1.0, "clip_norm": 0.0, "label_smoothing": 0.0,
         "crop_scale": 0.2, "mask_ratio": 0.75,
     },
+    # He et al. 2022, Table 9: fine-tuning of its encoder, a base one (learning rate 0.001 * 1024 / 256); the CLS token
+    # is the classifier's, and there is no drop path of 0.1, which a plain ViT has not here.
+    "mae-finetune": {
+        "epochs": 100, "batch_size": 1024, "learning_rate": 4e-3, "warmup": 5 / 100, "weight_decay": 0.05,
+        "layer_decay": 0.75, "clip_norm": 0.0, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
+        "crop_scale": 0.08, "randaugment": 2, "randaugment_magnitude": 9,
+    },
     # Caron et al. 2021, Appendix F: a linear classifier on frozen features (learning rate 0.001 * 1024 / 256).
     "linear-probe": {
         "freeze_backbone": True, "optimizer": "sgd", "epochs": 100, "batch_size": 1024, "learning_rate": 0.004,

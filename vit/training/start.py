@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import checkpoint, families, hub
+from ..checkpoint import Fit
 from ..config import PreTrainedConfig, keys_of, to_pair
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, summary
 from ..image_processing import ViTImageProcessor
 from ..loading import plan
 from .examples import SINGLE, Examples
@@ -26,6 +27,10 @@ TASKS = {
 """Objective -> what is in the names of the classes that it trains, the first that a family has."""
 
 
+HEADS = ("decoder.", "lm_head.")
+"""How the names of other heads' parameters begin, which may be fresh as a classifier may."""
+
+
 class Start(NamedTuple):
     """The model that a run begins with.
 
@@ -35,6 +40,7 @@ class Start(NamedTuple):
         processor: the image processor, for `config.image_size`.
         arrays: canonical name -> array.
         fresh: the names of those that were drawn.
+        notes: what the user should know of how the checkpoint fits the data.
     """
 
     config: PreTrainedConfig
@@ -42,6 +48,7 @@ class Start(NamedTuple):
     processor: ViTImageProcessor
     arrays: dict[str, np.ndarray]
     fresh: list[str]
+    notes: list[str]
 
     def write(self, folder: Path) -> None:
         """Write the checkpoint's files into a folder where nothing reads yet."""
@@ -73,32 +80,58 @@ def begin(
     dtype = np.dtype("float64" if recipe.dtype == "float64" else "float32")
     folder = None if isinstance(model, PreTrainedConfig) else hub.resolve(model, **hub_options)
     old: PreTrainedConfig = model if isinstance(model, PreTrainedConfig) else checkpoint.read_config(folder)  # type: ignore[arg-type]
+    old = old if _heads(old, recipe) else old.as_family("vit")  # a masked autoencoder's encoder is one
     head = _head(old, recipe)
     config = old.replace(**_overrides(old, examples, recipe), dtype=dtype.name)
     config = config.replace(architectures=(config.heads[head].name,))
     parameter_groups(config, head, recipe)  # or the recipe does not fit
     shapes = config.parameter_shapes(head=head, **config.heads[head].parts)
     arrays: dict[str, np.ndarray] = {}
+    notes: list[str] = []
     if folder is not None and not from_scratch:
         # A head of as many labels, but others, would be taken for a fitting one.
-        fit = plan(folder, head, dtype, config=config, ignore_mismatched_sizes=_is_new(old, config))
+        mismatched = {"ignore_mismatched_sizes": _is_new(old, config)}
+        fit = plan(folder, head, dtype, config=config, config_class=type(config), **mismatched)
         kept = [n for n in fit.stored if not (_is_new(old, config) and n.startswith(config.label_parameters))]
         arrays = {name: np.array(fit.read(name), dtype) for name in kept}
+        notes = _notes(fit, old, config)
     fresh = [name for name in shapes if name not in arrays]
     arrays |= {name: _drawn(name, shapes[name], config, recipe).astype(dtype) for name in fresh}
-    return Start(config, head, _processor(folder, old, config), {name: arrays[name] for name in shapes}, fresh)
+    arrays = {name: arrays[name] for name in shapes}
+    return Start(config, head, _processor(folder, config, recipe), arrays, fresh, notes)
+
+
+def _heads(config: PreTrainedConfig, recipe: Recipe) -> list[str]:
+    """The family's classes for an objective, the first that it has first; BEiT's predicts tokens of a tokenizer."""
+    if config.model_type == "beit" and recipe.objective == "reconstruction":
+        return []
+    return [head for task in TASKS[recipe.objective] for head in families.heads_for(config, task) if head is not None]
 
 
 def _head(config: PreTrainedConfig, recipe: Recipe) -> str:
-    for task in TASKS[recipe.objective]:
-        for head in families.heads_for(config, task):
-            if head is not None and not (config.model_type == "beit" and recipe.objective == "reconstruction"):
-                return head
-    raise ConfigError(f"A {config.model_type} model has no class for the objective {recipe.objective!r} here.")
+    if heads := _heads(config, recipe):
+        return heads[0]
+    can = [name for name in TASKS if _heads(config, recipe.replace(objective=name, teacher="any"))]
+    remedy = f"it has one for {' and '.join(can)}" if can else "'vit evaluate --knn 20 --probe' asks its features"
+    raise ConfigError(
+        f"A {config.model_type} model has no class for the objective {recipe.objective!r} here; {remedy}."
+    )
 
 
 def _is_new(old: PreTrainedConfig, new: PreTrainedConfig) -> bool:
     return list(old.id2label.values()) != list(new.id2label.values())
+
+
+def _notes(fit: Fit, old: PreTrainedConfig, new: PreTrainedConfig) -> list[str]:
+    """What of a checkpoint is not trained on, which its user may not expect."""
+    named = fit.checkpoint.config.canonical_names(fit.checkpoint.tensors).values()
+    has_labels = any(name.startswith(old.label_parameters) for name in named)
+    lacking = [name for name in fit.fresh if not name.startswith((*new.label_parameters, *HEADS))]
+    notes = [f"The checkpoint lacks {summary(lacking, 4)}, which start fresh."] if lacking else []
+    if has_labels and _is_new(old, new) and not all(name.startswith("LABEL_") for name in old.id2label.values()):
+        before, after = (summary(each.id2label.values(), 3) for each in (old, new))
+        notes.append(f"The checkpoint has the labels {before}, the data {after}: its head starts fresh.")
+    return notes
 
 
 def _overrides(config: PreTrainedConfig, examples: Examples, recipe: Recipe) -> dict[str, Any]:
@@ -131,22 +164,20 @@ def labels_of(config: PreTrainedConfig, examples: Examples) -> tuple[str, ...]:
     return known if same else examples.names
 
 
-def _processor(folder: Path | None, old: PreTrainedConfig, new: PreTrainedConfig) -> ViTImageProcessor:
+def _processor(folder: Path | None, config: PreTrainedConfig, recipe: Recipe) -> ViTImageProcessor:
+    """The checkpoint's, for another size where the recipe has one; a plain one where there is no checkpoint."""
+    height, width = to_pair(config.image_size)
+    size = {"height": height, "width": width}
     if folder is None:
-        height, width = to_pair(new.image_size)
-        mean = [0.5] * new.num_channels
-        size = {"height": height, "width": width}
-        return ViTImageProcessor(size=size, image_mean=mean, image_std=mean, do_convert_rgb=new.num_channels == 3)
+        mean = [0.5] * config.num_channels
+        return ViTImageProcessor(size=size, image_mean=mean, image_std=mean, do_convert_rgb=config.num_channels == 3)
     processor = ViTImageProcessor.from_pretrained(folder)
-    if new.image_size == old.image_size:
-        return processor
-    factor = to_pair(new.image_size)[0] / to_pair(old.image_size)[0]
-    height, width = to_pair(new.image_size)
-    if processor.do_center_crop:
-        processor.crop_size = {"height": height, "width": width}
+    if recipe.image_size is not None and processor.do_center_crop:
+        factor = height / processor.crop_size["height"]
         processor.size = {edge: round(length * factor) for edge, length in processor.size.items()}
-    else:
-        processor.size = {"height": height, "width": width}
+        processor.crop_size = size
+    elif recipe.image_size is not None:
+        processor.size = size
     return processor
 
 
