@@ -30,6 +30,8 @@ from PIL import Image
 
 import conversion
 from vit import cli
+from vit.families.deit import DeiTConfig
+from vit.families.mae import ViTMAEConfig
 from vit.families.vit import ViTConfig
 
 ROOT = Path(__file__).parent.parent
@@ -43,9 +45,13 @@ BLOCK = re.compile(
 SHELL = ("", "bash", "console", "sh", "shell")
 DATA = ("json", "text", "toml", "yaml")  # what something prints or reads
 NOT_RUN = ("make ", "pip ", "git ", "source ")
-SHORTER = {"bench": ["--framework", "pt", "--batch-size", "1", "--seconds", "0.05"]}  # by default 18 lines of 2 seconds
-FEWER = {"--epochs 6": "--steps 2", "epochs=6": "steps=2", "-o flowers\n": "-o flowers --steps 2 --batch-size 2\n"}
-"""What a page says -> what is run of it: a training's first steps."""
+SHORTER = {
+    "bench": ["--framework", "pt", "--batch-size", "1", "--seconds", "0.05"],  # by default 18 lines of 2 seconds
+    "train": ["--steps", "2", "--batch-size", "2"],
+}
+"""Command -> what it is told besides: of a training the first steps are run."""
+FEWER = {"epochs=6": "steps=2"}
+"""What the code of a page says -> what is run of it."""
 
 RUNNER = """
 import atexit, json, os, signal, socket, subprocess, sys, time, urllib.request
@@ -146,6 +152,16 @@ def _provide(folder: Path, random_checkpoint: Callable[..., Path]) -> Path:
     model = random_checkpoint(folder / "google" / "vit-base-patch16-224", config, head="classifier")
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
     (model / "preprocessor_config.json").write_text(json.dumps(processor))
+    shutil.copytree(model, folder / "google" / "vit-base-patch16-224-in21k")
+    masked = ViTMAEConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128,
+                          decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=1,
+                          decoder_intermediate_size=64, image_size=32, patch_size=8)  # fmt: skip
+    distilled = DeiTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128,
+                           image_size=32, patch_size=8, encoder_stride=8)  # fmt: skip
+    others = {"vit-mae-base": (masked, "decoder"), "deit-base-distilled-patch16-224": (distilled, "teacher")}
+    for name, (each, head) in others.items():
+        other = random_checkpoint(folder / "facebook" / name, each, head=head)
+        (other / "preprocessor_config.json").write_text(json.dumps(processor))
     conversion.convert(model, folder / "ViT-B_16.npz", target_format="google")
     conversion.convert(model, folder / "timm-vit.safetensors", target_format="timm")
     conversion.convert(model, folder / "old-tf-folder", target_format="transformers-tf")

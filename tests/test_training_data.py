@@ -92,6 +92,8 @@ def test_small_and_empty_classes_are_told(photos: Path, tmp_path: Path) -> None:
     ({"t.csv": "path,label\n"}, "has no rows"), ({"t.csv": "path,label\na.png,\n"}, "row 1 has no path or no label"),
     ({"t.csv": "path,label,split\na.png,x,tset\n"}, "has the split tset"), ({"t.jsonl": "{"}, "cannot be read"),
     ({"t.jsonl": "[1]"}, "no JSON object"), ({"t.parquet": "PAR"}, "cannot be read"),
+    ({"t.csv": "path,label\na.png,x\nb.png,x\n"}, "All images have the label x"),
+    ({"t.csv": "path,label\na.png,x\nb.png,y\na.png,x\nb.png,y\n"}, r"names images that are not there, .*\.png"),
     ({"t.xlsx": ""}, "is no folder and no .csv"), ({"t.csv": "path,label\na.png,x\n"}, "too few to hold some out"),
 ])  # fmt: skip
 def test_data_that_cannot_be_used_is_refused_with_the_reason(

@@ -93,7 +93,7 @@ def test_a_broken_file_is_skipped_and_counted(digits: Path, tmp_path: Path, caps
     assert vit("evaluate", tmp_path / "data", "-f", "pt", "--json") == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["images"] == 9
-    assert "vit: 1 files were skipped: " in err
+    assert "vit: 1 file was skipped: " in err
     assert vit("evaluate", tmp_path / "data", "-f", "pt", "--strict") == 2
 
 

@@ -224,6 +224,10 @@ def test_broken_files_are_named_and_others_take_their_place_unless_strict(
     assert run.is_done
     assert {Path(name).name for name in run.broken} == {"notes.txt", *(f"{i:02}.png" for i in range(6))}
     assert run.metrics["images"] < 9
+    with pytest.raises(InputError, match=r"notes\.txt is no image file, by its name"):
+        train(data, model, tmp_path / "strict", "pt", RECIPE, strict=True)
+    assert not (tmp_path / "strict").exists()
+    (data / "red" / "notes.txt").unlink()
     with pytest.raises(InputError, match=r"0\d\.png.* is not an image"):
         train(data, model, tmp_path / "strict", "pt", RECIPE, strict=True)
 

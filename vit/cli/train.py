@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, InputError, shown, summary
+from ..errors import ConfigError, InputError, shown
 from ..training.recipe import PRESETS, Recipe
+from .evaluate import tell_skipped
 from .frameworks import DIGITS, check_default, choose_one, import_quietly
 from .images import find
 from .options import (
@@ -120,18 +121,21 @@ def command(
             text = f"Epoch {row['epoch']:.1f}, loss {row['loss']:.4f}{score}, {row['images_per_second']:,.0f} images/s"
             progress.update(bar, completed=row["step"], total=row["steps"], description=text)
 
+        def note(text: str) -> None:
+            progress.console.print(f"vit: {text}", markup=False, highlight=False, soft_wrap=True)
+
+        if not (model or variant or resume):
+            note(
+                "Without --model, the bundled digits are fine-tuned: a small network for grey images of 32 x 32 pixels."
+            )
         run = train(
             data, start, output, extra, recipe, from_scratch=from_scratch, resume=resume, force=force, strict=strict,
-            shard=shard, workers=workers, device=device, report=report, should_stop=lambda: bool(caught),
+            shard=shard, workers=workers, device=device, report=report, note=note, should_stop=lambda: bool(caught),
             command=shlex.join(["vit", *sys.argv[1:]]),
         )  # fmt: skip
     if not run.is_first:
         return 128 + caught[0] if caught and not run.is_done else 0
-    for note in run.notes:
-        typer.echo(f"vit: {note}", err=True)
-    if run.broken:
-        reasons = summary((f"{name} {reason}" for name, reason in sorted(run.broken.items())), 5)
-        typer.echo(f"vit: {len(run.broken):,} files were skipped: {reasons}", err=True)
+    tell_skipped(run.broken)
     if as_json:
         typer.echo(json.dumps(_described(run), indent=2))
     elif not quiet:

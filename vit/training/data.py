@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..config import PreTrainedConfig, to_pair
-from ..errors import InputError, MissingFrameworkError, install_line, shown
+from ..config import PreTrainedConfig
+from ..errors import InputError, shown
 from ..image_processing import ViTImageProcessor, random_patch_mask
 from ..image_processing.sources import label_of, open_image
 from . import augment
@@ -59,6 +59,7 @@ class Data:
             raise InputError(f"The model takes {config.num_channels} channels; images have 1, 3 or 4.")
         self.training, self.recipe, self.processor, self.config = training, recipe, processor, config
         self.workers, self.strict, self.processes = workers, strict, processes
+        self.size = _size(processor)
         self.broken: dict[str, str] = {}
         self._lock = threading.Lock()
         self.dtype = np.float64 if recipe.dtype == "float64" else np.float32
@@ -68,14 +69,9 @@ class Data:
 
         Args:
             position: as `position` gave it; None to begin.
-
-        Raises:
-            MissingFrameworkError: Grain is not installed.
         """
-        try:
-            import grain
-        except ModuleNotFoundError:
-            raise MissingFrameworkError(f"Training needs grain. Install it with: {install_line('train')}") from None
+        import grain
+
         order = grain.MapDataset.range(len(self.training)).shuffle(seed=seed_of(self.recipe, "order") % 2**32)
         rank, processes = self.processes.rank, self.processes.size
         size = self.recipe.batch_size // processes
@@ -98,7 +94,7 @@ class Data:
             try:
                 pixel_values = self._augmented(self.training.images[place], rng)
             except InputError as error:
-                self._note(self.training.images[place], error)
+                self._note(self.training.name_of(place), error)
                 continue
             found = {"number": np.asarray(number), "pixel_values": pixel_values.astype(self.dtype, copy=False)}
             if self.recipe.objective == "reconstruction":
@@ -125,22 +121,21 @@ class Data:
         with ThreadPoolExecutor(self.workers) as pool:
             for first in range(0, len(examples), batch_size * processes):
                 indices = range(first, min(first + batch_size * processes, len(examples)))[rank::processes]
-                arrays = list(pool.map(self._plain, [examples.images[i] for i in indices]))
+                arrays = list(pool.map(lambda i: self._plain(examples, i), indices))
                 kept = [(i, array) for i, array in zip(indices, arrays, strict=True) if array is not None]
                 yield self._stacked([array for _, array in kept]), np.array([i for i, _ in kept], np.int32)
 
     def _stacked(self, arrays: list[np.ndarray]) -> np.ndarray:
-        shape = (self.config.num_channels, *to_pair(self.config.image_size))
-        return np.stack(arrays) if arrays else np.zeros((0, *shape), self.dtype)
+        return np.stack(arrays) if arrays else np.zeros((0, self.config.num_channels, *self.size), self.dtype)
 
     # === One image ===
 
-    def _plain(self, image: Any) -> np.ndarray | None:
+    def _plain(self, examples: Examples, index: int) -> np.ndarray | None:
         try:
-            opened = self._open(image)
+            opened = self._open(examples.images[index])
             return self.processor(opened, return_tensors="np", threads=1).pixel_values[0].astype(self.dtype, copy=False)
         except InputError as error:
-            self._note(image, error)
+            self._note(examples.name_of(index), error)
             return None
 
     def _open(self, image: Any) -> Image.Image:
@@ -156,7 +151,7 @@ class Data:
 
     def _augmented(self, image: Any, rng: np.random.Generator) -> np.ndarray:
         recipe, opened = self.recipe, self._open(image)
-        height, width = to_pair(self.config.image_size)
+        height, width = self.size
         if recipe.crop_scale < 1:
             box = augment.random_crop_box(*opened.size, recipe.crop_scale, rng)
             opened = opened.resize((width, height), Image.Resampling(self.processor.resample), box=box)
@@ -185,9 +180,24 @@ class Data:
             return {"noise": rng.random(self.config.num_patches).astype(self.dtype)}
         return {"bool_masked_pos": random_patch_mask(self.config, 1, self.recipe.mask_ratio, rng)[0]}
 
-    def _note(self, image: Any, error: InputError) -> None:
-        name = shown(image if isinstance(image, str) else type(image).__name__)
+    def _note(self, name: str, error: InputError) -> None:
+        name = shown(name)
         if self.strict:
             raise InputError(f"{name}: {error}") from None
         with self._lock:
             self.broken[name] = str(error)
+
+
+def _size(processor: ViTImageProcessor) -> tuple[int, int]:
+    """(height, width) of what an image processor gives; not always the model's `image_size`, as DINOv2's is not.
+
+    Raises:
+        InputError: it depends on the image.
+    """
+    size = processor.crop_size if processor.do_center_crop else processor.size
+    if not (processor.do_center_crop or processor.do_resize) or not {"height", "width"} <= size.keys():
+        raise InputError(
+            "The image processor gives images of other proportions another size, and a batch needs one: write size as "
+            "height and width, or do_center_crop, into preprocessor_config.json."
+        )
+    return size["height"], size["width"]

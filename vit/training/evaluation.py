@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from .. import hub, pipeline
+from .. import checkpoint, hub, pipeline
 from ..errors import ConfigError, InputError, shown, summary
 from ..files import read_json
 from ..folders import find, read_current
 from ..image_processing import ViTImageProcessor
 from ..image_processing.processor import available_cpus
 from ..inference import Forward
+from ..loading import open_checkpoint
 from . import measures
 from .data import Data
 from .examples import SINGLE, Examples, Split, read, split
 from .recipe import Recipe
-from .run import LAST, RECIPE, answers
+from .run import LAST, RECIPE, answers, refuse
 from .state import STATE
 
 VALIDATION, HELD_OUT, ALL = "validation", "held out", "all"
@@ -84,32 +85,43 @@ def evaluate(
         **options: of `Forward`: device, dtype, ...
 
     Raises:
-        InputError: data that cannot be used, labels that are not the checkpoint's, or no training images for `knn`.
-        CheckpointError: no checkpoint, or one without a classification head.
+        InputError: data that cannot be used, other labels than the checkpoint's, or nothing to classify by or with.
+        CheckpointError: no checkpoint, or one that is broken.
     """
     if knn is not None and knn < 1:
         raise ConfigError(f"knn is {knn}; expected an int of at least 1.")
     folder = hub.resolve(model)
     found, part = _split(data, Path(folder))
+    if strict:
+        refuse(found.skipped)
     examples = found.training if part == ALL else found.validation
     if (knn or probe) and part == ALL:
         raise InputError("Neighbours and probes need training images beside those of the evaluation: a split in DATA.")
-    parts = pipeline.parts_for(folder, "classify", "cls") if examples.problem_type == SINGLE else {}
-    forward = Forward(folder, framework, **parts, **options)
-    if forward.head is None:
-        raise InputError(f"{shown(folder)} has no classification head, so there is nothing to evaluate.")
-    processor = ViTImageProcessor.from_pretrained(folder)
-    names = tuple(forward.config.id2label.values())
+    if (knn or probe) and examples.problem_type != SINGLE:
+        raise InputError("Neighbours and probes classify images of one label each; leave knn and probe out.")
+    opened = open_checkpoint(folder)
+    has_head = checkpoint.head_of(opened, pipeline.CLASSIFICATION) is not None
+    if not (has_head or knn or probe):
+        raise InputError(
+            f"{shown(folder)} has no classification head, so there is nothing to evaluate: train one first, or give "
+            "knn or probe (--knn 20, --probe), which classify by its features."
+        )
+    names = tuple(opened.config.id2label.values()) if has_head else examples.names
     examples = _named(examples, names)
-    loader = Data(examples, Recipe(), processor, forward.config, workers or available_cpus(), strict)
+    processor = ViTImageProcessor.from_pretrained(folder)
+    loader = Data(examples, Recipe(), processor, opened.config, workers or available_cpus(), strict)
     loader.broken |= found.skipped
-    logits, indices = answers(lambda pixels: forward(pixels).logits, loader, examples, batch_size)
-    seen = examples.take(indices)
-    metrics = measures.measure(seen.problem_type, logits, seen.targets)
+    metrics, table = {}, None
+    if has_head:
+        parts = pipeline.parts_for(folder, "classify", "cls") if examples.problem_type == SINGLE else {}
+        forward = Forward(folder, framework, **parts, **options)
+        logits, indices = answers(lambda pixels: forward(pixels).logits, loader, examples, batch_size)
+        seen = examples.take(indices)
+        metrics = measures.measure(seen.problem_type, logits, seen.targets)
+        table = measures.confusion(logits, seen.targets) if seen.problem_type == SINGLE else None
     if knn or probe:
         training = _named(found.training, names)
-        metrics |= _by_features(folder, forward.framework, loader, training, examples, batch_size, knn, probe, options)
-    table = measures.confusion(logits, seen.targets) if seen.problem_type == SINGLE else None
+        metrics |= _by_features(folder, framework, loader, training, examples, batch_size, knn, probe, options)
     return Evaluation(metrics, part, names, table, dict(loader.broken))
 
 
@@ -149,16 +161,16 @@ def _named(examples: Examples, names: tuple[str, ...]) -> Examples:
 
 
 def _by_features(
-    folder: Any, framework: str, loader: Data, training: Examples, examples: Examples, batch_size: int,
+    folder: Any, framework: str | None, loader: Data, training: Examples, examples: Examples, batch_size: int,
     knn: int | None, probe: bool, options: dict[str, Any],
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     base = Forward(folder, framework, **pipeline.parts_for(folder, "embed", "cls"), **options)
     sets = []
     for each in (training, examples):
         features, indices = answers(lambda pixels: base(pixels).last_hidden_state[:, 0], loader, each, batch_size)
         sets.append((features.astype(np.float64), each.targets[indices]))
     (known, labels), (asked, truth) = sets
-    found = {}
+    found: dict[str, Any] = {"images": len(asked)}
     if knn:
         found["knn"] = _accuracy(neighbours(known, labels, asked, min(knn, len(known))), truth)
     if probe:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,25 @@ class Examples:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Examples:
         """Those at some indices."""
-        return replace(self, images=[self.images[int(i)] for i in indices], targets=self.targets[indices])
+        images = (
+            self.images.take(indices) if isinstance(self.images, Column) else [self.images[int(i)] for i in indices]
+        )
+        return replace(self, images=images, targets=self.targets[indices])
+
+    def named_images(self) -> list[str]:
+        """The images by their paths or kinds; nothing of those that would have to be decoded for it."""
+        if isinstance(self.images, Column):
+            return []
+        return [Path(image).name if isinstance(image, str) else type(image).__name__ for image in self.images]
+
+    def name_of(self, index: int) -> str:
+        """What an image is called: its path, or its number."""
+        image = None if isinstance(self.images, Column) else self.images[index]
+        return image if isinstance(image, str) else f"image {index}"
+
+    def files(self) -> list[str]:
+        """The paths among the images."""
+        return [] if isinstance(self.images, Column) else [each for each in self.images if isinstance(each, str)]
 
     def renamed(self, names: Sequence[str]) -> Examples:
         """With the labels in another order of the same names."""
@@ -66,8 +83,7 @@ class Split:
         """What a resumed run has to find again: how many there are, and a digest of names, order and labels."""
         digest = hashlib.sha256()
         for examples in (self.training, self.validation):
-            named = (image if isinstance(image, str) else type(image).__name__ for image in examples.images)
-            digest.update("\\0".join([*examples.names, "", *(Path(name).name for name in named)]).encode())
+            digest.update("\\0".join([*examples.names, "", *examples.named_images()]).encode())
             digest.update(np.ascontiguousarray(examples.targets).tobytes())
         return {"training": len(self.training), "validation": len(self.validation), "sha256": digest.hexdigest()}
 
@@ -92,9 +108,9 @@ def read(data: Any, validation: float, seed: int, *, labelled: bool = True) -> S
     if isinstance(data, Examples):
         parts = {"": data}
     elif not isinstance(data, str | Path):
-        parts = _from_datasets(data)
+        parts = _from_datasets(data, notes)
     elif (path := Path(data)).is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-        parts = _from_datasets(_library().load_from_disk(str(path)))
+        parts = _from_datasets(_loaded("load_from_disk", str(path)), notes)
     elif path.is_dir():
         parts = _from_folder(path, labelled, skipped, notes)
     elif path.suffix.lower() in TABLES and path.is_file():
@@ -104,7 +120,7 @@ def read(data: Any, validation: float, seed: int, *, labelled: bool = True) -> S
     elif str(data).startswith((".", "/", "~")) or path.suffix:
         raise InputError(f"{shown(path)} does not exist; expected a folder, a table or the name of a data set.")
     else:
-        parts = _from_datasets(_published(str(data)))
+        parts = _from_datasets(_loaded("load_dataset", str(data)), notes)
     training = next((parts[name] for name in (*TRAINING, "") if name in parts), None)
     if training is None or not len(training):
         raise InputError(f"{shown(data)} has no training images.")
@@ -118,6 +134,10 @@ def read(data: Any, validation: float, seed: int, *, labelled: bool = True) -> S
         notes += _shared(training, held_out)
     if not len(held_out) and validation and labelled:
         raise InputError(f"{len(training)} images are too few to hold some out; add some, or give --validation 0.")
+    if labelled and training.problem_type == SINGLE and len(training.names) == 1:
+        raise InputError(f"All images have the label {shown(training.names[0])}; classification needs another one.")
+    if (files := training.files()) and not any(Path(each).is_file() for each in files):
+        raise InputError(f"{shown(data)} names images that are not there, such as {shown(files[0])}.")
     return Split(training, held_out, skipped, tuple(notes))
 
 
@@ -190,7 +210,7 @@ def _from_folder(path: Path, labelled: bool, skipped: dict[str, str], notes: lis
 
 def _shared(training: Examples, held_out: Examples) -> list[str]:
     """A note of the files that both sets hold, by their content; only files of the same size are read."""
-    files = [[image for image in each.images if isinstance(image, str)] for each in (training, held_out)]
+    files = [each.files() for each in (training, held_out)]
     sizes: list[dict[str, int]] = [{f: s for f in each if (s := _size(f)) is not None} for each in files]
     both = set(sizes[0].values()) & set(sizes[1].values())
     digests = [{_digest(f): f for f, size in each.items() if size in both} for each in sizes]
@@ -306,28 +326,27 @@ def _listed(value: Any) -> list[Any]:
 # === The datasets library ===
 
 
-def _library() -> Any:
+def _loaded(function: str, name: str) -> Any:
+    """What a function of the datasets library loads: a saved data set, or one of a name, which may be a path's slip."""
+    nothing = f"There is no folder or table {shown(name)} here"
     try:
         import datasets
     except ModuleNotFoundError:
-        raise InputError("A saved data set needs the datasets library: pip install datasets") from None
-    return datasets
-
-
-def _published(name: str) -> Any:
-    """The data set of a name, which may as well be a folder's with a slip in it."""
-    nothing = f"There is no folder or table {shown(name)} here"
+        need = "needs the datasets library. Install it with: pip install datasets"
+        what = (
+            f"{nothing}; a data set of that name {need}" if function == "load_dataset" else f"A saved data set {need}"
+        )
+        raise InputError(what) from None
     try:
-        from datasets import load_dataset
+        return getattr(datasets, function)(name)
+    except Exception as error:  # of whatever the library asks: the hub, files, pyarrow
+        said = shown((str(error).strip() or type(error).__name__).splitlines()[0], 300)
+        if function == "load_dataset":
+            raise InputError(f"{nothing}, and no data set of that name can be read: {said}") from None
+        raise InputError(f"{shown(name)} cannot be read as a saved data set: {said}") from None
 
-        return load_dataset(name)
-    except ModuleNotFoundError:
-        raise InputError(f"{nothing}; for a data set of that name, pip install datasets") from None
-    except (OSError, ValueError, ImportError) as error:  # no such name, no network, nothing that it can read
-        raise InputError(f"{nothing}, and no data set of that name can be read: {shown(error)}") from None
 
-
-class _Column(Sequence[Any]):
+class Column(Sequence[Any]):
     """The images of a data set, decoded when they are asked for."""
 
     def __init__(self, rows: Any, name: str) -> None:
@@ -337,30 +356,43 @@ class _Column(Sequence[Any]):
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.rows[int(index)][self.name]
+        try:
+            return self.rows[int(index)][self.name]
+        except Exception as error:  # of the library and of Pillow, of which a broken image has many
+            raise InputError(f"cannot be decoded: {shown(error)}") from None
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Column:
+        """Those at some indices, none of which is decoded."""
+        return Column(self.rows.select([int(i) for i in indices]), self.name)
 
 
-def _from_datasets(data: Any) -> dict[str, Examples]:
+def _from_datasets(data: Any, notes: list[str]) -> dict[str, Examples]:
     parts: Mapping[str, Any] = data if isinstance(data, Mapping) else {"": data}
     found = {}
     for part, rows in parts.items():
         if not (hasattr(rows, "features") and hasattr(rows, "column_names")):
             raise InputError(f"data is {quoted(data)}; expected a path, the name of a data set, or a loaded one.")
+        if not hasattr(rows, "select"):
+            raise InputError("The data set is streamed, and training goes through it in any order: load all of it.")
         image = next((name for name in (*PATHS, "img") if name in rows.column_names), None)
         label = next((name for name in (*LABELS, "fine_label") if name in rows.column_names), None)
         if image is None or label is None:
-            raise InputError(f"The data set has the columns {', '.join(rows.column_names)}: no images or no labels.")
+            what, expected = ("images", (*PATHS, "img")) if image is None else ("labels", (*LABELS, "fine_label"))
+            raise InputError(
+                f"The data set has the columns {', '.join(rows.column_names)}, none of {what}; expected one called "
+                f"{', '.join(expected)}. In Python, rename_column renames one."
+            )
         names = getattr(rows.features[label], "names", None)
         values = list(rows[label])
+        without = sum(value is None or (names is not None and value < 0) for value in values)
+        if without == len(values) and len(parts) > 1:
+            notes.append(f"The images of {shown(part)} have no labels; they are left out.")
+            continue
+        if without:
+            raise InputError(f"{without:,} of the {len(values):,} images of the data set have no label; filter them.")
         if names is not None:
             targets, problem_type = one_hot([names[value] for value in values], names), SINGLE
         else:
             targets, names, problem_type = _targets(values, "The data set")
-        found[part.lower()] = Examples(_Column(rows, image), targets, tuple(names), problem_type)
+        found[part.lower()] = Examples(Column(rows, image), targets, tuple(names), problem_type)
     return found
-
-
-def counts(examples: Examples) -> Mapping[str, int]:
-    """Label -> how many images have it."""
-    sums: Iterable[float] = examples.targets.sum(axis=0)
-    return Counter({name: int(total) for name, total in zip(examples.names, sums, strict=True)})

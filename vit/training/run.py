@@ -14,17 +14,18 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import __version__, checkpoint, families, hub
+from .. import __version__, checkpoint, families, hub, picture
 from ..config import PreTrainedConfig
-from ..errors import ConfigError, InputError, shown, summary
+from ..errors import FRAMEWORKS, ConfigError, InputError, MissingFrameworkError, install_line, shown, summary, warn
 from ..files import STALE_WEIGHTS, read_json
 from ..folders import read_current, replace_files, write_text
 from ..image_processing import ViTImageProcessor
@@ -95,6 +96,7 @@ def train(
     workers: int | None = None,
     device: Any = None,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
+    note: Callable[[str], None] = warn,
     should_stop: Callable[[], bool] = lambda: False,
     command: str | None = None,
 ) -> Run:
@@ -118,6 +120,7 @@ def train(
         workers: threads that read images; None for one a CPU.
         device: as `from_pretrained` takes it.
         report: called with each row of metrics.jsonl, in the first process.
+        note: called before the first step, in the first process, with each thing that the user should know of the data.
         should_stop: asked after each step; the run then saves and returns.
         command: what the model card says that the run was begun by.
 
@@ -133,11 +136,15 @@ def train(
         ImportError: the framework or Grain is not installed.
     """
     (framework,) = choose_frameworks([framework] if framework else None, "vit train")[:1]
+    _check_installed(framework)
+    if shard and framework == "tf":
+        raise ConfigError(
+            "TensorFlow cannot shard: tf.distribute copies every parameter to every process, and Keras shards on JAX "
+            "alone. Leave shard out, or train in PyTorch or Flax."
+        )
     room = importlib.import_module(f"vit.{framework}.training")
     rank, size = place(framework)
     processes = room.join(rank, size) if size > 1 else ALONE
-    if shard and framework == "tf":
-        raise ConfigError("TensorFlow trains with all parameters in each process; shard in PyTorch or Flax.")
     folder, last = Path(output), Path(output) / LAST
     processes.by_first(lambda: _check_output(folder, resume, force))
     if resume:
@@ -146,6 +153,10 @@ def train(
     _check_parts(recipe, processes)
     is_labelled = recipe.objective != "reconstruction"
     split = read(data, recipe.validation if is_labelled else 0.0, recipe.seed, labelled=is_labelled)
+    if strict:
+        refuse(split.skipped)
+    for each in split.notes if processes.is_first else ():
+        note(each)
     teacher = _teacher(recipe, framework, split)
     with ExitStack() as stack:
 
@@ -155,6 +166,8 @@ def train(
             stack.enter_context(locked([folder]))
             _check_output(folder, resume, force)  # again, as nobody else can change it now
             if start is not None:
+                for each in start.notes:
+                    note(each)
                 with replace_files(last, STALE) as staging:  # an earlier run is whole until this one can be resumed
                     start.write(staging)
                     TrainingState(0, _steps(recipe, split), recipe, split.identity()).write(staging)
@@ -183,6 +196,27 @@ def train(
 
 
 # === Before the loop ===
+
+
+def _check_installed(framework: str) -> None:
+    """Refuse to begin without what training needs besides the framework, before anything is written.
+
+    Raises:
+        MissingFrameworkError: it is not installed; the line that installs it is given.
+    """
+    for module in ("grain", "optax") if framework == "flax" else ("grain",):
+        if find_spec(module) is None:
+            raise MissingFrameworkError(f"Training needs {module}. Install it with: {install_line('train')}")
+
+
+def refuse(skipped: Mapping[str, str]) -> None:
+    """Refuse files that would be skipped, where there are any.
+
+    Raises:
+        InputError: the first of them are named, and why.
+    """
+    if skipped:
+        raise InputError(f"{summary((f'{name} {why}' for name, why in sorted(skipped.items())), 5)}.")
 
 
 def _steps(recipe: Recipe, split: Split) -> int:
@@ -381,11 +415,22 @@ class _Loop:
 
     def _finish(self, metrics: dict[str, Any]) -> None:
         with replace_files(self.folder) as staging:
-            write_text(staging / CARD, self._card(self.state.step, metrics))
-            if pictures.available():
-                pictures.curves(staging / "curves.png", self.rows)
-                if self.answers is not None and self.split.validation.problem_type == SINGLE:
-                    pictures.confusion(staging / "confusion.png", self.answers, self.split.validation.names)
+            drawn = self._draw(staging) if picture.available() else []
+            seen = "".join(f"\n![{Path(name).stem}]({name})\n" for name in drawn)
+            write_text(staging / CARD, self._card(self.state.step, metrics) + seen)
+
+    def _draw(self, folder: Path) -> list[str]:
+        """Draw the run's pictures into a folder; their names."""
+        name, images = self.folder.resolve().name, len(self.split.training)
+        epochs, size = self.state.step * self.recipe.batch_size / images, self.recipe.batch_size
+        kind = f"{self.config.heads[checkpoint_head(self.config)].name} in {FRAMEWORKS[self.framework][1]}"
+        about = f"{kind}: {images:,} images, {epochs:.3g} epochs in batches of {size}"
+        pictures.curves(folder / "curves.png", self.rows, name, about)
+        if self.answers is None or self.split.validation.problem_type != SINGLE:
+            return ["curves.png"]
+        names = self.split.validation.names
+        pictures.confusion(folder / "confusion.png", self.answers, names, f"{name}, the last evaluation")
+        return ["curves.png", "confusion.png"]
 
     def _card(self, step: int, metrics: dict[str, Any]) -> str:
         from importlib.metadata import version
@@ -396,8 +441,9 @@ class _Loop:
         results = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown_metrics.items())
         values = "\n".join(f"| {name} | {value} |" for name, value in recipe.to_dict().items() if value is not None)
         labels = summary((shown(name, 40) for name in training.names), 20)
+        tag = "image-feature-extraction" if recipe.objective == "reconstruction" else "image-classification"
         return (
-            "---\nlibrary_name: trivit\npipeline_tag: image-classification\ntags: [vision, vit]\n---\n\n"
+            f"---\nlibrary_name: trivit\npipeline_tag: {tag}\ntags: [vision, vit]\n---\n\n"
             f"# {self.config.heads[checkpoint_head(self.config)].name}, {self.config.model_type}\n\n"
             f"Trained by trivit {__version__} ({module} {version(module)}), after step {step} of {self.state.steps}.\n"
             + (f"\n    {self.command}\n" if self.command else "")
