@@ -332,11 +332,9 @@ def _loaded(function: str, name: str) -> Any:
     try:
         import datasets
     except ModuleNotFoundError:
-        need = "needs the datasets library. Install it with: pip install datasets"
-        what = (
-            f"{nothing}; a data set of that name {need}" if function == "load_dataset" else f"A saved data set {need}"
-        )
-        raise InputError(what) from None
+        if function == "load_dataset":
+            raise InputError(f"{nothing}; for a data set of that name, pip install datasets") from None
+        raise InputError("A saved data set needs the datasets library: pip install datasets") from None
     try:
         return getattr(datasets, function)(name)
     except Exception as error:  # of whatever the library asks: the hub, files, pyarrow
