@@ -129,8 +129,5 @@ def test_a_data_set_on_the_hub_is_trained_on_by_its_name(model: Path, tmp_path: 
     assert json.loads(done.stdout)["metrics"]["images"] == 2
     assert list(checkpoint.read_config(tmp_path / "user" / "photos" / "best").id2label.values()) == ["blue", "red"]
     assert missing.returncode == 2
-    assert (
-        "vit: There is no folder or table user/nothing here, and no data set of that name can be read: "
-        in missing.stderr
-    )
+    assert "There is no folder or table user/nothing here, and no data set of that name" in missing.stderr
     assert not (tmp_path / "user" / "nothing").exists()

@@ -90,9 +90,9 @@ def begin(
     notes: list[str] = []
     if folder is not None and not from_scratch:
         # A head of as many labels, but others, would be taken for a fitting one.
-        mismatched = {"ignore_mismatched_sizes": _is_new(old, config)}
-        fit = plan(folder, head, dtype, config=config, config_class=type(config), **mismatched)
-        kept = [n for n in fit.stored if not (_is_new(old, config) and n.startswith(config.label_parameters))]
+        is_new, kind = _is_new(old, config), type(config)
+        fit = plan(folder, head, dtype, config=config, config_class=kind, ignore_mismatched_sizes=is_new)
+        kept = [name for name in fit.stored if not (is_new and name.startswith(config.label_parameters))]
         arrays = {name: np.array(fit.read(name), dtype) for name in kept}
         notes = _notes(fit, old, config)
     fresh = [name for name in shapes if name not in arrays]
