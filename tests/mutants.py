@@ -133,11 +133,11 @@ def tests_of(path: str) -> list[str]:
     return TESTS[max(names, key=len)]
 
 
-def shuffled(seed: int, only: list[str]) -> list[Mutant]:
-    """Every mutant of the core, in a random order."""
-    files = sorted(str(p.relative_to(ROOT)) for folder in ("vit", "conversion") for p in (ROOT / folder).rglob("*.py"))
+def shuffled(root: Path, seed: int, only: list[str]) -> list[Mutant]:
+    """Every mutant of the core of a project, in a random order."""
+    files = sorted(str(p.relative_to(root)) for folder in ("vit", "conversion") for p in (root / folder).rglob("*.py"))
     found = [m for f in files if not only or any(f.startswith(o) for o in only)
-             for m in mutants(f, (ROOT / f).read_text(encoding="utf-8"))]  # fmt: skip
+             for m in mutants(f, (root / f).read_text(encoding="utf-8"))]  # fmt: skip
     random.Random(seed).shuffle(found)
     return found
 
@@ -260,7 +260,7 @@ def main() -> None:
         with Runner(copy) as runner:
             measured = measure(runner, copy, arguments.output.with_suffix(".measured"))
             runner.compile(sorted({name.split("::")[0] for name in measured}))
-            for mutant in shuffled(arguments.seed, arguments.only)[: arguments.count]:
+            for mutant in shuffled(copy, arguments.seed, arguments.only)[: arguments.count]:
                 if tuple(mutant) in known:
                     continue
                 key = mutant.key((copy / mutant.path).read_text(encoding="utf-8"))
