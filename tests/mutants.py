@@ -75,7 +75,7 @@ class Mutant(NamedTuple):
 
 
 def mutants(path: str, source: str) -> Iterator[Mutant]:
-    """Every mutant of a file; annotations, messages of errors and what only type checkers read are left alone."""
+    """Every mutant of a file; annotations, messages of errors, assertions and what only type checkers read are left."""
     lines = source.splitlines(keepends=True)
     starts = [0, *accumulate(map(len, lines))]
 
@@ -95,6 +95,8 @@ def mutants(path: str, source: str) -> Iterator[Mutant]:
             spans = [node]
         elif isinstance(node, ast.Assign) and "|" in lines[node.lineno - 1] and node in tree.body:
             spans = [node]  # an alias of a type
+        elif isinstance(node, ast.keyword) and node.arg == "strict":
+            spans = [node.value]  # of zip: an assertion of what is so
         for span in filter(None, spans):
             begin = starts[span.lineno - 1] + characters(span.lineno, span.col_offset)
             end = starts[span.end_lineno - 1] + characters(span.end_lineno, span.end_col_offset)

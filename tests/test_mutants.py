@@ -11,7 +11,7 @@ SOURCE = """
 def share(values: list[int | None], *rest, most=3):
     if not values or len(values) > most and all(values):
         raise ValueError(f"{len(values)} of {most + 1}")
-    return max(values[-1], -2) + 0.5 * sum(rest)
+    return max(values[-1], -2) + 0.5 * sum(a for a, _ in zip(rest, rest, strict=True))
 """
 
 

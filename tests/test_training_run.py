@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from PIL import Image
 from vit import ViTImageProcessor, checkpoint
 from vit.errors import FRAMEWORKS, CheckpointError, ConfigError, InputError
 from vit.locks import locked
-from vit.training import Recipe
+from vit.training import Recipe, run
+from vit.training.examples import Examples, Split
+from vit.training.processes import Processes
 from vit.training.run import TrainingError, train
 from vit.training.state import TrainingState
 
@@ -169,6 +172,37 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_and_moments_in_f
         assert {array.dtype.name for array in (*found[dtype].values(), *state.tensors.values())} == {"float32"}
     distances = [np.abs(array - found["mixed_bfloat16"][name]).max() for name, array in found["float32"].items()]
     assert 0 < max(distances) < 3 * 3 * RECIPE.learning_rate  # AdamW moves a weight by about the rate, at most
+
+
+def test_a_run_has_the_steps_of_its_epochs_or_those_that_are_said() -> None:
+    images = Examples(["a.png"] * 27, np.zeros((27, 2), np.float32), ("a", "b"))
+    split = Split(images, images.take([]))
+    for fields, steps in (({"epochs": 2.5}, 8), ({"epochs": 0.01}, 1), ({"epochs": 2.5, "steps": 3}, 3)):
+        assert run._steps(Recipe(batch_size=8, **fields), split) == steps
+
+
+@pytest.mark.parametrize(("size", "devices", "fields", "shares"), [
+    (1, 4, {"batch_size": 3, "mixup": 0.5}, None), (2, 1, {"batch_size": 6}, None), (4, 1, {"batch_size": 6}, 4),
+    (2, 2, {"batch_size": 8}, None), (2, 2, {"batch_size": 6}, 4), (2, 1, {"batch_size": 6, "mixup": 0.5}, 4),
+    (2, 1, {"batch_size": 6, "cutmix": 0.5}, 4), (2, 2, {"batch_size": 4, "mixup": 0.5}, None),
+    (2, 1, {"batch_size": 6, "accumulate": 3}, None), (2, 1, {"batch_size": 6, "accumulate": 3, "mixup": 1.0}, 12),
+])  # fmt: skip
+def test_every_process_device_and_part_of_a_batch_has_as_many_images_and_partners(
+    size: int, devices: int, fields: dict[str, Any], shares: int | None
+) -> None:
+    processes = Processes(0, size)
+    processes.devices = devices
+    with pytest.raises(ConfigError, match=f"multiple of {shares}") if shares else nullcontext():
+        run._check_parts(Recipe(**fields), processes)
+
+
+def test_rows_after_the_last_checkpoint_and_broken_ones_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert run._kept_rows(path, 4) == []
+    assert path.read_text() == ""
+    path.write_text('{"step": 2}\n{"step": 4}\n{"epoch": 1}\n[]\n{"step": 5}\n{"step": 3, "lo')
+    assert run._kept_rows(path, 4) == [{"step": 2}, {"step": 4}]
+    assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
 
 
 # === Bad input ===
