@@ -28,6 +28,7 @@ SUITES = (
     "inference",
     "families",
     "training",
+    "finetune",
     "cold-start",
     "load",
     "compile",
@@ -50,6 +51,7 @@ FLAGS = {"seconds": "--seconds", "frameworks": "--framework", "variant": "--vari
 
 SIZES = {
     "inference": ("Ti/16", "S/16", "B/16", "L/16"), "load": ("B/16", "L/16"), "pipeline": ("Ti/16",),
+    "finetune": ("Ti/16", "B/16"),
     "serving": ("Ti/16", "B/16"),
     "convert": ("L/16",)}  # fmt: skip
 """The sizes that are measured unless the command line says otherwise; B/16 of the others, and Ti/16 to be quick."""

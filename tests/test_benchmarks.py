@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as program
-from benchmarks import cold_start, harness, inference, load, peers, products, training
+from benchmarks import cold_start, finetune, harness, inference, load, peers, products, training
 from benchmarks.harness import Bar, Options, Ratio
-from benchmarks.peers import PEERS, Peer
+from benchmarks.peers import PEERS, Peer, read_config
 from vit import FlaxViTForImageClassification, ViTConfig, measure
 from vit.measure import Worker, WorkerError
 
@@ -324,6 +324,72 @@ def test_a_peer_that_cannot_be_imported_is_left_out_with_the_reason(
     assert re.fullmatch(r"transformers 4.* PyTorch float32: import of transformers halted.*", line)
 
 
+@pytest.fixture
+def ended() -> Iterator[None]:
+    """The runs that stand still are ended."""
+    yield
+    for paused in list(finetune.Paused.left):
+        paused.end()
+
+
+def test_a_run_goes_on_by_turns_and_says_why_it_cannot(ended: None) -> None:
+    done: list[int] = []
+
+    def run(pause: Any) -> None:
+        for number in range(3):
+            done.append(number)
+            pause()
+        raise ValueError("no more")
+
+    paused = finetune.Paused(run)
+    assert done == [0]
+    paused()
+    assert done == [0, 1]
+    paused()
+    with pytest.raises(ValueError, match="no more"):
+        paused()
+    with pytest.raises(ValueError, match="not at all"):
+        finetune.Paused(lambda pause: (_ for _ in ()).throw(ValueError("not at all")).send(None))
+
+
+def test_fine_tuning_is_measured_whole_and_in_parts_beside_its_peers(
+    options: Options, folder: Path, here: None, ended: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Options, "config", read_config(str(folder)))
+    monkeypatch.setattr(finetune, "IMAGES", 8)
+    monkeypatch.setitem(finetune.STEPS, "Ti/16", 2)
+    rows_of = finetune.rows_of
+
+    def some(peer: Peer, with_parts: bool, workers: int) -> list[finetune.Row]:
+        found = rows_of(peer, with_parts and peer.framework == "pt", 0)
+        return found if peer.library == "trivit" else found[:1]
+
+    monkeypatch.setattr(finetune, "rows_of", some)
+    options.batch_sizes, options.peers = [2], ["transformers 4"]
+    section = finetune.run(options)
+    assert not options.absent
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:4] == "| tr"]
+    names = [f"trivit PyTorch{part}" for part in ("", ", data alone", ", steps alone")]
+    names += [f"transformers {PEERS[1].found()} PyTorch"]
+    names += [f"{peer} {framework}" for framework in ("TensorFlow", "Flax") for peer in ("trivit", names[3][:-8])]
+    assert [row[0] for row in rows] == names
+    assert all(float(row[1]) > 0 for row in rows)
+    for column, filled in ((2, [3, 5, 7]), (3, [0])):  # the peers' ratios, and the share of the whole
+        assert [i for i, row in enumerate(rows) if re.match(r"\d+\.\d\d \(", row[column])] == filled
+
+
+def test_the_share_is_of_the_slower_part_and_the_ratio_of_the_whole() -> None:
+    ours, theirs = PEERS[:2]
+    rows = [*finetune.rows_of(ours, True, 2), finetune.Row(theirs, "", "trainer", 0)]
+    times = dict(zip(rows, ([4.0, 8.0], [2.0, 7.2], [3.6, 3.6], [8.0, 16.0]), strict=True))
+    whole, data, steps, trainer = finetune.cells(times, 12).values()
+    assert (whole.speed, whole.faster, whole.share) == (2, None, Ratio(0.9, 0.9, 0.9))
+    assert (data.speed, data.share, steps.faster) == (12 / 4.6, None, None)
+    assert (trainer.speed, trainer.faster) == (1, Ratio(2, 2, 2))
+    assert [row.function for row in finetune.rows_of(ours, False, 2)] == ["whole"]
+    assert not finetune.rows_of(Peer("timm", "pt", ("timm",)), True, 2)
+
+
 @pytest.mark.parametrize("framework", ["pt", "tf", "flax"])
 def test_training_steps_of_trivit_and_transformers_lose_the_same(
     framework: str, options: Options, here: None, monkeypatch: pytest.MonkeyPatch
@@ -517,7 +583,8 @@ def test_an_unknown_suite_is_refused_with_the_known_ones(capsys: pytest.CaptureF
     with pytest.raises(SystemExit, match="2"):
         program.main(["speed"])
     assert (
-        "unknown suite 'speed'; expected some of inference, families, training, cold-start" in capsys.readouterr().err
+        "unknown suite 'speed'; expected some of inference, families, training, finetune, cold-start"
+        in capsys.readouterr().err
     )
 
 
