@@ -167,12 +167,13 @@ class Trainer:
     def _step(self, batch: Mapping[str, tf.Tensor], keep: tf.Tensor) -> tf.Tensor:
         recipe, variables = self.recipe, [each.value for each in self.parameters.values()]
         parts = {name: tf.split(tensor, recipe.accumulate) for name, tensor in batch.items()}
-        loss, gradients = 0.0, [tf.zeros_like(each) for each in variables]
+        loss: Any = 0.0
+        gradients: Any = None
         for i in range(recipe.accumulate):
             with tf.GradientTape() as tape:
                 part_loss = loss_of(self.model, recipe, {n: part[i] for n, part in parts.items()}) / recipe.accumulate
             parted = tape.gradient(part_loss, variables, unconnected_gradients="zero")
-            gradients = [total + each for total, each in zip(gradients, parted, strict=True)]
+            gradients = parted if gradients is None else [a + b for a, b in zip(gradients, parted, strict=True)]
             loss = loss + part_loss
         if isinstance(self.processes, Joined):
             gradients = self.processes.mean(gradients)
@@ -242,12 +243,15 @@ class AdamW(keras.optimizers.Adam):
         i, dtype = self._get_variable_index(variable), variable.dtype
         step = tf.cast(self.iterations + 1, "float64")
         rate, group = self.rate * self.groups[i].scale, self.groups[i]
-        m, v = self._momentums[i].value, self._velocities[i].value
-        m.assign_add((gradient - m) * (1 - self.beta_1))
-        v.assign_add((gradient * gradient - v) * (1 - self.beta_2))
-        size = tf.cast(rate / (1 - self.beta_1**step), dtype)
-        root = tf.sqrt(v) / tf.cast(tf.sqrt(1 - self.beta_2**step), dtype) + self.epsilon
-        variable.assign_sub(variable * tf.cast(rate * group.weight_decay, dtype) + size * m / root)
+        if group.weight_decay:
+            variable.assign(variable * tf.cast(1 - rate * group.weight_decay, dtype))
+        root = tf.sqrt(1 - self.beta_2**step)  # which the kernel, told that all bias is gone, leaves out
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle, m=self._momentums[i].value.handle, v=self._velocities[i].value.handle, grad=gradient,
+            lr=tf.cast(rate * root / (1 - self.beta_1**step), dtype), epsilon=tf.cast(self.epsilon * root, dtype),
+            beta1=tf.constant(self.beta_1, dtype), beta2=tf.constant(self.beta_2, dtype),
+            beta1_power=tf.zeros((), dtype), beta2_power=tf.zeros((), dtype),
+        )  # fmt: skip
 
 
 class SGD(keras.optimizers.SGD):
