@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import msgpack
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 
 from conversion import containers
 from conversion.containers import Store
+from vit.errors import CheckpointError
 from vit.torchfile import TorchFile
 
 from .readers import Arrays, differences, h5py_load, msgpack_load, numpy_load, torch_load
@@ -195,3 +197,82 @@ def test_what_h5py_saves(tree, layout):
 
             visit(file, tree)
         assert not differences(contents(containers.read_h5(path)), h5py_load(path))
+
+
+# === The edges of msgpack's short forms, and what is none of flax's ===
+
+
+def test_lengths_at_the_ends_of_the_short_forms_are_written_for_flax():
+    from flax import serialization
+
+    names = [f"{'n' * size}{i}" for size in (30, 31) for i in range(8)]
+    shapes = {name: (127 + i % 2, 1) for i, name in enumerate(names)}
+    shapes |= {f"{'g' * 200}/{name}": (1,) * 15 for name in names[:15]} | {"é" * 16: (300,), "e": (2,)}
+    tree = {name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for name, shape in shapes.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.msgpack"
+        specs = {name: (array.shape, array.dtype) for name, array in tree.items()}
+        for count in (15, 16, len(tree)):  # of the first level, at last with a level below
+            some = dict(list(tree.items())[:count])
+            containers.write_msgpack(path, {name: specs[name] for name in some}, some.__getitem__)
+            assert not differences(contents(containers.read_msgpack(path)), some)
+            restored = serialization.msgpack_restore(path.read_bytes())
+            flat = {name: value for name, value in restored.items() if not isinstance(value, dict)}
+            flat |= {f"{key}/{name}": value for key, level in restored.items() if isinstance(level, dict)
+                     for name, value in level.items()}  # fmt: skip
+            assert not differences(flat, some)
+
+
+PIECE = extension(np.arange(2, dtype=np.float32))
+WHOLE = {"__msgpack_chunked_array__": True, "shape": {"0": 4}, "chunks": {"0": PIECE, "1": PIECE}}
+
+
+def array(*parts: Any) -> msgpack.ExtType:
+    return msgpack.ExtType(1, msgpack.packb(parts))
+
+
+ODD = {
+    "an array of two parts": (array([2], "float32"), "no shape, dtype and data"),
+    "an array that is a map": (msgpack.ExtType(1, msgpack.packb({"a": 1, "b": 2, "c": 3})), "no shape, dtype and data"),
+    "a shape of a fraction": (array([2.0], "float32", bytes(8)), "has the shape"),
+    "a shape that is a number": (array(2, "float32", bytes(8)), "has the shape"),
+    "a shape of a truth value": (array([True], "float32", bytes(4)), "has the shape"),
+    "a shape below 0": (array([-1, -2], "float32", bytes(8)), "has the shape"),
+    "a shape of many axes": (array([1] * 33, "float32", bytes(4)), "has the shape"),
+    "a dtype that is a number": (array([2], 4, bytes(8)), "and dtype 4"),
+    "a dtype of objects": (array([1], "object", bytes(8)), "and dtype 'object'"),
+    "data of another size": (array([2], "float32", bytes(12)), "12 bytes says it has the shape"),
+    "data that is text": (array([2], "float32", "abcdefgh"), "-1 bytes says it has the shape"),
+    "data and more": (array([2], "float32", bytes(8), 0), "no shape, dtype and data"),
+    "data and more behind it": (msgpack.ExtType(1, PIECE.data + b"\0"), "says it has the shape"),
+    "no pieces": ({**WHOLE, "chunks": {}, "shape": {"0": 0}}, "in pieces has none, or no shape"),
+    "a piece that is none": ({**WHOLE, "chunks": {"0": PIECE, "1": 2}}, "in pieces has none, or no shape"),
+    "pieces of a shape that is none": ({**WHOLE, "shape": {"0": -4}}, "in pieces has none, or no shape"),
+    "pieces of another shape": ({**WHOLE, "shape": {"0": 5}}, "are not those of the shape"),
+    "pieces of two dtypes": ({**WHOLE, "chunks": {"0": PIECE, "1": extension(np.zeros(2, np.int32))}}, "not those of"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_array_of_flax_is_refused(kind, tmp_path):
+    value, match = ODD[kind]
+    path = tmp_path / "x.msgpack"
+    path.write_bytes(msgpack.packb({"fine": PIECE, "odd": value}))
+    with pytest.raises(CheckpointError, match=match):
+        containers.read_msgpack(path)
+
+
+def test_other_extensions_are_passed_over_and_the_rest_is_read(tmp_path):
+    path, other = tmp_path / "x.msgpack", [msgpack.ExtType(2, bytes(size)) for size in (1, 2, 4, 8, 16, 3, 300, 70000)]
+    data = msgpack.packb({"whole": WHOLE, **{str(i): each for i, each in enumerate(other)}, "last": PIECE})
+    path.write_bytes(data)
+    store = containers.read_msgpack(path)
+    assert {name: array.tolist() for name, array in contents(store).items()} == {"whole": [0, 1, 0, 1], "last": [0, 1]}
+    assert len(store.others) == len(other)
+    for wrong, match in ((data + b"\0", "bytes and needs"), (data[:-1], "needs|middle"), (data[:9], "needs|middle"),
+                         (b"\x91" + data, "holds no dict"), (b"\xc1", "0xc1|193|no Flax msgpack|cannot be read"),
+                         (b"\x81\x01\x02", "keys that are no names"), (b"\x82\xa1a\x01\xa1a\x02", "fight for the name"),
+                         (b"\x82\xa1a\x81\xa1b\x01\xa3a/b\x02", "fight for the name")):  # fmt: skip
+        path.write_bytes(wrong)
+        with pytest.raises(CheckpointError, match=match):
+            containers.read_msgpack(path)
