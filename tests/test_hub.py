@@ -326,6 +326,9 @@ def test_shards_are_downloaded_with_their_index(hub, ask, reference):
     expected = sorted(path.name for path in (reference / "hf_torch_sharded").iterdir())
     tensors = f"len(__import__('vit.checkpoint').checkpoint.Checkpoint(resolve('{ADDRESS}')).tensors)"
     assert ask(f"load('{ADDRESS}')", tensors) == [expected, 56]
+    revisions = [path.split("/resolve/")[1].split("/")[0] for path in hub.requests if path.startswith("GET ")
+                 and "/resolve/" in path]  # fmt: skip
+    assert revisions == ["main", *[commit(ADDRESS, "main")] * (len(expected) - 1)]  # the rest of the commit of the first
 
 
 def test_a_pickle_is_downloaded_only_where_there_is_no_safetensors(hub, ask, reference):
