@@ -328,7 +328,7 @@ def test_shards_are_downloaded_with_their_index(hub, ask, reference):
     assert ask(f"load('{ADDRESS}')", tensors) == [expected, 56]
     revisions = [path.split("/resolve/")[1].split("/")[0] for path in hub.requests if path.startswith("GET ")
                  and "/resolve/" in path]  # fmt: skip
-    assert revisions == ["main", *[commit(ADDRESS, "main")] * (len(expected) - 1)]  # the rest of the commit of the first
+    assert revisions == ["main", *[commit(ADDRESS, "main")] * (len(expected) - 1)]  # of one commit
 
 
 def test_a_pickle_is_downloaded_only_where_there_is_no_safetensors(hub, ask, reference):
