@@ -652,6 +652,17 @@ def test_an_answer_without_an_end_is_cut_where_it_should_have_ended(hub, ask, re
     assert hub.sent < most + 2**25  # what was on its way, in pieces of 10 MB
 
 
+def test_a_json_file_is_as_large_as_it_may_be_and_no_larger(hub, ask, reference):
+    hub.add(ADDRESS, reference / "hf_torch")
+    hub.models[ADDRESS]["main"]["config.json"] += b" " * 10_000  # more than the answer about the model has
+    size = len(hub.models[ADDRESS]["main"]["config.json"])
+    limits = [f"setattr(__import__('vit.hub').hub, 'JSON', {most})" for most in (size, size - 1)]
+    loads = [f"load('{ADDRESS}', cache_dir='{name}')" for name in "ab"]
+    _, whole, _, refused = ask(limits[0], loads[0], limits[1], loads[1])
+    assert whole == WHOLE
+    assert f"the hub gives a file '{size}' bytes; expected at most {size - 1:,}" in refused
+
+
 WAITS = {
     "for the first answer": ("GET revision", float("inf"), ""),
     "for each byte of it": ("GET revision", 1.0, ""),
