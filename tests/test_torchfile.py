@@ -17,7 +17,7 @@ import torch
 import conversion
 from vit import archives
 from vit.errors import CheckpointError
-from vit.torchfile import Special, TorchFile
+from vit.torchfile import Special, TorchFile, _Machine
 
 FIXTURES = Path(__file__).parent / "fixtures" / "conversion"
 
@@ -258,6 +258,53 @@ def test_what_a_pickle_calls_has_the_arguments_that_torch_gives_it(kind, saved, 
         return
     with pytest.raises(CheckpointError, match=match):
         conversion.open_source(path)
+
+
+PICKLES = {
+    "of protocol 3": (b"\x80\x03}.", None),
+    "of protocol 4": (b"\x80\x04}.", "another protocol"),
+    "appends to a number": (b"\x80\x02K\x01K\x02a.", "appends to something else"),
+    "appends to a dict": (b"\x80\x02}(K\x01e.", "appends to something else"),
+    "stores into a list": (b"\x80\x02]K\x01K\x02s.", "stores into something else"),
+    "stores a key without a value": (b"\x80\x02}(K\x01u.", "stores into something else"),
+    "has a list for a key": (b"\x80\x02}]K\x01s.", "keys that are no names"),
+    "gives attributes to a number": (b"\x80\x02K\x01}b.", "gives attributes to a plain value"),
+    "gives attributes to a list": (b"\x80\x02]}b.", "gives attributes to a plain value"),
+    "calls a number": (b"\x80\x02K\x01)R.", "calls something that is no function"),
+    "calls with a list": (b"\x80\x02ccollections\nOrderedDict\n]R.", "calls something that is no function"),
+    "calls a storage": (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls something that is no function"),
+    "calls a dtype": (b"\x80\x02ctorch\nfloat32\n)R.", "calls something that is no function"),
+    "has an opcode of protocol 0": (b"\x80\x02Pa\n.", "has the opcode b'P'"),
+    "has no storage": (b"\x80\x02)Q.", "something else than tensors and their storages"),
+    "ends with two values": (b"\x80\x02}}.", "ends in the middle"),
+    "ends in a list": (b"\x80\x02}(.", "ends in the middle"),
+    "does not end": (b"\x80\x02}", "ends in the middle"),
+    "takes a pair of one": (b"\x80\x02}\x86.", "takes more than there is"),
+    "takes what is there": (b"\x80\x02}X\x01\0\0\0aK\x01K\x02\x86s.", None),
+    "has a storage of bytes that nobody wrote": (b"\x80\x02ctorch\nOddStorage\n.", "which has no numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_a_pickle_that_torch_does_not_write_is_refused(kind, saved, tmp_path):
+    data, match = PICKLES[kind]
+    path = write(tmp_path / "made.pth", {**members_of(saved), "saved/data.pkl": data})
+    if match is None:
+        assert TorchFile(path).tensors == {}
+        return
+    with pytest.raises(CheckpointError, match=match):
+        conversion.open_source(path)
+
+
+def test_every_value_of_a_pickle_is_what_pickle_makes_of_it(saved, tmp_path):
+    """In every form that the pickles of protocol 2 and 3 have, of Python 2, too."""
+    stream = b"".join([
+        b"\x80\x02](K\xffM\x00\x01J\xff\xff\xff\xff\x8a\x02\xff\x00\x8a\x00G?\xf8\0\0\0\0\0\0N\x88\x89",
+        b"U\x02\xe9bT\x03\0\0\0abcX\x02\0\0\0\xc3\xa9q\x05h\x05r\x00\x01\0\0j\x00\x01\0\0",
+        b")K\x01\x85K\x01K\x02\x86K\x01K\x02K\x03\x87(K\x01K\x02K\x03K\x04t}(K\x01K\x02K\x03K\x04u}K\x05K\x06s]K\x07ae.",
+    ])  # fmt: skip
+    found = _Machine(io.BytesIO(stream), len(stream), tmp_path / "x").run()
+    assert repr(found) == repr(pickle.loads(stream, encoding="latin-1"))
 
 
 def changed_bytes(path: Path, find: bytes, by: bytes, last: bool = False) -> None:
