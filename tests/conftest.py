@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+with suppress(ImportError):  # of PyTorch's CUDA builds, which has to come before TensorFlow: vit/tf/__init__.py
+    import triton  # noqa: F401
 
 _hub_home = tempfile.TemporaryDirectory(prefix="trivit-tests-hub-")  # kept alive until the tests end
 

@@ -71,6 +71,14 @@ def test_a_model_loads_its_own_framework_alone(framework):
     assert fresh(f"import vit; print(vit.{MODELS[framework]}.__module__)", without=others) == f"vit.{framework}.vit"
 
 
+def test_triton_is_loaded_before_tensorflow_where_it_is(tmp_path):
+    (tmp_path / "triton.py").write_text(
+        "import sys; print('triton', 'tensorflow' in sys.modules, 'keras' in sys.modules)"
+    )
+    (tmp_path / "keras.py").write_text("raise SystemExit")  # far enough
+    assert fresh(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import vit.tf") == "triton False False"
+
+
 # === Names ===
 
 

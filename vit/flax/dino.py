@@ -15,7 +15,7 @@ from ..config import PreTrainedConfig
 from .base import FlaxBaseModel
 from .dropout import DropPath
 from .eager import first_token
-from .layers import ACTIVATIONS, ViTAttention, ViTEmbeddings, dense, initializer, residual
+from .layers import ACTIVATIONS, ViTAttention, ViTEmbeddings, dense, for_each, initializer, residual
 from .norm import layer_norm
 
 
@@ -40,8 +40,7 @@ class DinoEmbeddings(ViTEmbeddings):
         hidden_states = super().__call__(pixel_values, grid, bool_masked_pos, rngs)
         if self.register_tokens is None:
             return hidden_states
-        registers = self.register_tokens[...].astype(hidden_states.dtype)
-        registers = self.dropout(jnp.zeros_like(hidden_states[:, :1]) + registers, rngs=rngs)  # sharded as the patches
+        registers = self.dropout(for_each(self.register_tokens[...], hidden_states), rngs=rngs)
         return jnp.concatenate([hidden_states[:, :1], registers, hidden_states[:, 1:]], axis=1)
 
 

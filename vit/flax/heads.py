@@ -20,7 +20,7 @@ from ..families.mae import ViTMAEConfig
 from ..inputs import check_pixel_values
 from ..outputs import ModelOutput, collect
 from .eager import call, first_token
-from .layers import ViTLayer, dense, initializer
+from .layers import ViTLayer, dense, for_each, initializer
 from .loss import classification_loss, reconstruction_loss
 from .norm import layer_norm
 from .posemb import interpolate
@@ -197,7 +197,7 @@ class ViTMAEDecoder(nnx.Module):
     ) -> Array:
         hidden_states = self.decoder_embed(hidden_states)
         patches, tokens = ids_restore.shape[1], hidden_states.shape[1]
-        mask_token = jnp.zeros_like(hidden_states[:, :1]) + self.mask_token[...].astype(hidden_states.dtype)
+        mask_token = for_each(self.mask_token[...], hidden_states)
         mask_tokens = jnp.repeat(mask_token, patches + 1 - tokens, axis=1)
         shuffled = jnp.concatenate([hidden_states[:, 1:], mask_tokens], axis=1)  # (B, N, E)
         restored = jnp.take_along_axis(shuffled, ids_restore[:, :, None], axis=1)

@@ -35,6 +35,12 @@ ACTIVATIONS = {
 }
 
 
+def for_each(token: Array, hidden_states: Array) -> Array:
+    """A token (1, 1, D) for each image of (B, T, D), sharded as they are."""
+    shape = (hidden_states.shape[0], *token.shape[1:])
+    return jnp.broadcast_to(token.astype(hidden_states.dtype), shape, out_sharding=jax.typeof(hidden_states).sharding)
+
+
 def initializer(config: PreTrainedConfig) -> nnx.Initializer:
     """The truncated normal of fresh kernels and tokens, cut at two standard deviations; zeros where there is no key."""
     draw = jax.nn.initializers.truncated_normal(config.initializer_range)
@@ -102,8 +108,7 @@ class ViTEmbeddings(nnx.Module):
         if bool_masked_pos is not None:
             mask = bool_masked_pos.astype(bool)[:, :, None]
             hidden_states = jnp.where(mask, self.mask_token[...].astype(dtype), hidden_states)
-        zeros = jnp.zeros_like(hidden_states[:, :1])  # sharded as the patches
-        tokens = [zeros + getattr(self, name)[...].astype(dtype) for name in self.tokens]
+        tokens = [for_each(getattr(self, name)[...], hidden_states) for name in self.tokens]
         hidden_states = jnp.concatenate([*tokens, hidden_states], axis=1)  # (B, T, D)
         if self.position_embeddings is not None:
             hidden_states = hidden_states + self.interpolated_position_embeddings(grid).astype(dtype)

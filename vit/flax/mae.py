@@ -20,7 +20,7 @@ from ..inputs import check_arrays, check_patch_values, check_pixel_values
 from ..outputs import ModelOutput, collect
 from .eager import call
 from .heads import FlaxHeadedModel, ViTMAEDecoder
-from .layers import ViTEmbeddings, ViTEncoder
+from .layers import ViTEmbeddings, ViTEncoder, for_each
 from .loss import masked_patch_loss, patchify, unpatchify
 from .norm import layer_norm
 from .pretrained import Fixed, FlaxPreTrainedModel
@@ -55,7 +55,7 @@ class ViTMAEEmbeddings(ViTEmbeddings):
         kept = self.config.kept(grid[0] * grid[1])
         ids_restore = jnp.argsort(ids_shuffle, axis=1)
         cls_token = self.cls_token[...].astype(hidden_states.dtype) + positions[:, :1]
-        cls_token = jnp.zeros_like(hidden_states[:, :1]) + cls_token  # sharded as the patches
+        cls_token = for_each(cls_token, hidden_states)
         hidden_states = jnp.take_along_axis(hidden_states, ids_shuffle[:, :kept, None], axis=1)
         mask = (ids_restore >= kept).astype(jnp.float32)
         return self.dropout(jnp.concatenate([cls_token, hidden_states], axis=1), rngs=rngs), mask, ids_restore

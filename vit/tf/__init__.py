@@ -1,7 +1,11 @@
 """The Vision Transformer in Keras 3 on TensorFlow."""
 
+from contextlib import suppress
+
 from ..errors import MissingFrameworkError, missing_framework
 
+with suppress(ImportError):  # of PyTorch's CUDA builds: loaded after TensorFlow's, its LLVM ends the process
+    import triton  # noqa: F401
 try:
     import keras
     import tensorflow  # noqa: F401
