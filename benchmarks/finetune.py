@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from vit import ViTImageProcessor
+from vit.cli.train import large_pages
 from vit.image_processing.processor import available_cpus
 from vit.measure import WorkerError
 from vit.training import Recipe
@@ -43,12 +44,13 @@ STEPS = {"Ti/16": 6}
 
 EXPLANATION = """Photographs of 640 x 480 pixels, from JPEG files to weights that AdamW has changed, in batches of
 {batch_size} and float32. Everybody cuts random parts out (8% of the area at least), mirrors half of them and goes
-through a long epoch; a turn is {steps}, the last with its loss read. trivit is the whole of `vit train`. transformers
-in PyTorch is the `Trainer` as its example calls it, whose default is no worker to read beside it, and with a worker a
-CPU; in TensorFlow Keras' `fit` with the example's optimizer, fed by `tf.data`, which decodes no more of a file than is
-cut out; in Flax a loop of optax with a worker a CPU. All but the last clip the gradients, as their examples do. "Data
-alone" are trivit's batches without the steps, "steps alone" is `vit train` on a batch that lies ready. Both are
-computed by the same cores, so that the whole is slower than the slower one by the work of the other."""
+through a long epoch; a turn is {steps}, the last with its loss read. trivit is the whole of `vit train`, which asks
+Linux for large pages of memory. transformers in PyTorch is the `Trainer` as its example calls it, whose default is no
+worker to read beside it, and with a worker a CPU; in TensorFlow Keras' `fit` with the example's optimizer, fed by
+`tf.data`, which decodes no more of a file than is cut out; in Flax a loop of optax with a worker a CPU. All but the
+last clip the gradients, as their examples do. "Data alone" are trivit's batches without the steps, "steps alone" is
+`vit train` on a batch that lies ready. Both are computed by the same cores, so that the whole is slower than the slower
+one by the work of the other."""
 
 CROP, LEARNING_RATE, WEIGHT_DECAY, CLASSES = 0.08, 5e-5, 0.05, 4
 ENDLESS = 10**7  # steps
@@ -73,6 +75,11 @@ class Row(NamedTuple):
     def name(self) -> str:
         """As the table has it."""
         return f"{self.peer.name}{self.how}"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Those of its process, which `vit train` sets itself."""
+        return large_pages() if self.peer.library == "trivit" else {}
 
 
 class Cell(NamedTuple):
@@ -136,7 +143,7 @@ def measure(options: Options, batch_size: int, steps: int, rounds: int, seconds:
             continue
         say(f"batch {batch_size}: {', '.join(row.name for row in group)}")
         with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-            workers = {row: stack.enter_context(process(row.peer)) for row in group}
+            workers = {row: stack.enter_context(process(row.peer, row.variables)) for row in group}
             ready = list(pool.map(lambda row: _prepare(options, row, workers[row], settings), group))  # noqa: B023
             runs = {row: partial(_turn, workers[row]) for row, is_ready in zip(group, ready, strict=True) if is_ready}
             times = take_turns(runs, seconds, least=rounds, warm=False, absent=options.absent)

@@ -72,6 +72,46 @@ def test_every_field_of_the_recipe_is_an_option_and_reaches_the_run(
     assert "another recipe: seed was 3, now 4." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("says", "tunables", "program", "expected"),
+    [
+        ("always [madvise] never", None, "/bin/vit", "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "a.b=1", "/a/vit/__main__.py", "a.b=1:glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", "/bin/vit", None),
+        ("[always] madvise never", None, "/bin/vit", None),
+        (None, None, "/bin/vit", None),
+        ("always [madvise] never", None, "/a/pytest/__main__.py", None),
+    ],
+)  # fmt: skip
+def test_the_command_takes_memory_in_large_pages_where_it_has_to_ask_for_them(
+    says: str | None, tunables: str | None, program: str, expected: str | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    begun: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: begun.append(arguments))
+    monkeypatch.setattr("vit.cli.train.PAGES", tmp_path / "enabled")
+    monkeypatch.setattr(sys, "argv", [program, "--debug", "train", "--help"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "vit", "--debug", "train", "--help"])
+    if says is not None:
+        (tmp_path / "enabled").write_text(says + "\n")
+    if tunables is None:
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    else:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    again = [sys.executable, "-m", "vit", "--debug", "train", "--help"]
+    assert [(each[:2], each[2]["GLIBC_TUNABLES"]) for each in begun] == [((sys.executable, again), expected)] * bool(
+        expected
+    )
+    begun.clear()
+    monkeypatch.setattr(sys, "argv", [program, "demo", "--help"])
+    for arguments in (None, ["train", "--help"]):  # another command, and a call from Python
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(arguments)
+    assert not begun
+
+
 def test_photographs_for_the_bundled_digits_are_refused_before_anything_begins(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

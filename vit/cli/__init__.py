@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 
 from .. import __version__
 from ..errors import shown
+from .train import with_large_pages
 
 COMMANDS = (
     "demo",
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and "train" in given[:2]:  # --debug may come first
+        with_large_pages()
     try:
         name = "trivit" if os.path.basename(sys.argv[0]).startswith("trivit") else "vit"  # for completion and usage
         status = app([each for each in given if each != "--debug"], prog_name=name, standalone_mode=False)
