@@ -1,9 +1,10 @@
-"""The memory of training: less of it where layers are recomputed."""
+"""The memory of training: flat over epochs, and less of it where layers are recomputed."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 
 from vit import checkpoint, families
+from vit.errors import FRAMEWORKS
 from vit.training import Recipe
+from vit.training.examples import Examples
+from vit.training.run import train
 
 from .equivalence import random_checkpoint, tiny_config
 
@@ -65,3 +69,22 @@ def test_gradient_checkpointing_holds_less(framework: str, tmp_path: Path) -> No
     measure = {"pt": peak_pt, "flax": kept_flax}[framework]
     kept, recomputed = (measure(*trainer_of(framework, tmp_path / str(r), r), tmp_path) for r in (False, True))
     assert recomputed < 0.6 * kept, (kept, recomputed)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the resident size is read from Linux's /proc")
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_memory_is_flat_over_epochs(framework: str, tmp_path: Path) -> None:
+    """A step's batch is 0.8 MB, and an epoch has four, so that what is kept of each would be seen."""
+    images = list(np.random.default_rng(0).integers(0, 256, (80, 64, 64, 3), np.uint8))
+    data = Examples(images, np.eye(2, dtype=np.float32)[np.arange(80) % 2], ("a", "b"))
+    config = tiny_config(num_hidden_layers=1, image_size=64, patch_size=16)
+    held: list[int] = []
+
+    def note(row: dict[str, Any]) -> None:
+        held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+
+    recipe = Recipe(epochs=10, batch_size=16, validation=0.2, log_every=100, ema=0.9)
+    train(data, config, tmp_path / "run", framework, recipe, report=note, workers=1)
+    assert len(held) == 10
+    early, late = np.median(held[2:5]), np.median(held[-3:])
+    assert late - early < 8e6, [f"{each / 1e6:.1f}" for each in held]
