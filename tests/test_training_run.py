@@ -208,6 +208,32 @@ def test_rows_after_the_last_checkpoint_and_broken_ones_are_cut_off(tmp_path: Pa
 # === Bad input ===
 
 
+def test_what_ends_a_run_before_its_first_checkpoint_leaves_nothing(photos: Path, model: Path, tmp_path: Path) -> None:
+    broken, ragged = tmp_path / "broken", tmp_path / "ragged"
+    for label in "ab":
+        (broken / label).mkdir(parents=True)
+        for i in range(2):
+            (broken / label / f"{i}.png").write_bytes(b"no image")
+    shutil.copytree(model, ragged)
+    ViTImageProcessor(size={"shortest_edge": 16}).save_pretrained(ragged)
+    run = tmp_path / "run"
+    for arguments, message in (
+        ((broken, model), "None of the 2 training images can be read"),
+        ((photos, ragged), "gives images of other proportions another size"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(*arguments, run, "pt", RECIPE)
+        assert not run.exists()
+    with pytest.raises(InputError, match="device"):
+        train(photos, model, run, "pt", RECIPE, device="cuda:77")
+    assert not run.exists()
+    train(photos, model, run, "pt", RECIPE.replace(steps=1))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="device"):
+        train(photos, model, run, "pt", resume=True, device="cuda:77")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_a_run_folder_is_kept_unless_it_is_said_otherwise(photos: Path, model: Path, tmp_path: Path) -> None:
     once = RECIPE.replace(steps=1)
     train(photos, model, tmp_path / "run", "pt", once)

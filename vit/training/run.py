@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -159,6 +159,7 @@ def train(
         note(each)
     teacher = _teacher(recipe, framework, split)
     with ExitStack() as stack:
+        stack.enter_context(_undone(folder, processes))
 
         def enter() -> None:
             start = None if resume else begin(model, split.training, recipe, from_scratch)
@@ -217,6 +218,19 @@ def refuse(skipped: Mapping[str, str]) -> None:
     """
     if skipped:
         raise InputError(f"{summary((f'{name} {why}' for name, why in sorted(skipped.items())), 5)}.")
+
+
+@contextmanager
+def _undone(folder: Path, processes: Processes) -> Iterator[None]:
+    """Remove the folder of a run again, which was not there, where bad input ends it before its first checkpoint."""
+    is_new = processes.is_first and not folder.exists()
+    try:
+        yield
+    except (InputError, ConfigError):
+        state = folder / LAST / STATE
+        if is_new and state.is_file() and read_current(state, read_json)["step"] == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _steps(recipe: Recipe, split: Split) -> int:
