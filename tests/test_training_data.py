@@ -19,6 +19,7 @@ from vit.training import Recipe, augment
 from vit.training.data import Data
 from vit.training.examples import read
 from vit.training.run import train
+from vit.training.start import begin
 
 from .equivalence import random_checkpoint, tiny_config
 
@@ -164,6 +165,20 @@ def test_an_epoch_has_every_image_once_and_the_next_another_order(photos: Path, 
     keys = [[image.tobytes() for image in images] for images in (*epochs, plain)]
     assert sorted(keys[0]) == sorted(keys[1]) == sorted(keys[2])
     assert keys[0] != keys[1]
+
+
+def test_images_have_the_size_that_the_processor_gives_them(photos: Path, tmp_path: Path) -> None:
+    """Published DINOv2s have an image_size of 518, and processors that give 224."""
+    model = begun(tmp_path, "dinov2", None, image_size=32)
+    data = pipeline(photos, model)
+    evaluated, _ = next(data.evaluation(data.training, 5))
+    assert next(data.batches())["pixel_values"].shape[2:] == evaluated.shape[2:] == (16, 16)
+    ViTImageProcessor(size={"shortest_edge": 20}, do_center_crop=True, crop_size=16).save_pretrained(model)
+    for image_size, sizes in ((None, (20, 16)), (24, (30, 24))):
+        start = begin(model, data.training, RECIPE.replace(image_size=image_size))
+        edge, crop = start.processor.size["shortest_edge"], start.processor.crop_size
+        assert (edge, crop["height"], crop["width"]) == (sizes[0], sizes[1], sizes[1])
+        assert start.config.image_size == (image_size or 32)
 
 
 def test_augmentation_is_a_function_of_its_generator() -> None:
