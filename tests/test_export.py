@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -428,29 +430,221 @@ def test_an_export_that_differs_never_appears_and_the_old_one_stays(folders, tmp
     assert (report.difference, report.passed, zipfile.is_zipfile(target)) == (None, True, True)
 
 
-def test_a_pt2_file_in_which_anything_else_is_pickled_is_not_loaded(exported, tmp_path):
-    import pickle
+# === Exports of others, which are programs ===
 
-    class Evil:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "ran",))
 
-    def changed(name: str, change: Any) -> Path:
-        path = tmp_path / name
-        with zipfile.ZipFile(exported["torch"]) as old, zipfile.ZipFile(path, "w") as new:
-            for each in old.namelist():
-                new.writestr(each, change(each, old.read(each)))
-        return path
+def archive_with(old: Path, new: Path, change: Callable[[str, bytes], bytes], **more: bytes) -> Path:
+    """A copy of a .pt2 file whose parts are changed, and more of them added."""
+    with zipfile.ZipFile(old) as source, zipfile.ZipFile(new, "w") as target:
+        root = source.namelist()[0].partition("/")[0]
+        for each in source.namelist():
+            target.writestr(each, change(each, source.read(each)))
+        for name, data in more.items():
+            target.writestr(f"{root}/{name}", data)
+    return new
 
-    inputs = changed("a.pt2", lambda n, data: pickle.dumps(Evil()) if "sample_inputs" in n else data)
+
+class Evil:
+    """What leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def first_node(graph: dict[str, Any]) -> dict[str, Any]:
+    return graph["graph_module"]["graph"]["nodes"][-1]
+
+
+def find(value: Any, key: str) -> Iterator[Any]:
+    for each, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if each == key:
+            yield inner
+        if isinstance(inner, dict | list):
+            yield from find(inner, key)
+
+
+RUNS = "__import__('pathlib').Path('RAN').touch()"
+GRAPHS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "holds 'torch.os.system'": lambda graph: first_node(graph).update(target="torch.os.system"),
+    "holds 'torch.ops.aten.from_file.default'": lambda graph: first_node(graph).update(
+        target="torch.ops.aten.from_file.default"
+    ),
+    'holds "__import__\\(': lambda graph: next(find(graph, "as_expr")).update(expr_str=RUNS),
+    'holds "Symbol': lambda graph: next(find(graph, "as_expr")).update(expr_str=f"Symbol('s1').__class__.{RUNS}"),
+    'holds "__import': lambda graph: graph.update(guards_code=[RUNS]),
+    "holds 'x=print": lambda graph: next(find(graph, "as_tensor")).update(name="x=print()"),
+    r"holds .*collections\.d": lambda graph: next(
+        each for each in find(graph, "signature") if each and "in_spec" in each
+    ).update(in_spec='[1, {"type": "collections.defaultdict", "context": "{}", "children_spec": []}]'),
+    "holds 'as_custom_obj'": lambda graph: first_node(graph)["inputs"][0]["arg"].update(as_custom_obj={"name": "x"}),
+}
+"""What is said of a .pt2 file -> what was done to the graph in it."""
+
+
+def test_a_pt2_file_that_is_more_than_tensors_and_known_functions_is_not_loaded(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old, new, evil = exported["torch"], tmp_path / "a.pt2", pickle.dumps(Evil(tmp_path / "RAN"))
+
+    def same(name: str, data: bytes) -> bytes:
+        return data
+
+    archive_with(old, new, lambda name, data: evil if "sample_inputs" in name else data)
     with pytest.raises(CheckpointError, match="cannot be loaded as torch"):
-        load(inputs)
-    flagged = changed(
-        "b.pt2", lambda n, data: data.replace(b'"use_pickle": false', b'"use_pickle": true') if "config" in n else data
-    )
+        load(new)
+    for name, what in (
+        ("data/weights/model.pt", "pickled weights"),
+        ("data/aotinductor/model/a.so", "machine code"),
+        ("serialized_state_dict.pt", "pickled weights"),
+        ("models/other.json", "'models/other.json'"),
+    ):
+        with pytest.raises(CheckpointError, match=f"holds {what}; nothing of it was loaded"):
+            load(archive_with(old, new, same, **{name: evil}))
+    archive_with(
+        old, new, lambda name, data: data.replace(b'"use_pickle": false', b'"use_pickle": true') if "config" in name
+        else data,
+    )  # fmt: skip
     with pytest.raises(CheckpointError, match="holds pickled objects; nothing of it was loaded"):
-        load(flagged)
-    assert sorted(os.listdir(tmp_path)) == ["a.pt2", "b.pt2"]
+        load(new)
+    for message, change in GRAPHS.items():
+
+        def changed(name: str, data: bytes, change: Callable[[dict[str, Any]], Any] = change) -> bytes:
+            if not name.endswith("models/model.json"):
+                return data
+            graph = json.loads(data)
+            change(graph)
+            return json.dumps(graph).encode()
+
+        with pytest.raises(CheckpointError, match=message):
+            load(archive_with(old, new, changed))
+    assert os.listdir(tmp_path) == ["a.pt2"]
+
+
+@pytest.mark.parametrize(
+    "operation", ["ReadFile", "WriteFile", "PyFunc", "EagerPyFunc", "DebugIdentityV3", "RestoreV2"]
+)
+def test_a_saved_model_that_does_more_than_compute_is_not_loaded(operation, exported, tmp_path):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    shutil.copytree(exported["saved-model"], tmp_path / "a")
+    file = tmp_path / "a" / "1" / "saved_model.pb"
+    model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    functions = model.meta_graphs[0].graph_def.library.function
+    served = next(each for each in functions if "signature_wrapper" in each.signature.name)
+    served.node_def.add(op=operation, name="more")
+    file.write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match=f"a has the operation '{operation}', which no export has"):
+        load(tmp_path / "a")
+
+
+def test_a_saved_model_reads_no_files_by_what_tensorflow_reads_its_weights_with(exported, tmp_path):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    shutil.copytree(exported["saved-model"], tmp_path / "a")
+    file = tmp_path / "a" / "1" / "saved_model.pb"
+    original = file.read_bytes()
+    for how in ("operation", "attribute", "served"):
+        model = saved_model_pb2.SavedModel.FromString(original)
+        graph = model.meta_graphs[0]
+        functions = graph.graph_def.library.function
+        store = next(each.signature.name for each in functions if "traced_restore" in each.signature.name)
+        served = next(each for each in functions if "signature_wrapper" in each.signature.name)
+        if how == "operation":
+            served.node_def.add(op=store, name="more")
+        elif how == "attribute":
+            served.node_def.add(op="StatefulPartitionedCall", name="more").attr["f"].func.name = store
+        else:
+            graph.object_graph_def.concrete_functions[store].SetInParent()
+        file.write_bytes(model.SerializeToString())
+        with pytest.raises(CheckpointError, match="has the operation '"):
+            load(tmp_path / "a")
+
+
+def test_an_onnx_file_that_refers_to_others_is_not_loaded(exported, tmp_path):
+    import onnx
+    from onnx import helper
+
+    path = tmp_path / "a.onnx"
+    (tmp_path / "secret").write_bytes(b"x" * 10_000)
+
+    def refused(match: str, change: Callable[[onnx.ModelProto], Any]) -> None:
+        model = onnx.load(exported["onnx"])
+        change(model)
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(CheckpointError, match=match):
+            load(path)
+
+    def outside(model: onnx.ModelProto) -> None:
+        weight = next(each for each in model.graph.initializer if each.raw_data)
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value="../../etc/passwd")
+
+    def in_a_branch(model: onnx.ModelProto) -> None:
+        tensor = onnx.TensorProto(dims=[1], data_type=1, data_location=onnx.TensorProto.EXTERNAL)
+        branch = helper.make_graph([helper.make_node("Constant", [], ["y"], value=tensor)], "b", [], [])
+        model.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch))
+
+    refused("holds weights that lie in another file", outside)
+    refused("holds weights that lie in another file", in_a_branch)
+    refused(
+        "operators of 'com.evil'",
+        lambda model: model.graph.node.append(helper.make_node("A", [], [], domain="com.evil")),
+    )
+    refused("functions of its own", lambda model: model.functions.add(name="f"))
+    refused("does not say what it is", lambda model: helper.set_model_props(model, {"trivit": '{"trivit": "1"}'}))
+    path.write_bytes(exported["onnx"].read_bytes()[:3000])
+    with pytest.raises(CheckpointError, match="damaged: it is no ONNX file"):
+        load(path)
+
+
+def test_a_stablehlo_file_that_calls_what_this_process_has_is_not_loaded(exported, tmp_path):
+    import jax
+    from jax.export import DisabledSafetyCheck
+
+    def run(x: jax.Array) -> jax.Array:
+        return jax.ffi.ffi_call("xla_ffi_python_cpu_callback", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
+
+    call = DisabledSafetyCheck.custom_call("xla_ffi_python_cpu_callback")
+    program = jax.export.export(jax.jit(run), disabled_checks=[call], platforms=["cpu"])(np.zeros(3, np.float32))
+    path = tmp_path / "a.stablehlo"
+    path.write_bytes(program.serialize())
+    with zipfile.ZipFile(exported["stablehlo"]) as archive, zipfile.ZipFile(path, "a") as new:
+        new.writestr("trivit", archive.read("trivit"))
+    with pytest.raises(CheckpointError, match="calls 'xla_ffi_python_cpu_callback', which no export does"):
+        load(path)
+
+
+def test_a_folder_with_a_link_that_leads_out_of_it_is_not_loaded(exported, tmp_path):
+    shutil.copytree(exported["openvino"], tmp_path / "a")
+    (tmp_path / "a" / "model.bin").rename(tmp_path / "model.bin")
+    (tmp_path / "a" / "model.bin").symlink_to("../model.bin")
+    with pytest.raises(CheckpointError, match="has a link that leads out of it; nothing of it was loaded"):
+        load(tmp_path / "a")
+
+
+ABOUT = {"trivit": "0.1.0", "inputs": {"pixel_values": {"shape": [None, 3, 4, 4], "dtype": "float32"}},
+         "outputs": {"logits": {"shape": [None, 2], "dtype": "float32"}}, "task": "classify", "preprocessing": {},
+         "labels": ["a", "b"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ABOUT)
+def test_what_an_export_says_of_itself_is_not_believed(key):
+    assert formats.parse(json.dumps(ABOUT), Path("a")) == ABOUT
+    for odd in (
+        7,
+        ["x", 1],
+        {"pixel_values": {"shape": [None, -3], "dtype": "float32"}},
+        {"x": {"shape": 3}},
+        True,
+        "x",
+    ):
+        if (key == "trivit" and odd == "x") or (key == "preprocessing" and isinstance(odd, dict)):
+            continue
+        with pytest.raises(CheckpointError, match="a does not say what it is; expected what 'vit export' wrote"):
+            formats.parse(json.dumps({**ABOUT, key: odd}), Path("a"))
 
 
 @FORMATS_

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from .. import hub
 from ..checkpoint import Checkpoint
@@ -23,6 +22,7 @@ from ..errors import CheckpointError, InputError, quoted, shown
 from ..files import CONFIG, IMAGES
 from ..folders import files
 from ..image_processing import ViTImageProcessor
+from ..image_processing.inputs import Reader
 from ..image_processing.options import FILE as PREPROCESSOR
 from ..inference import Forward
 from ..loading import open_checkpoint
@@ -441,10 +441,9 @@ def _cases(artifact: Artifact, job: Job, images: Sequence[Any]) -> Iterator[tupl
 
 
 def _uint8(image: Any, channels: int) -> np.ndarray:
-    """(height, width, channels) of an image."""
-    with Image.open(image) as opened:
-        turned = ImageOps.exif_transpose(opened)
-        array = np.asarray(turned.convert("RGB" if channels == 3 else "L"))
+    """(height, width, channels) of an image, as the image processor reads it."""
+    pixels = Reader(channels, channels == 3, None).read("The image", image).pixels
+    array = np.asarray(pixels.convert("RGB") if channels == 3 else pixels)
     return array if array.ndim == 3 else array[:, :, None]
 
 

@@ -282,6 +282,9 @@ def load(path: str | os.PathLike[str], format: str | None = None) -> Artifact:
     if not path.exists():
         raise CheckpointError(f"{shown(path)} does not exist; expected what 'vit export' wrote.")
     name = format_of(path, format)
+    inside = path.resolve()
+    if path.is_dir() and any(not each.resolve().is_relative_to(inside) for each in path.rglob("*")):
+        raise CheckpointError(f"{shown(path)} has a link that leads out of it; nothing of it was loaded.")
     module = module_of(name)
     try:
         return module.load(path)
@@ -301,9 +304,35 @@ def parse(text: str | bytes | None, path: Path) -> dict[str, Any]:
         found = json.loads(text or "null")
     except ValueError:
         found = None
-    if not isinstance(found, dict) or not {NAME, "inputs", "outputs", "task", "preprocessing"} <= found.keys():
+    if not isinstance(found, dict) or not all(is_right(found.get(key)) for key, is_right in KEYS.items()):
         raise CheckpointError(f"{shown(path)} does not say what it is; expected what 'vit export' wrote.")
     return found
+
+
+def _are_arrays(value: Any) -> bool:
+    """Whether it is {name: {"shape": sizes, None where it is open, "dtype": name}}."""
+    return isinstance(value, dict) and all(
+        isinstance(each, dict)
+        and isinstance(each.get("dtype"), str)
+        and isinstance(each.get("shape"), list)
+        and all(size is None or (type(size) is int and size > 0) for size in each["shape"])
+        for each in value.values()
+    )
+
+
+def _are_labels(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+
+
+KEYS: dict[str, Callable[[Any], bool]] = {
+    NAME: lambda value: isinstance(value, str),
+    "inputs": _are_arrays,
+    "outputs": _are_arrays,
+    "task": lambda value: value in ("classify", "embed"),
+    "preprocessing": lambda value: isinstance(value, dict),
+    "labels": _are_labels,
+}
+"""What an export has to say about itself, and whether it does."""
 
 
 def reason(error: BaseException) -> str:

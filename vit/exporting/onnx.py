@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError, quoted, shown
 from .formats import NAME, Artifact, Job, parse, quiet
 
 OPSET = 20
@@ -112,9 +113,10 @@ def _describe(path: Path, job: Job) -> None:
 
 
 def load(path: Path) -> Artifact:
-    """Load it in ONNX Runtime on the CPU."""
+    """Load it in ONNX Runtime, on the CPU; what refers to other files or has operators of others is refused."""
     import onnxruntime
 
+    _check(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -125,3 +127,82 @@ def load(path: Path) -> Artifact:
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     return Artifact("onnx", path, metadata, run)
+
+
+# === What a file may hold ===
+
+TENSOR: dict[int, Any] = {13: "elsewhere", 14: "elsewhere"}
+ATTRIBUTE: dict[int, Any] = {5: TENSOR, 10: TENSOR, 22: "sparse", 23: "sparse"}
+GRAPH: dict[int, Any] = {1: {5: ATTRIBUTE, 7: "domain"}, 5: TENSOR, 15: "sparse"}
+ATTRIBUTE |= {6: GRAPH, 11: GRAPH}
+MODEL = {7: GRAPH, 25: "functions"}
+"""The fields of a ModelProto that are looked at (onnx.proto): nodes with what is in them, weights, functions."""
+REASONS = {
+    "elsewhere": "weights that lie in another file",
+    "functions": "functions of its own",
+    "sparse": "sparse weights",
+}
+DEPTH = 16
+"""How deep graphs may lie in each other."""
+
+
+def _check(path: Path) -> None:
+    """Refuse a file whose weights lie in another one, wherever that is, or whose operators are not ONNX's own.
+
+    Raises:
+        CheckpointError: it is such a file, or none.
+    """
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+    ):
+        try:
+            for what, value in _fields(view, 0, len(view), MODEL, 0):
+                if what != "domain":
+                    raise CheckpointError(f"{shown(path)} holds {REASONS[what]}; nothing of it was loaded.")
+                if value not in (b"", b"ai.onnx"):
+                    name = quoted(value.decode("utf-8", "replace"), 60)
+                    raise CheckpointError(f"{shown(path)} has operators of {name}; expected ONNX's own.")
+        except (IndexError, RecursionError):
+            raise CheckpointError(f"{shown(path)} is damaged: it is no ONNX file.") from None
+
+
+def _fields(data: memoryview, at: int, end: int, known: Mapping[int, Any], depth: int) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of the fields of a protocol buffer that are known, and of those in the messages in it."""
+    if depth > 2 * DEPTH:
+        raise RecursionError
+    while at < end:
+        tag, at = _varint(data, at)
+        kind, inner = tag & 7, known.get(tag >> 3)
+        size = 0
+        if kind == 0:
+            size, at = _varint(data, at)
+            if inner == "elsewhere" and size:
+                yield inner, b""
+            continue
+        if kind == 2:
+            size, at = _varint(data, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise IndexError
+        if at + size > end:
+            raise IndexError
+        if isinstance(inner, str):
+            yield inner, bytes(data[at : at + min(size, 1000)])
+        elif inner is not None and kind == 2:
+            yield from _fields(data, at, at + size, inner, depth + 1)
+        at += size
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """(number, where it ends)."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value, at, shift = value | (byte & 127) << shift, at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise IndexError

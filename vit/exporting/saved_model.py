@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, shown
+from ..budgets import MB, read_whole
+from ..errors import CheckpointError, InputError, quoted, shown
 from ..image_processing.steps import Steps
 from .formats import NAME, Artifact, Job, parse
 
@@ -55,9 +56,10 @@ def write(job: Job, path: Path) -> None:
 
 
 def load(path: Path) -> Artifact:
-    """Load it in TensorFlow, on its default device."""
+    """Load it in TensorFlow, on its default device; a graph of other operations than `OPERATIONS` is refused."""
     described = path / VERSION / METADATA
-    metadata = parse(described.read_bytes() if described.is_file() else None, path)
+    metadata = parse(read_whole(described) if described.is_file() else None, path)
+    _check(path)
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path / VERSION))
@@ -80,6 +82,60 @@ def _sentence(error: Exception) -> str:
         return found[1]
     lines = [line.strip() for line in text.partition("[[")[0].splitlines() if line.strip()]
     return shown(lines[-1] if lines else text).rstrip(".") + "."
+
+
+# === What a graph may do ===
+
+GRAPH = 256 * MB
+"""Bytes of a graph, without its weights, at most."""
+PURE = """
+    Abs Add AddN AddV2 All Any ArgMax Assert AssignVariableOp BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd
+    BroadcastTo Cast Ceil ConcatV2 Const Conv2D Cos Cumsum DecodeBase64 DecodeBmp DecodeGif DecodeImage DecodeJpeg
+    DecodePng DecodeRaw DisableCopyOnRead DivNoNan Einsum Elu EnsureShape Equal Erf Erfc Exp ExpandDims Expm1 Fill
+    Floor FloorDiv FloorMod GatherNd GatherV2 Greater GreaterEqual Identity IdentityN If Less LessEqual Log Log1p
+    LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max Maximum Mean Min Minimum Mul Neg NoOp NotEqual OneHot
+    OnesLike Pack Pad PadV2 PartitionedCall Placeholder Pow Prod Range Rank ReadVariableOp RealDiv Relu Relu6
+    Reshape ReverseV2 Roll Round Rsqrt Select SelectV2 Selu Shape Sigmoid Sign Sin Size Slice Softmax Softplus Split
+    Sqrt Square SquaredDifference Squeeze StatefulPartitionedCall StatelessIf StatelessWhile StopGradient
+    StridedSlice Sub Substr Sum Tanh TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem
+    TensorListStack Tile TopKV2 Transpose Unpack VarHandleOp VarIsInitializedOp Where While ZerosLike
+"""
+OPERATIONS = {*PURE.split()}
+"""What a graph may do: nothing that reads or writes files, asks others, or runs Python."""
+STORING = {"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename", "StaticRegexFullMatch", "StringJoin"}
+"""And in the functions that TensorFlow keeps for reading and writing weights, which nothing else here calls."""
+STORES = re.compile(r"__inference__traced_(save|restore)_\d+")
+
+
+def _check(path: Path) -> None:
+    """Refuse a graph that would do more than to compute.
+
+    Raises:
+        CheckpointError: it would.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    data = read_whole(path / VERSION / "saved_model.pb", GRAPH)
+    for graph in saved_model_pb2.SavedModel.FromString(data).meta_graphs:
+        library = graph.graph_def.library.function
+        names = {each.signature.name for each in library}
+        stores = {name for name in names if STORES.fullmatch(name)} - graph.object_graph_def.concrete_functions.keys()
+        bodies = [(each.signature.name, each.node_def) for each in library]
+        for name, nodes in [*bodies, ("", graph.graph_def.node)]:
+            known = OPERATIONS | names | (STORING if name in stores else set())
+            if name:  # from the graph outside of all functions, which is not run, they may be called
+                known -= stores
+            for node in nodes:
+                if node.op not in known or (name and not stores.isdisjoint(_called(node))):
+                    what = f"the operation {quoted(node.op, 60)}"
+                    raise CheckpointError(f"{shown(path)} has {what}, which no export has; nothing of it was loaded.")
+
+
+def _called(node: Any) -> Iterator[str]:
+    """The functions that a node is told to call."""
+    for value in node.attr.values():
+        yield value.func.name
+        yield from (each.name for each in value.list.func)
 
 
 # === Warm-up ===

@@ -14,10 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from ..budgets import JSON
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, quoted, shown
 from .formats import NAME, Artifact, Job, parse
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+DIALECTS = {"builtin", "chlo", "func", "stablehlo"}
+"""The first part of the names of operations."""
+CALLS = {"shape_assertion"}
+"""What a program may call beside them: JAX checks sizes by that."""
 
 
 def write(job: Job, path: Path) -> None:
@@ -45,7 +49,10 @@ def write(job: Job, path: Path) -> None:
 
 
 def load(path: Path) -> Artifact:
-    """Load it with `jax.export.deserialize`, which unpickles nothing, for JAX's default device."""
+    """Load it with `jax.export.deserialize`, which unpickles nothing, for JAX's default device.
+
+    A program that calls functions of this process by their names, as those that run Python are, is refused.
+    """
     import jax
     import jax.export
 
@@ -56,10 +63,38 @@ def load(path: Path) -> Artifact:
             metadata = parse(archive.read(NAME), path)
     except (zipfile.BadZipFile, KeyError):
         raise CheckpointError(f"{shown(path)} does not say what it is; expected what 'vit export' wrote.") from None
-    program = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    _check(exported.mlir_module_serialized, path)
+    program = jax.jit(exported.call)
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         (array,) = inputs.values()
         return {name: np.asarray(value) for name, value in program(array).items()}
 
     return Artifact("stablehlo", path, metadata, run)
+
+
+def _check(module: bytes, path: Path) -> None:
+    """Refuse a program that is more than computation.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    from jax.extend.mlir import ir
+    from jax.extend.mlir.dialects import stablehlo
+    from jax.interpreters import mlir
+
+    others = []
+
+    def visit(operation: ir.Operation) -> ir.WalkResult:
+        name = operation.name
+        if name == "stablehlo.custom_call":
+            name = ir.StringAttr(operation.attributes["call_target_name"]).value
+        if name not in CALLS and name.partition(".")[0] not in DIALECTS:
+            others.append(name)
+        return ir.WalkResult.ADVANCE
+
+    with mlir.make_ir_context() as context:
+        stablehlo.deserialize_portable_artifact(context, module).operation.walk(visit)
+    if others:
+        raise CheckpointError(f"{shown(path)} calls {quoted(others[0], 60)}, which no export does; it was not loaded.")
