@@ -321,6 +321,31 @@ def test_int8_is_calibrated_with_images_from_all_of_a_folder(tmp_path, monkeypat
     assert [path.name for path in engine.calibration_images(tmp_path)] == ["0.png", "3.png", "z.png"]
 
 
+# === Served ===
+
+
+def test_every_format_is_served(exported, folders):
+    from vit.serving import Limits, create_app
+
+    from .served import Client, picture
+
+    file = picture()
+    values = vit.ViTImageProcessor.from_pretrained(folders["vit"])(file, return_tensors="np").pixel_values
+    logits = Forward(folders["vit"], "pt")(values).logits[0]
+    names = ["cat", "dog", "crane", "crane", "ox"]
+    models = {name: str(path) for name, path in exported.items()}
+    with Client(create_app(models, limits=Limits(max_batch_size=2))) as client:
+        for name in models:
+            (found,) = client.post(f"/classify?model={name}", content=file).json()["results"]
+            assert found["labels"] == [names[i] for i in np.argsort(-logits, kind="stable")], name
+            np.testing.assert_allclose(
+                found["probabilities"], np.sort(1 / (1 + np.exp(-logits)))[::-1], atol=1e-5, err_msg=name
+            )
+            assert client.get(f"/v2/models/{name}").json()["platform"] == f"trivit_{name}"
+            answer = client.post(f"/embed?model={name}", content=file)
+            assert (answer.status_code, "has no task embed" in answer.json()["error"]) == (400, True)
+
+
 # === What is refused ===
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -163,3 +164,18 @@ def test_a_program_that_is_dropped_is_freed(framework, folder, monkeypatch):
     finally:
         gc.unfreeze()
     assert counts[0] < counts[-1] == counts[3]
+
+
+def test_tensorflow_has_nothing_to_warn_of_where_batches_of_many_sizes_come(folder, pixel_values):
+    forward = Forward(folder, "tf")
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("tensorflow")
+    logger.addHandler(handler)
+    try:
+        for size in (1, 2, 3, 4, 5, 6, 7):
+            forward(np.repeat(pixel_values[:1], size, 0))
+    finally:
+        logger.removeHandler(handler)
+    assert heard == []

@@ -26,6 +26,7 @@ from vit import (
     attention_mask,
     attention_rollout,
     cls_attention,
+    families,
     predict,
 )
 from vit.errors import ConfigError, InputError
@@ -266,6 +267,40 @@ def test_open_inference_takes_and_gives_tensors_in_json_and_binary(
     near(found["probabilities"][0], expected["probabilities"][0][:3])
 
 
+def test_open_inference_takes_what_is_odd_and_legal(
+    client: Client, expected: dict[str, Any], values: np.ndarray
+) -> None:
+    one, labels = tensor("image_bytes", [B64])[0], expected["labels"][0]
+    pixel_values = {"name": "pixel_values", "shape": [1, 3, 16, 12], "datatype": "FP32"}
+    pixels = {"name": "image_uint8", "shape": [1, *PIXELS.shape], "data": PIXELS.tolist()}
+    half = values.astype("<f2").tobytes()
+    in_half = {**pixel_values, "datatype": "FP16", "parameters": {"binary_data_size": len(half)}}
+    head = json.dumps({"inputs": [in_half]}).encode()
+    requests: list[dict[str, Any]] = [
+        {"json": {"inputs": [{**one, "shape": [1, 1], "data": [[B64]]}]}},
+        {"json": {"inputs": [one], "outputs": [], "parameters": {"priority": 3}}},
+        {"json": {"inputs": [{**one, "parameters": {"content_type": "base64"}}], "outputs": [{"name": "labels"}]}},
+        {"json": {"inputs": [{**pixel_values, "data": values.tolist()}]}},
+        {"json": {"inputs": [{**pixel_values, "datatype": "FP64", "data": values.ravel().tolist()}]}},
+        {"json": {"inputs": [{**pixels, "datatype": "INT64"}]}},
+        {"json": {"inputs": [{**pixels, "datatype": "UINT8", "shape": list(PIXELS[None].shape)}]}},
+        {"content": head + half, "headers": {HEADER: str(len(head))}},
+    ]
+    for request in requests:
+        answer = client.post("/v2/models/default/versions/1/infer", **request)
+        assert answer.status_code == 200, answer.text
+        found = {each["name"]: each for each in answer.json()["outputs"]}
+        assert found["labels"]["data"] == labels
+    mixed = {"inputs": [one], "id": "", "parameters": {"binary_data_output": True},
+             "outputs": [{"name": "labels", "parameters": {"binary_data": False}}, {"name": "logits"}]}  # fmt: skip
+    answer = client.post(V2, json=mixed)
+    size = int(answer.headers[HEADER])
+    told = json.loads(answer.content[:size])
+    assert (told["id"], told["outputs"][0]["data"]) == ("", labels)
+    assert told["outputs"][1]["parameters"] == {"binary_data_size": 20}
+    assert len(answer.content) - size == 20
+
+
 def test_open_inference_gives_the_outputs_that_are_asked_for(
     client: Client, expected: dict[str, Any], folder: Path, values: np.ndarray
 ) -> None:
@@ -365,6 +400,12 @@ BAD: list[tuple[int, str, dict[str, Any], str]] = [
     (400, V1, {"json": {"instances": [B64], "more": 1}}, "no key 'more'"),
     (400, V1, {"json": {"instances": {"b64": B64}}}, "instances is no list"),
     (400, V1, {"json": {"instances": []}}, "no image"),
+    (400, V1, {"json": {"inputs": []}}, "no image"),
+    (400, V1, {"json": {"inputs": {}}}, "inputs has 0 names"),
+    (400, V1, {"json": {"inputs": {"image_bytes": [B64], "keys": [1]}}}, "inputs has 2 names; expected one of"),
+    (400, V1, {"json": {"instances": [{"image_bytes": {"b64": B64}, "key": "1"}]}}, "an object of"),
+    (400, V1, {"json": {"inputs": {"image_bytes": []}}}, "no image"),
+    (404, "GET /v1/models/default/labels/stable", {}, "There is no"),
     (413, V1, {"json": {"instances": [B64] * 9}}, "9 images; expected at most 8"),
     (400, V1, {"json": {"instances": [None]}}, "is null"),
     (400, V1, {"json": {"instances": [5]}}, "is a number"),
@@ -413,6 +454,12 @@ BAD: list[tuple[int, str, dict[str, Any], str]] = [
     (400, V2, {"json": {**infer_of()["json"], "outputs": [{"name": {}}]}}, "no output {}"),
     (400, V2, {"json": {**infer_of()["json"], "parameters": {"top_k": [1]}}}, "top_k is [1]"),
     (400, V2, infer_of(data="x"), "no list of strings"),
+    (400, V2, infer_of(data=[[5]]), "no list of strings"),
+    (400, V2, infer_of(data=[[], [[]]]), "has 0 elements"),
+    (400, V2, {"json": {**infer_of()["json"], "id": {"a": 1}}}, "id is {'a': 1}; expected a string"),
+    (400, V2, infer_of(name="pixel_values", datatype="BF16", shape=[1, 3, 16, 12]), "The datatype of pixel_values"),
+    (400, V2, infer_of(name="pixel_values", datatype="FP32", shape=[0, 3, 16, 12], data=[]), "ints of at least 1"),
+    (415, V2, {"content": b"{}", "headers": {"content-encoding": "deflate"}}, "Content-Encoding"),
     (400, V2, infer_of(data=["?"]), "no base64"),
     (400, V2, infer_of(parameters=5), "parameters is no object"),
     (400, V2, infer_of(name="pixel_values", datatype="X", shape=[1, 3, 16, 12]), "The datatype of pixel_values"),
@@ -462,6 +509,44 @@ def test_an_app_without_a_classifier_gives_vectors(tmp_path: Path) -> None:
         (looks,) = client.post("/attention", content=PNG).json()["results"]
         assert "labels" not in looks
         assert np.shape(looks["map"]) == tuple(looks["grid"])
+
+
+@pytest.fixture(scope="module")
+def every_family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any, np.ndarray]]:
+    """model_type -> a checkpoint, with labels where the family has them; the labels and the vector of the PNG."""
+    found = {}
+    for model_type in families.CONFIGS:
+        kinds = families.config_class(model_type).heads.items()
+        head = next((head for head, kind in kinds if "ForImageClassification" in kind.name), None)
+        folder = checkpoint(tmp_path_factory.mktemp("family") / model_type, model_type, head, num_hidden_layers=1)
+        labels = [each.labels for each in predict([PNG], str(folder), "pt", top_k=5)] if head else [None]
+        (vector,) = predict([PNG], str(folder), "pt", task="embed", pool="mean")
+        found[model_type] = folder, labels[0], vector.vector
+    return found
+
+
+@pytest.mark.parametrize("framework", families.PREFIXES)
+def test_every_family_is_served_in_every_framework(
+    framework: str, every_family: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "warm", lambda model: None)  # compiles what is not asked for here
+    models = {name.replace("_", "-"): folder for name, (folder, _, _) in every_family.items()}
+    with Client(create_app(models, framework, limits=Limits(max_batch_size=1), device="cpu")) as client:
+        for name, (_, labels, vector) in zip(models, every_family.values(), strict=True):
+            if labels is None or framework == "pt":
+                (found,) = client.post(f"/embed?model={name}&pool=mean", content=PNG).json()["results"]
+                np.testing.assert_allclose(found["embedding"], vector, atol=1e-5, err_msg=name)
+                (looks,) = client.post(f"/attention?model={name}", content=PNG).json()["results"]
+                assert np.shape(looks["map"]) == (4, 3), name
+                assert np.isfinite(looks["map"]).all()
+            answer = client.post(f"/classify?model={name}", content=PNG)
+            assert answer.status_code == (400 if labels is None else 200)
+            if labels is not None:
+                assert answer.json()["results"][0]["labels"] == list(labels), name
+            request = {"instances": [{"b64": B64}]}
+            assert client.post(f"/v1/models/{name}:predict", json=request).status_code == 200
+            one, _ = tensor("image_bytes", [B64])
+            assert client.post(f"/v2/models/{name}/infer", json={"inputs": [one]}).status_code == 200
 
 
 @pytest.mark.parametrize("framework", ["tf", "flax"])

@@ -188,13 +188,14 @@ def _serve_tf(model: Any) -> tuple[Any, str]:
     device = model.variables[0].value.device  # where operations run is not where variables lie unless it is said
 
     @lru_cache(PROGRAMS)  # of functions of one program each, because one function keeps all of its programs
-    def program(shape: tuple[int, ...], flags: tuple[bool, ...]) -> Any:
+    def program(shape: tuple[int, ...], dtype: np.dtype, flags: tuple[bool, ...]) -> Any:
         fixed = model.config.fixed_inputs(shape)
-        return tf.function(lambda pixel_values: model(pixel_values, training=False, **fixed, **_keywords(model, flags)))
+        run = tf.function(lambda pixel_values: model(pixel_values, training=False, **fixed, **_keywords(model, flags)))
+        return run.get_concrete_function(tf.TensorSpec(shape, dtype))  # of calls that trace TensorFlow warns
 
     def call(pixel_values: np.ndarray, *flags: bool) -> Any:
         with tf.device(device):
-            return program(pixel_values.shape, flags)(tf.convert_to_tensor(pixel_values))
+            return program(pixel_values.shape, pixel_values.dtype, flags)(tf.convert_to_tensor(pixel_values))
 
     return call, tf.DeviceSpec.from_string(device).device_type.lower()
 

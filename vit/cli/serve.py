@@ -83,7 +83,8 @@ def command(
     from ..serving import Limits, create_app
     from ..serving.server import listen, run
 
-    logging.basicConfig(format="vit: %(message)s", level=logging.ERROR if quiet else logging.INFO)
+    logging.basicConfig(format="vit: %(message)s", level=logging.ERROR if quiet else logging.WARNING)
+    logging.getLogger("vit").setLevel(logging.ERROR if quiet else logging.INFO)  # of others, what is wrong
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="PIL")  # odd images are answered, not logged
     limits = Limits(

@@ -101,6 +101,8 @@ async def _infer(
     parameters = _parameters(given)
     top_k = number(parameters.get("top_k", TOP_K), "top_k", 1)
     images = _images(given, rest)
+    if not isinstance(identity := given.get("id", ""), str):
+        raise Refusal(400, f"id is {quoted(identity, 60)}; expected a string.")
     wanted = _wanted(given, model, parameters.get("binary_data_output") is True)
     tasks = {OUTPUTS[name] for name in wanted}
     found: dict[str, list[Any]] = {}
@@ -121,7 +123,7 @@ async def _infer(
         blobs.append(blob)
     answer = {"model_name": model.name, "model_version": str(model.version), "outputs": tensors}
     if "id" in given:
-        answer["id"] = given["id"]
+        answer["id"] = identity
     head = json.dumps(answer, ensure_ascii=False).encode()
     if not any(wanted.values()):
         return Response(head, media_type="application/json")
@@ -246,9 +248,14 @@ def _array(name: str, data: Any, datatype: str, shape: list[int]) -> np.ndarray:
 
 
 def _strings(data: Any) -> Iterator[bytes]:
-    if not isinstance(data, list) or not all(isinstance(each, str) for each in data):
-        raise Refusal(400, "The data of image_bytes is no list of strings, which are base64 of image files.")
-    return map(base64_in, data)
+    """The elements of a list, or of lists in it: the protocol takes a tensor flat or nested."""
+    for each in data if isinstance(data, list) else [None]:
+        if isinstance(each, list):
+            yield from _strings(each)
+        elif isinstance(each, str):
+            yield base64_in(each)
+        else:
+            raise Refusal(400, "The data of image_bytes is no list of strings, which are base64 of image files.")
 
 
 def _elements(data: memoryview) -> Iterator[bytes]:
