@@ -19,6 +19,7 @@ from vit.training import Recipe, run
 from vit.training.examples import Examples, Split
 from vit.training.processes import Processes
 from vit.training.run import TrainingError, train
+from vit.training.schedule import learning_rate
 from vit.training.state import TrainingState
 
 from .equivalence import random_checkpoint, tiny_config
@@ -65,6 +66,9 @@ def test_a_run_learns_and_leaves_checkpoints_metrics_and_a_card(
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [{**row, "steps": 40} for row in rows] == reported
     assert [row["step"] for row in rows if "top1" in row] == [7, 14, 21, 28, 35, 40]
+    assert [row["epoch"] for row in rows] == [round(row["step"] * 8 / 27, 3) for row in rows]
+    assert [row["learning_rate"] for row in rows] == [learning_rate(recipe, row["step"] - 1, 40) for row in rows]
+    assert all(row["images_per_second"] > 0 for row in rows)
     assert {"recipe.json", "README.md", "curves.png", "confusion.png"} <= {each.name for each in run.folder.iterdir()}
     for name in ("last", "best"):
         config = checkpoint.read_config(run.folder / name)
