@@ -18,6 +18,7 @@ import conversion
 import vit
 from vit import CheckpointError, InputError, ViTImageProcessor, checkpoint, families, predict
 from vit.cli import attention, main
+from vit.config import to_pair
 from vit.flops import forward_flops
 from vit.inference import Forward
 from vit.pipeline import POOLS
@@ -307,3 +308,12 @@ def test_an_encoder_alone_gives_hidden_states_and_attentions_only_where_they_are
     assert in_pytorch[1:] == in_flax[1:] == (None, None)
     in_keras = vit.TFViTModel(config).encoder(tf.convert_to_tensor(x))
     assert in_keras.get("hidden_states") is in_keras.get("attentions") is None
+
+
+@pytest.mark.parametrize("model_type", families.CONFIGS)
+def test_a_configuration_knows_the_size_of_what_its_models_pool(model_type):
+    config = tiny_family(model_type)
+    model, size = families.model_class("pt", model_type, None)(config).eval(), to_pair(config.image_size)
+    with torch.inference_mode():
+        outputs = model(torch.zeros(1, 3, *size))
+    assert config.pooler_output_size == (outputs["pooler_output"].shape[-1] if "pooler_output" in outputs else 0)

@@ -195,7 +195,7 @@ def linear_probe(known: np.ndarray, labels: np.ndarray, asked: np.ndarray, ridge
     mean, deviation = known.mean(axis=0), known.std(axis=0) + 1e-12
     known, asked = ((each - mean) / deviation for each in (known, asked))
     gram = known.T @ known / len(known) + ridge * np.eye(known.shape[1])
-    return asked @ np.linalg.solve(gram, known.T @ (labels - labels.mean(axis=0)) / len(known)) + labels.mean(axis=0)
+    return asked @ np.linalg.solve(gram, known.T @ labels / len(known)) + labels.mean(axis=0)  # as the features' are 0
 
 
 def _accuracy(scores: np.ndarray, targets: np.ndarray) -> float:
