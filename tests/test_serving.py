@@ -902,6 +902,8 @@ def test_the_description_names_every_route_and_its_page_needs_no_other_host(clie
     described = client.get("/openapi.json").json()
     assert {"/classify", "/embed", "/attention", "/v1/models/{name}:predict", "/v2/models/{name}/infer", "/metrics",
             "/health/live", "/health/ready", "/ai", "/healthy"} <= described["paths"].keys()  # fmt: skip
+    given = {str(status) for status, *_ in BAD} - {"405"} | {"401", "503"}
+    assert described["paths"]["/classify"]["post"]["responses"].keys() - {"200"} == given
     page = client.get("/docs").text
     assert all(f"<code>{path}</code>" in page for path in described["paths"])
     assert "503" in page
