@@ -6,16 +6,17 @@ import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit import ViTImageProcessor, checkpoint
+from vit import ViTConfig, ViTImageProcessor, checkpoint
 from vit.errors import FRAMEWORKS, CheckpointError, ConfigError, InputError
 from vit.locks import locked
-from vit.training import Recipe, run
+from vit.training import Recipe, run, start
 from vit.training.examples import Examples, Split
 from vit.training.processes import Processes
 from vit.training.run import TrainingError, train
@@ -176,6 +177,22 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_and_moments_in_f
         assert {array.dtype.name for array in (*found[dtype].values(), *state.tensors.values())} == {"float32"}
     distances = [np.abs(array - found["mixed_bfloat16"][name]).max() for name, array in found["float32"].items()]
     assert 0 < max(distances) < 3 * 3 * RECIPE.learning_rate  # AdamW moves a weight by about the rate, at most
+
+
+def test_what_of_a_checkpoint_is_not_trained_on_is_told() -> None:
+    def told(old: dict[int, str], new: dict[int, str], *fresh: str, head: str = "classifier.weight") -> list[str]:
+        config = SimpleNamespace(canonical_names=lambda tensors: {"stored": head})
+        fit: Any = SimpleNamespace(fresh=fresh, checkpoint=SimpleNamespace(tensors={}, config=config))
+        return start._notes(fit, ViTConfig(id2label=old), ViTConfig(id2label=new))
+
+    animals, others, unnamed = {0: "cat", 1: "dog"}, {0: "dog", 1: "cat"}, {0: "LABEL_0", 1: "LABEL_1"}
+    (note,) = told(animals, others, "classifier.weight")
+    assert note.startswith("The checkpoint has the labels cat")
+    assert note.endswith("its head starts fresh.")
+    assert told(animals, animals) == told(unnamed, others) == told(animals, others, head="vit.layernorm.weight") == []
+    assert len(told({0: "LABEL_0", 1: "dog"}, others)) == 1
+    (note,) = told(animals, animals, "vit.pooler.dense.weight", "classifier.weight")
+    assert note == "The checkpoint lacks vit.pooler.dense.weight, which start fresh."
 
 
 def test_a_run_has_the_steps_of_its_epochs_or_those_that_are_said() -> None:
