@@ -225,6 +225,21 @@ def test_a_text_that_is_too_long_is_cut_where_it_just_fits(most: float) -> None:
     assert slide.write(1, 1, text, 99, fontsize=20) == slide.write(1, 1, text, fontsize=20) > 1 + most
 
 
+def test_texts_of_any_length_end_within_the_margins_of_the_slide() -> None:
+    long, slide = "of many words " * 40, picture.Slide(4)
+    slide.heading(long, "beside", long)
+    slide.heading(long, "", "")
+    slide.foot(long, long)
+    slide.foot(long, "", bar=False)
+    rights = {text.get_text()[:1]: [] for text in slide.figure.texts}
+    for text in slide.figure.texts:
+        rights[text.get_text()[:1]].append(slide._right(text))
+    end = picture.WIDTH - picture.MARGIN
+    assert max(rights["o"]) <= end
+    assert min(sorted(rights["o"])[1:]) > end - 0.3  # all but the one with a text beside it
+    assert end - 1.5 < rights["b"][0] <= end
+
+
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
         found = {name: drawn(name, patch) for name in SLIDES}
