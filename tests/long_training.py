@@ -58,8 +58,8 @@ def mnist() -> Scans:
 
 SETS: Mapping[str, tuple[Callable[[], Scans], str]] = {
     "digits": (digits, "--from-scratch --epochs 30 -b 32 --learning-rate 2e-3 --layer-decay 1 --warmup 0.1 --flip 0 "
-               "--crop-scale 0.7 --label-smoothing 0.05 --ema 0.98 --evaluate-every 10"),
-    "mnist": (mnist, "--epochs 10 -b 32 --learning-rate 2e-3 --layer-decay 1 --warmup 0.1 --flip 0 "
+               "--crop-scale 0.7 --label-smoothing 0.05 --ema 0.98 --evaluate-every 5"),
+    "mnist": (mnist, "--epochs 5 -b 32 --learning-rate 2e-3 --layer-decay 1 --warmup 0.1 --flip 0 "
               "--crop-scale 0.7 --label-smoothing 0.05 --ema 0.98 --evaluate-every 5"),
 }  # fmt: skip
 """Name -> the scans, and the options of `vit train` from the bundled digits, as docs/training.md has them."""

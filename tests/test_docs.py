@@ -47,7 +47,7 @@ DATA = ("json", "text", "toml", "yaml")  # what something prints or reads
 NOT_RUN = ("make ", "pip ", "git ", "source ")
 SHORTER = {
     "bench": ["--framework", "pt", "--batch-size", "1", "--seconds", "0.05"],  # by default 18 lines of 2 seconds
-    "train": ["--steps", "2", "--batch-size", "2"],
+    "train": ["--steps", "2", "--batch-size", "16"],
 }
 """Command -> what it is told besides: of a training the first steps are run."""
 FEWER = {"epochs=6": "steps=2"}

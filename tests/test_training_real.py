@@ -1,0 +1,22 @@
+"""Real scans, in each framework: the first steps of what tests/long_training.py goes on with for minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vit.cli.frameworks import DIGITS
+from vit.errors import FRAMEWORKS
+from vit.training import Recipe
+from vit.training.run import train
+
+from .long_training import mnist, write
+
+
+def test_mnist_is_learnt_alike_in_every_framework_from_the_bundled_digits(tmp_path: Path) -> None:
+    data = write(mnist(), tmp_path / "scans", most=200)
+    recipe = Recipe(batch_size=32, steps=16, learning_rate=3e-3, layer_decay=1.0, flip=0.0, crop_scale=0.7,
+                    evaluate_every=100)  # fmt: skip
+    found = {each: train(data, DIGITS, tmp_path / each, each, recipe).metrics for each in FRAMEWORKS}
+    scores = [metrics["top1"] for metrics in found.values()]
+    assert min(scores) > 0.35, found  # of ten labels; 92% after five epochs of all scans
+    assert max(scores) - min(scores) <= 0.005 + 1e-9, found
