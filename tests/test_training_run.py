@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from contextlib import nullcontext
@@ -140,8 +141,14 @@ def test_a_run_that_is_replaced_is_whole_until_the_new_one_can_be_resumed(
     assert [(place / "notes.txt").read_text() for place in (run, run / "last")] == ["mine", "mine"]
 
 
-def test_another_number_of_workers_gives_the_same_weights(photos: Path, model: Path, tmp_path: Path) -> None:
+def test_another_number_of_workers_gives_the_same_weights(
+    photos: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 2))  # half a second a look
     one, three = (train(photos, model, tmp_path / str(n), "pt", RECIPE, workers=n).folder / "last" for n in (1, 3))
+    rows = [json.loads(line) for line in (one.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [row["images_per_second"] for row in rows] == [2 * 8 / 0.5] * 3
     expected = weights(one)
     assert all(np.array_equal(array, expected[name]) for name, array in weights(three).items())
 
