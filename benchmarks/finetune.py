@@ -38,7 +38,7 @@ from .harness import Bar, Options, Ratio, bars, color, process, random_checkpoin
 from .peers import Peer, Runner, read_config
 from .pipeline import write_images
 
-BATCH_SIZE, IMAGES, ROUNDS, SECONDS = 8, 128, 4, 15.0
+BATCH_SIZE, IMAGES, ROUNDS, SECONDS = 8, 128, 3, 12.0
 STEPS = {"Ti/16": 6}
 """Steps of a turn, at sizes whose steps are short; one at the others. At these the parts are measured, too."""
 
