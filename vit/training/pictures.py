@@ -60,6 +60,9 @@ def curves(path: Path, rows: Iterable[Mapping[str, Any]], title: str, about: str
             axes.plot(*points.T, color=COLORS[whose], linewidth=2, marker=marker, markersize=4, clip_on=False)
             if len(lines) > 1:
                 right = slide.write(right + 0.25, bottom + 0.62, whose, fontsize=13, color=COLORS[whose])
+        axes.set_xlim(0, 1.02 * max(points[-1, 0] for points in lines.values()))
+        if name == "learning rate":
+            axes.set_ylim(bottom=0)
     slide.save(path, OPTION)
 
 
