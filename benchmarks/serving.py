@@ -430,7 +430,7 @@ def hostile(options: argparse.Namespace, checkpoint: str) -> str:
         wanted = exchange_json(port, request)
         before = memory(process.pid)
         begin = time.perf_counter()
-        good, wrong, bad, crashed = asking.prepare(
+        good, wrong, bad, crashed, slow, told = asking.prepare(
             "benchmarks.serving:ask_among_hostile", port=port, request=base64.b64encode(request).decode(),
             count=options.hostile, connections=options.connections, labels=wanted["results"][0]["labels"],
         )  # fmt: skip
@@ -439,7 +439,8 @@ def hostile(options: argparse.Namespace, checkpoint: str) -> str:
         after = memory(process.pid)
     return (
         f"{options.hostile:,} requests in {seconds:.0f} s: {good:,} well-formed ones answered rightly, {wrong} not; "
-        f"{bad:,} hostile ones, to which {crashed} answers were of status 500. The server "
+        f"{bad:,} hostile ones, to which {crashed} answers were of status 500; {SLOW} clients sent bytes now and then "
+        f"all the while, on {slow:,} connections, and were told {told:,} times that they are too slow. The server "
         f"{'goes on' if alive else 'ended'}; it held {before / 2**20:.0f} MiB before and {after / 2**20:.0f} after."
     )
 
@@ -474,18 +475,44 @@ def hostile_requests(request: bytes) -> list[bytes]:
     ]  # fmt: skip
 
 
+TINY = ViTConfig(image_size=32, patch_size=8, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                 intermediate_size=128, num_labels=10)  # fmt: skip
+"""What the server itself is tried with, and not the model."""
 BOMB = "iVBORw0KGgoAAAANSUhEUgAAw1AAAMNQAQAAAAD3jmLVAAAAAElFTkSuQmCC"
 """A PNG whose header says 50,000 x 50,000 pixels."""
 
 
-def ask_among_hostile(
-    port: int, request: str, count: int, connections: int, labels: list[str]
-) -> tuple[int, int, int, int]:
-    """(well-formed requests answered rightly, and not; hostile ones, and answers of status 500 to them)."""
+SLOW = 50
+"""Clients that take their time with headers or with a body."""
+
+
+def ask_among_hostile(port: int, request: str, count: int, connections: int, labels: list[str]) -> tuple[int, ...]:
+    """(well-formed requests answered rightly, and not; hostile ones, and answers of status 500 to them; connections of
+    slow clients, and answers of status 408 to them)."""
     whole = base64.b64decode(request)
     broken = hostile_requests(whole)
     left = iter(range(count))
-    told = [0, 0, 0, 0]
+    told = [0, 0, 0, 0, 0, 0]
+
+    async def slow(at: int) -> None:
+        """Send a request to a place in its headers or its body, and from there a byte now and then, again and again."""
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            told[4] += 1
+            try:
+                writer.write(whole[:at])
+                for byte in whole[at:-1]:
+                    await writer.drain()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.5):
+                            found = await reader.read(65536)
+                            told[5] += found.startswith(b"HTTP/1.1 408")
+                            break
+                    writer.write(bytes([byte]))
+            except ConnectionError:
+                continue
+            finally:
+                writer.close()
 
     async def one(data: bytes, patience: float) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -522,10 +549,14 @@ def ask_among_hostile(
             told[0 if right else 1] += 1
 
     async def all_of_them() -> None:
+        places = (1, whole.index(b"\r\n\r\n"), whole.index(b"\r\n\r\n") + 5)
+        dripping = [asyncio.create_task(slow(places[i % len(places)])) for i in range(SLOW)]
         await asyncio.gather(*(asker() for _ in range(connections)))
+        for each in dripping:
+            each.cancel()
 
     asyncio.run(all_of_them())
-    return told[0], told[1], told[2], told[3]
+    return tuple(told)
 
 
 def sigterm(options: argparse.Namespace, checkpoint: str) -> str:
@@ -561,7 +592,9 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--framework", choices=("pt", "tf", "flax"), default="pt", help="(default: %(default)s)")
-    parser.add_argument("--variant", default="B/16", help="of the model, with random weights (default: %(default)s)")
+    parser.add_argument(
+        "--variant", default="B/16", help="of the model, or tiny, with random weights (default: %(default)s)"
+    )
     parser.add_argument(
         "--batch-size", type=int, action="append", help="of the model alone; repeatable (default: 1 to 32)"
     )
@@ -586,8 +619,13 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory(prefix="trivit-serving-") as folder:
         checkpoint = Path(folder, "checkpoint")
-        random_checkpoint(checkpoint, ViTConfig.variant(options.variant, num_labels=1000))
-        (checkpoint / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
+        config = TINY if options.variant == "tiny" else ViTConfig.variant(options.variant, num_labels=1000)
+        random_checkpoint(checkpoint, config)
+        about = {
+            "image_processor_type": "ViTImageProcessor",
+            "size": {"height": config.image_size, "width": config.image_size},
+        }
+        (checkpoint / "preprocessor_config.json").write_text(json.dumps(about))
         measure = (
             overload if options.overload else hostile if options.hostile else sigterm if options.sigterm else throughput
         )

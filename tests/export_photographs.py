@@ -46,14 +46,18 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
 
 def photographs(few: bool = False) -> dict[str, bytes]:
     """Name -> file: photographs as they come, and as cameras, screens and editors store them."""
-    images = {name: Image.fromarray(getattr(skimage.data, name)()) for name in NAMES}
-    images |= {f"sample {i}": Image.fromarray(each) for i, each in enumerate(load_sample_images().images)}
+    images = {name: Image.fromarray(getattr(skimage.data, name)()) for name in (NAMES[2:4] if few else NAMES)}
+    if not few:
+        images |= {f"sample {i}": Image.fromarray(each) for i, each in enumerate(load_sample_images().images)}
     files = {name: encoded(each, *(("JPEG",) if i % 2 else ("PNG",))) for i, (name, each) in enumerate(images.items())}
-    cat, china = images["chelsea"], images["sample 0"]
+    cat = images["chelsea"]
     for turn in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = turn
         files[f"turned {turn}"] = encoded(cat.crop((0, 0, 300, 240)), "JPEG", quality=90, exif=exif)
+    if few:
+        return {"turned 6": files["turned 6"], "alpha": encoded(cat.convert("RGBA"), "PNG"), "coffee": files["coffee"]}
+    china = images["sample 0"]
     files |= {
         "12 megapixels": encoded(china.resize((4000, 3000), Image.Resampling.BICUBIC), "JPEG", quality=85),
         "12 megapixels, upright": encoded(china.resize((3000, 4000), Image.Resampling.BICUBIC), "JPEG", quality=60),
@@ -72,7 +76,7 @@ def photographs(few: bool = False) -> dict[str, bytes]:
         "16 bits": encoded(Image.fromarray(np.asarray(cat.convert("L"), np.uint16) * 257), "PNG"),
     }
     assert len(files) >= 40, len(files)
-    return {name: files[name] for name in ("turned 6", "alpha", "gif")} if few else files
+    return files
 
 
 @contextmanager
@@ -105,12 +109,20 @@ def _also_in_torch(patch: pytest.MonkeyPatch) -> None:
         **forward(self, pixel_values), "given": pixel_values + 0})  # fmt: skip
 
 
-def compared(model_type: str, name: str, files: dict[str, bytes], folder: Path) -> dict[str, float]:
-    """How an export of a small model of a family differs from it, over files of images."""
+def compared(model_type: str, name: str, files: dict[str, bytes], folder: Path, **processing: Any) -> dict[str, float]:
+    """How an export of a small model of a family differs from it, over files of images.
+
+    Args:
+        model_type: the family.
+        name: of the format.
+        files: name -> an image file.
+        folder: for the model and its exports.
+        **processing: of the image processor, beside what is published.
+    """
     head = next((head for head, kind in families.config_class(model_type).heads.items()
                  if "ForImageClassification" in kind.name), None)  # fmt: skip
     model = folder / model_type
-    processor = PROCESSORS.get(model_type, ViTImageProcessor)()
+    processor = PROCESSORS.get(model_type, ViTImageProcessor)(**processing)
     size = processor.crop_size if processor.do_center_crop else processor.size
     if not model.exists():
         tiny_checkpoint(model, model_type, head, image_size=(size["height"], size["width"]), patch_size=16)

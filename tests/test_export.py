@@ -29,6 +29,7 @@ from vit.exporting.engine import DIGITS
 from vit.inference import Forward
 from vit.pipeline import POOLS
 
+from .export_photographs import compared, photographs
 from .test_every_family import CLASSIFIERS, PROCESSOR
 from .tiny import tiny_checkpoint
 
@@ -176,6 +177,16 @@ def test_the_image_processor_in_the_graph_gives_what_it_gives_outside(name, tmp_
             found = run({kind: np.stack([image, image[:, ::-1]])})["logits"]
             np.testing.assert_allclose(found, expected, atol=5e-3)
             np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+
+
+def test_photographs_come_out_as_they_do_of_the_model(tmp_path):
+    found = compared(
+        "deit", "torch", photographs(few=True), tmp_path
+    )  # `python -m tests.export_photographs` is the whole
+    assert found["difference"] <= 1e-5
+    assert found["within a level"] >= 0.999
+    assert found["same"] == 1.0
+    assert found["difference with images"] <= engine.IMAGE_TOLERANCE
 
 
 @pytest.mark.parametrize("name", [name for name, each in FORMATS.items() if each.int8])
@@ -372,6 +383,7 @@ def test_bad_calls_name_what_is_expected_and_leave_nothing(folders, tmp_path, mo
     refused(InputError, "empty has no images to calibrate int8 with", model, onnx, int8=empty)
     refused(InputError, "nowhere does not exist; expected a folder of images", model, onnx, int8=tmp_path / "nowhere")
     refused(InputError, "what is not int8 stays float32", model, onnx, int8=DIGITS, dtype="float16")
+    refused(InputError, "cannot hold the image processor, which", model, tmp_path / "a.tflite", images=True)
     refused(InputError, "task is 'detect'", model, onnx, task="detect")
     refused(InputError, "pool is 'max'", model, onnx, task="embed", pool="max")
     refused(InputError, "no argument 'opset'", model, onnx, opset=17)

@@ -270,7 +270,9 @@ def _check_choices(name: str, images: bool, dtype: str | None, int8: Any) -> Non
         raise InputError(f"dtype is {quoted(dtype)}, and int8 is asked for, too; what is not int8 stays float32.")
     if images and not format.images:
         able = ", ".join(key for key, each in FORMATS.items() if each.images)
-        raise InputError(f"The format {name} cannot hold the image processor; those that can are {able or 'none'}.")
+        raise InputError(
+            f"The format {name} cannot hold the image processor, which computes in float64; those that can are {able}."
+        )
 
 
 def calibration_images(folder: str | os.PathLike[str]) -> list[Path]:
