@@ -46,7 +46,7 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
 
 def photographs(few: bool = False) -> dict[str, bytes]:
     """Name -> file: photographs as they come, and as cameras, screens and editors store them."""
-    images = {name: Image.fromarray(getattr(skimage.data, name)()) for name in (NAMES[2:4] if few else NAMES)}
+    images = {name: Image.fromarray(getattr(skimage.data, name)()) for name in (("chelsea",) if few else NAMES)}
     if not few:
         images |= {f"sample {i}": Image.fromarray(each) for i, each in enumerate(load_sample_images().images)}
     files = {name: encoded(each, *(("JPEG",) if i % 2 else ("PNG",))) for i, (name, each) in enumerate(images.items())}
@@ -55,8 +55,9 @@ def photographs(few: bool = False) -> dict[str, bytes]:
         exif = Image.Exif()
         exif[0x0112] = turn
         files[f"turned {turn}"] = encoded(cat.crop((0, 0, 300, 240)), "JPEG", quality=90, exif=exif)
+    deep = encoded(Image.fromarray(np.asarray(cat.convert("L"), np.uint16) * 257), "PNG")
     if few:
-        return {"turned 6": files["turned 6"], "alpha": encoded(cat.convert("RGBA"), "PNG"), "coffee": files["coffee"]}
+        return {"turned 6": files["turned 6"], "alpha": encoded(cat.convert("RGBA"), "PNG"), "16 bits": deep}
     china = images["sample 0"]
     files |= {
         "12 megapixels": encoded(china.resize((4000, 3000), Image.Resampling.BICUBIC), "JPEG", quality=85),
@@ -73,7 +74,7 @@ def photographs(few: bool = False) -> dict[str, bytes]:
         "small": encoded(cat.resize((90, 60)), "JPEG"),
         "wide": encoded(china.crop((0, 100, 640, 200)), "PNG"),
         "black and white": encoded(cat.convert("1"), "PNG"),
-        "16 bits": encoded(Image.fromarray(np.asarray(cat.convert("L"), np.uint16) * 257), "PNG"),
+        "16 bits": deep,
     }
     assert len(files) >= 40, len(files)
     return files
