@@ -304,6 +304,9 @@ FILES = {
     "from the top": bmp_of(24, 0, bytes(range(96)), size=(8, -4)),
     **{f"turned {i}": encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(i)) for i in range(10)},
     "turned, big end first": encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(6, little=False)),
+    "filled before a segment": encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(6)).replace(
+        b"\xff\xe1", b"\xff\xff\xe1", 1
+    ),
     "turned png": encode(PHOTOGRAPH, "PNG", exif=turned(8)),
     "turned at the end": png_with(chunk(b"eXIf", turned(8)), last=True),
     "a comment of EXIF": encode(PHOTOGRAPH, "JPEG", comment=b"Exif\0\0" + turned(6)),

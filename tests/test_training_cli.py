@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -17,6 +19,7 @@ from PIL import Image
 
 from vit import ViTImageProcessor, checkpoint, cli
 from vit.training import Recipe
+from vit.training.run import train
 
 from .equivalence import random_checkpoint, tiny_config
 
@@ -223,3 +226,10 @@ def test_a_table_tells_the_problem_by_its_labels(name: str, suffix: str, photos:
     else:
         told = [{names[k] for k in np.flatnonzero(found[str(i)])} for i in range(4)]
         assert told == [set(str(value).split("|")) for value in values]
+
+
+def test_what_the_command_is_not_told_is_what_the_function_takes_by_default() -> None:
+    command = inspect.signature(importlib.import_module("vit.cli.train").command).parameters
+    function = inspect.signature(train).parameters
+    shared = {"resume", "force", "strict", "shard", "workers", "device", "from_scratch"}
+    assert {name: command[name].default for name in shared} == {name: function[name].default for name in shared}

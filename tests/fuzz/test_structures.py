@@ -270,7 +270,8 @@ def test_other_extensions_are_passed_over_and_the_rest_is_read(tmp_path):
     assert {name: array.tolist() for name, array in contents(store).items()} == {"whole": [0, 1, 0, 1], "last": [0, 1]}
     assert len(store.others) == len(other)
     for wrong, match in ((data + b"\0", "bytes and needs"), (data[:-1], "needs|middle"), (data[:9], "needs|middle"),
-                         (b"\x91" + data, "holds no dict"), (b"\xc1", "0xc1|193|no Flax msgpack|cannot be read"),
+                         (b"\x91" + data, "holds no dict"), (b"\x81\xa1a\xc4\x05ab", "ends in the middle"),
+                         (b"\xc1", "0xc1|193|no Flax msgpack|cannot be read"),
                          (b"\x81\x01\x02", "keys that are no names"), (b"\x82\xa1a\x01\xa1a\x02", "fight for the name"),
                          (b"\x82\xa1a\x81\xa1b\x01\xa3a/b\x02", "fight for the name")):  # fmt: skip
         path.write_bytes(wrong)
