@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+import torch
 
 from vit.cli.frameworks import DIGITS
 from vit.errors import FRAMEWORKS
@@ -12,6 +16,16 @@ from vit.training.run import train
 from .long_training import mnist, write
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """So small a network gains nothing by more in PyTorch, whose threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_mnist_is_learnt_alike_in_every_framework_from_the_bundled_digits(tmp_path: Path) -> None:
     data = write(mnist(), tmp_path / "scans", most=200)
     recipe = Recipe(batch_size=32, steps=16, learning_rate=3e-3, layer_decay=1.0, flip=0.0, crop_scale=0.7,
