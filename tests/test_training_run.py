@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ from PIL import Image
 
 from vit import ViTConfig, ViTImageProcessor, checkpoint
 from vit.errors import FRAMEWORKS, CheckpointError, ConfigError, InputError
+from vit.folders import replace_files
 from vit.locks import locked
 from vit.training import Recipe, run, start
 from vit.training.examples import Examples, Split
@@ -298,6 +299,26 @@ def test_two_processes_do_not_write_one_run(photos: Path, model: Path, tmp_path:
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert train(photos, model, run, "pt", resume=True).is_done
     assert [path.name for path in run.parent.iterdir()] == ["run"]  # and no lock
+
+
+def test_a_run_that_another_process_began_first_is_not_touched(
+    photos: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, ours = tmp_path / "run", run.begin
+    with ExitStack() as other:
+
+        def overtaken(*arguments: Any) -> Any:
+            start = ours(*arguments)
+            other.enter_context(locked([folder]))
+            with replace_files(folder / "last") as staging:
+                start.write(staging)
+                TrainingState(0, 8, RECIPE, {}).write(staging)
+            return start
+
+        monkeypatch.setattr(run, "begin", overtaken)
+        with pytest.raises(InputError, match="is being written by another process"):
+            train(photos, model, folder, "pt", RECIPE)
+    assert (folder / "last" / "model.safetensors").is_file()
 
 
 def test_broken_files_are_named_and_others_take_their_place_unless_strict(

@@ -159,7 +159,6 @@ def train(
         note(each)
     teacher = _teacher(recipe, framework, split)
     with ExitStack() as stack:
-        stack.enter_context(_undone(folder, processes))
 
         def enter() -> None:
             start = None if resume else begin(model, split.training, recipe, from_scratch)
@@ -167,6 +166,7 @@ def train(
             stack.enter_context(locked([folder]))
             _check_output(folder, resume, force)  # again, as nobody else can change it now
             if start is not None:
+                stack.enter_context(_undone(folder))
                 for each in start.notes:
                     note(each)
                 with replace_files(last, STALE) as staging:  # an earlier run is whole until this one can be resumed
@@ -221,9 +221,12 @@ def refuse(skipped: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _undone(folder: Path, processes: Processes) -> Iterator[None]:
-    """Remove the folder of a run again, which was not there, where bad input ends it before its first checkpoint."""
-    is_new = processes.is_first and not folder.exists()
+def _undone(folder: Path) -> Iterator[None]:
+    """Remove the folder of a run again, which was not there, where bad input ends it before its first checkpoint.
+
+    Whoever enters this holds the lock: another's run, which is as new, is not touched.
+    """
+    is_new = not folder.exists()
     try:
         yield
     except (InputError, ConfigError):
