@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,15 @@ def test_the_command_takes_memory_in_large_pages_where_it_has_to_ask_for_them(
         with pytest.raises(SystemExit, match="0"):
             cli.main(arguments)
     assert not begun
+
+
+def test_a_log_gets_a_line_for_each_evaluation_where_there_is_no_terminal_for_a_bar(
+    photos: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for quiet, steps in ((), ["3", "6"]), (("--quiet",), []):
+        assert vit("train", photos, "-m", model, "-f", "pt", "-o", tmp_path / "run", *OPTIONS, "--force", *quiet) == 0
+        said = capfd.readouterr().err
+        assert re.findall(r"^Step (\d) of 6\. Epoch [\d.]+, loss [\d.]+, top1 [\d.]+%, ", said, re.MULTILINE) == steps
 
 
 def test_photographs_for_the_bundled_digits_are_refused_before_anything_begins(

@@ -115,16 +115,22 @@ def command(
         start = families.config_class(family).variant(variant, **size)
     if device is not None:
         device = device_name(device, extra)
-    with _progress(quiet or as_json or place(extra)[0] > 0) as progress, _signals() as caught:
+    hidden = quiet or as_json or place(extra)[0] > 0
+    with _progress(hidden) as progress, _signals() as caught:
         bar = progress.add_task("Reading the data", total=None)
 
         def report(row: dict[str, Any]) -> None:
             score = "".join(f", {name} {row[name]:.2%}" for name in ("top1", "accuracy") if name in row)
             text = f"Epoch {row['epoch']:.1f}, loss {row['loss']:.4f}{score}, {row['images_per_second']:,.0f} images/s"
             progress.update(bar, completed=row["step"], total=row["steps"], description=text)
+            if progress.disable and not hidden and ("validation_loss" in row or row["step"] == row["steps"]):
+                say(f"Step {row['step']:,} of {row['steps']:,}. {text}")  # for a log, which has no bar
+
+        def say(text: str) -> None:
+            progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
         def note(text: str) -> None:
-            progress.console.print(f"vit: {text}", markup=False, highlight=False, soft_wrap=True)
+            say(f"vit: {text}")
 
         if not (model or variant or resume):
             note(
