@@ -89,15 +89,20 @@ class Cell(NamedTuple):
     faster: Ratio | None = None  # trivit's speed over this
     share: Ratio | None = None  # this over the slower of its parts
 
+    @property
+    def text(self) -> str:
+        """The speed, as the table has it."""
+        return f"{self.speed:,.0f}" if self.speed >= 100 else f"{self.speed:#.3g}"
+
 
 def run(options: Options) -> str:
     """Measure, and give the section of the results."""
     batch_size = (options.batch_sizes or [BATCH_SIZE])[-1]
     steps = STEPS.get(options.variant, 1)
     found = measure(options, batch_size, steps, 1 if options.quick else ROUNDS, options.seconds or SECONDS)
-    rows = [[name, f"{cell.speed:#.3g}", cell.faster or "", cell.share or ""] for name, cell in found.items()]
+    rows = [[name, cell.text, cell.faster or "", cell.share or ""] for name, cell in found.items()]
     header = ["", "images a second", "trivit's speed over it", "its speed over its slower part's"]
-    panel = [Bar(name, [(cell.speed, color(name.split()[0]))], f"{cell.speed:#.3g}") for name, cell in found.items()
+    panel = [Bar(name, [(cell.speed, color(name.split()[0]))], cell.text) for name, cell in found.items()
              if "data alone" not in name]  # fmt: skip
     title = f"ViT-{options.variant}: fine-tuning from JPEG files"
     picture = bars(options.plot("finetune"), title, {"images a second": panel})
