@@ -133,9 +133,8 @@ def command(
             say(f"vit: {text}")
 
         if not (model or variant or resume):
-            note(
-                "Without --model, the bundled digits are fine-tuned: a small network for grey images of 32 x 32 pixels."
-            )
+            how = "trained from nothing" if from_scratch else "fine-tuned"
+            note(f"Without --model, the bundled digits are {how}: a small network for grey images of 32 x 32 pixels.")
         run = train(
             data, start, output, extra, recipe, from_scratch=from_scratch, resume=resume, force=force, strict=strict,
             shard=shard, workers=workers, device=device, report=report, note=note, should_stop=lambda: bool(caught),
