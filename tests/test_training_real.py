@@ -13,7 +13,7 @@ from vit.errors import FRAMEWORKS
 from vit.training import Recipe
 from vit.training.run import train
 
-from .long_training import mnist, write
+from .long_training import SETS, digits, mnist, run, write
 
 
 @pytest.fixture
@@ -34,3 +34,13 @@ def test_mnist_is_learnt_alike_in_every_framework_from_the_bundled_digits(tmp_pa
     scores = [metrics["top1"] for metrics in found.values()]
     assert min(scores) > 0.35, found  # of ten labels; 92% after five epochs of all scans
     assert max(scores) - min(scores) <= 0.005 + 1e-9, found
+
+
+def test_the_digits_are_learnt_from_nothing_by_the_command_of_the_docs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = [*SETS["digits"][1].split(), "--epochs", "14", "--evaluate-every", "14"]  # of 30, for want of time
+    told = run(write(digits(), tmp_path / "scans"), tmp_path / "run", "pt", options)
+    assert told["metrics"]["images"] == 360
+    assert told["metrics"]["top1"] >= 0.98
