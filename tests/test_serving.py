@@ -11,6 +11,7 @@ import re
 import struct
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -661,6 +662,11 @@ def test_batches_that_are_computed_side_by_side_share_the_threads(folder: Path) 
     for alone in (True, False, True):
         task([np.zeros(task.model.shape, np.float32)], alone)
     assert threads == [every, max(1, every // 2), every]
+    task([np.zeros(task.model.shape, np.float32)], False)
+    with ThreadPoolExecutor(1) as begins_now:
+        later = begins_now.submit(load, "again", folder, "pt").result().tasks["classify"]
+    later([np.zeros(task.model.shape, np.float32)], True)
+    assert torch.get_num_threads() == every
 
 
 class Noted:

@@ -22,6 +22,7 @@ from vit import ViTImageProcessor, checkpoint, cli
 from vit.training import Recipe
 from vit.training.run import train
 
+from .command import vit
 from .equivalence import random_checkpoint, tiny_config
 
 OPTIONS = ["--batch-size", "4", "--steps", "6", "--evaluate-every", "1", "--validation", "0.25", "--log-every", "1"]
@@ -44,12 +45,6 @@ def model(tmp_path_factory: Any) -> Path:
     random_checkpoint(folder, tiny_config(), "classifier")
     ViTImageProcessor(size=16).save_pretrained(folder)
     return folder
-
-
-def vit(*arguments: Any) -> int:
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(each) for each in arguments])
-    return int(end.value.code or 0)
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
@@ -109,10 +104,10 @@ def test_the_command_takes_memory_in_large_pages_where_it_has_to_ask_for_them(
         expected
     )
     begun.clear()
-    monkeypatch.setattr(sys, "argv", [program, "demo", "--help"])
-    for arguments in (None, ["train", "--help"]):  # another command, and a call from Python
+    for typed, arguments in ((["demo"], None), (["classify", "train"], None), (["train"], ["train", "--help"])):
+        monkeypatch.setattr(sys, "argv", [program, *typed, "--help"])
         with pytest.raises(SystemExit, match="0"):
-            cli.main(arguments)
+            cli.main(arguments)  # another command, one whose images lie in a folder train, and a call from Python
     assert not begun
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vit import cli
 from vit.cli.frameworks import DIGITS
 from vit.errors import FRAMEWORKS
 from vit.training import measures
 from vit.training.evaluation import linear_probe, neighbours
+
+from .command import vit
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +27,6 @@ def digits(tmp_path_factory: Any) -> Path:
         where.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, where)
     return folder
-
-
-def vit(*arguments: Any) -> int:
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(each) for each in arguments])
-    return int(end.value.code or 0)
 
 
 def test_the_bundled_digits_are_known_in_every_framework(

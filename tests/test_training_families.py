@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 import vit
-from vit import ViTConfig, ViTImageProcessor, checkpoint, cli, families
+from vit import ViTConfig, ViTImageProcessor, checkpoint, families
 from vit.config import keys_of, to_pair
 from vit.errors import FRAMEWORKS, CheckpointError, ConfigError
 from vit.inference import Forward
 from vit.training import Recipe
 from vit.training.run import train
 
+from .command import vit as run_vit
 from .tiny import SIZES, tiny_checkpoint, tiny_family
 
 TRAINED = {each: families.heads_for(tiny_family(each).as_family("vit"), "ForImageClassification")
@@ -52,12 +53,6 @@ def folders(tmp_path_factory: Any) -> dict[str, Path]:
 def processor_for(config: Any) -> ViTImageProcessor:
     height, width = to_pair(config.image_size)
     return ViTImageProcessor(size={"height": height, "width": width})
-
-
-def run_vit(*arguments: Any) -> int:
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(each) for each in arguments])
-    return int(end.value.code or 0)
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:

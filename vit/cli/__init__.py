@@ -87,11 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments is None and "train" in given[:2]:  # --debug may come first
+    asked = [each for each in given if each != "--debug"]
+    if arguments is None and asked[:1] == ["train"]:
         with_large_pages()
     try:
         name = "trivit" if os.path.basename(sys.argv[0]).startswith("trivit") else "vit"  # for completion and usage
-        status = app([each for each in given if each != "--debug"], prog_name=name, standalone_mode=False)
+        status = app(asked, prog_name=name, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):  # Ctrl-C
         typer.echo("vit: stopped.", err=True)
         status = 130

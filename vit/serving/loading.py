@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,7 @@ def _checkpoint(
     return model
 
 
+@cache  # a thread that begins after a part was given away is told of that part, as if it were all
 def _cores() -> Callable[[bool], None]:
     """What gives the thread that calls it all of PyTorch's threads, or its part where several compute at a time.
 
