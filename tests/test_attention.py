@@ -591,6 +591,16 @@ def test_attention_that_is_nan_is_an_error_and_no_picture(
     assert not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.parametrize(("height", "shown"), [(240, 240), (241, 480), (480, 480), (481, 720), (720, 720), (999, 720)])
+def test_what_is_shown_is_as_fine_as_the_photograph_and_a_panel_have_use_for(
+    tmp_path: Path, height: int, shown: int
+) -> None:
+    Image.new("RGB", (16, height)).save(tmp_path / "photo.png")
+    config = ViTConfig.variant("Ti/16", image_size=(240, 16))
+    pixels = attention.preprocess(tmp_path / "photo.png", ViTImageProcessor(size=(240, 16)), config)
+    assert pixels.shown.shape[0] == shown
+
+
 @pytest.mark.parametrize(("size", "shown"), [((60, 40), 1.5), ((40, 60), 2 / 3), ((900, 100), 3.0)])
 def test_a_photograph_that_nothing_is_cropped_from_keeps_its_proportions(
     tmp_path: Path, size: tuple[int, int], shown: float

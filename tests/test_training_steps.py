@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -171,3 +172,16 @@ def test_the_weights_are_themselves_again_after_their_averages_whatever_happened
     except OSError:
         assert np.array_equal(trainer.logits(batch["pixel_values"]), before)
     assert not np.allclose(averaged, before)
+
+
+def test_the_logits_of_a_batch_on_several_devices_are_in_its_order() -> None:
+    """In whatever order JAX lists what lies on this process's devices."""
+    jax = pytest.importorskip("jax")
+    logits = importlib.import_module("vit.flax.training").Trainer.logits
+    expected = np.arange(12, dtype=np.float32).reshape(4, 3)
+    rows = jax.sharding.NamedSharding(jax.make_mesh((4,), ("data",)), jax.sharding.PartitionSpec("data"))
+    shards = jax.device_put(expected, rows).addressable_shards
+    for order in (shards, shards[::-1], shards[2:] + shards[:2]):
+        trainer = SimpleNamespace(is_averaged=False, state=None, _rows=np.asarray)
+        trainer._forward = lambda *_, order=order: SimpleNamespace(addressable_shards=order)
+        assert np.array_equal(logits(trainer, expected), expected)
