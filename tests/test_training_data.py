@@ -15,11 +15,13 @@ from PIL import Image
 
 from vit import ViTImageProcessor, checkpoint
 from vit.errors import FRAMEWORKS, ConfigError, InputError
+from vit.inference import Forward
 from vit.training import Recipe, augment
 from vit.training.data import Data
 from vit.training.examples import read
 from vit.training.run import train
 from vit.training.start import begin
+from vit.training.teacher import Teacher
 
 from .equivalence import random_checkpoint, tiny_config
 
@@ -222,6 +224,52 @@ def test_a_student_learns_from_a_teacher(framework: str, photos: Path, tmp_path:
     with pytest.raises(ConfigError, match="has 3 labels, and the data 2"):
         train(photos, student, tmp_path / "other", framework, wrong)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_teacher_sees_its_own_normalisation_and_answers_in_the_students_order(photos: Path, tmp_path: Path) -> None:
+    folder = begun(tmp_path / "teacher", id2label={0: "red", 1: "blue"})
+    own = ViTImageProcessor(size=16, image_mean=[0.4, 0.5, 0.6], image_std=0.3, rescale_factor=1 / 200)
+    own.save_pretrained(folder)
+    photo = min(photos.rglob("*.png"))
+    expected = Forward(folder, "pt")(own(photo, return_tensors="np").pixel_values).logits
+    student = ViTImageProcessor(size=16, image_mean=[0.1, 0.2, 0.3], image_std=[0.7, 0.8, 0.9])
+    teacher = Teacher(str(folder), "pt", ["blue", "red"])
+    assert teacher.notes == []
+    for names, columns in ((["blue", "red"], [1, 0]), (["red", "blue"], [0, 1])):
+        found = teacher.answers(student(photo, return_tensors="np").pixel_values, names, student)
+        np.testing.assert_allclose(found, expected[:, columns], atol=1e-5)
+    plain = ViTImageProcessor(size=16, do_normalize=False, do_rescale=False)
+    found = teacher.answers(plain(photo, return_tensors="np").pixel_values, ["red", "blue"], plain)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_teacher_of_other_names_is_told_of_and_one_of_none_has_the_datas(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "named", id2label={0: "rot", 1: "blau"})
+    (note,) = Teacher(str(folder), "pt", ["blue", "red"]).notes
+    assert "rot, blau are taken to be blue, red, in this order" in note
+    assert Teacher(str(begun(tmp_path / "unnamed", num_labels=2)), "pt", ["blue", "red"]).notes == []
+
+
+@pytest.mark.parametrize(
+    ("teacher", "reason"),
+    [({"image_size": 24}, r"\(3, 24, 24\), and the student of \(3, 16, 16\)"), ({"num_channels": 1}, r"\(1, 16, 16\)")],
+)
+def test_a_teacher_that_cannot_see_the_students_images_is_refused_before_an_earlier_run_is_replaced(
+    teacher: dict[str, Any], reason: str, photos: Path, tmp_path: Path
+) -> None:
+    student, run = begun(tmp_path / "student"), tmp_path / "run"
+    train(photos, student, run, "pt", RECIPE)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    recipe = RECIPE.replace(objective="distillation", teacher=str(begun(tmp_path / "t", num_labels=2, **teacher)))
+    with pytest.raises(ConfigError, match=reason):
+        train(photos, student, run, "pt", recipe, force=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_teacher_that_takes_any_size_teaches_at_the_students(photos: Path, tmp_path: Path) -> None:
+    teacher = begun(tmp_path / "teacher", "dinov2", num_labels=2, image_size=(24, 24))
+    recipe = RECIPE.replace(objective="distillation", teacher=str(teacher))
+    assert train(photos, begun(tmp_path / "student"), tmp_path / "run", "pt", recipe).is_done
 
 
 def test_several_labels_and_numbers_are_trained_on_and_evaluated(photos: Path, tmp_path: Path) -> None:

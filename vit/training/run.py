@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, checkpoint, families, hub, picture
+from .. import __version__, checkpoint, families, picture
 from ..config import PreTrainedConfig
 from ..errors import FRAMEWORKS, ConfigError, InputError, MissingFrameworkError, install_line, shown, summary, warn
 from ..files import STALE_WEIGHTS, read_json
 from ..folders import read_current, replace_files, write_text
 from ..image_processing import ViTImageProcessor
 from ..image_processing.processor import available_cpus
-from ..inference import Forward, choose_frameworks
+from ..inference import choose_frameworks
 from ..locks import locked
 from . import measures, pictures
 from .data import Data
@@ -40,6 +40,7 @@ from .recipe import Recipe
 from .schedule import learning_rate
 from .start import begin, labels_of
 from .state import STATE, TrainingState
+from .teacher import Teacher
 
 LAST, BEST, METRICS, RECIPE, CARD = "last", "best", "metrics.jsonl", "recipe.json", "README.md"
 STALE = rf"({STALE_WEIGHTS})|training_state\..*"
@@ -157,11 +158,17 @@ def train(
         refuse(split.skipped)
     for each in split.notes if processes.is_first else ():
         note(each)
-    teacher = _teacher(recipe, framework, split)
+    teacher = None
+    if recipe.objective == "distillation":
+        teacher = Teacher(recipe.teacher or "", framework, split.training.names, device)
+        for each in teacher.notes if processes.is_first else ():
+            note(each)
     with ExitStack() as stack:
 
         def enter() -> None:
             start = None if resume else begin(model, split.training, recipe, from_scratch)
+            if teacher is not None and start is not None:
+                teacher.check(start.config)
             folder.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked([folder]))
             _check_output(folder, resume, force)  # again, as nobody else can change it now
@@ -282,20 +289,6 @@ def _same_recipe(folder: Path, recipe: Recipe | None) -> Recipe:
     return begun
 
 
-def _teacher(recipe: Recipe, framework: str, split: Split) -> Forward | None:
-    """The model that distillation learns from; its labels are those of the data, in their order."""
-    if recipe.objective != "distillation":
-        return None
-    teacher = Forward(hub.resolve(recipe.teacher or ""), framework)
-    if teacher.head is None or teacher.config.num_labels != len(split.training.names):
-        labels = 0 if teacher.head is None else teacher.config.num_labels
-        raise ConfigError(
-            f"The teacher {shown(recipe.teacher)} has {labels} labels, and the data {len(split.training.names)}; "
-            "expected a classifier of the same labels."
-        )
-    return teacher
-
-
 def _as_labelled(split: Split, config: PreTrainedConfig) -> Split:
     """The split with its labels in the order of the model's."""
     names = labels_of(config, split.training)
@@ -325,7 +318,7 @@ def load(folder: Path, framework: str, recipe: Recipe, head: str, config: PreTra
 class _Loop:
     def __init__(
         self, folder: Path, framework: str, state: TrainingState, split: Split, config: PreTrainedConfig, data: Data,
-        trainer: Any, teacher: Forward | None, processes: Processes, command: str | None,
+        trainer: Any, teacher: Teacher | None, processes: Processes, command: str | None,
     ) -> None:  # fmt: skip
         self.folder, self.framework, self.split, self.config = folder, framework, split, config
         self.data, self.trainer, self.teacher, self.processes = data, trainer, teacher, processes
@@ -375,7 +368,8 @@ class _Loop:
 
     def _batch(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.teacher is not None:
-            logits = self.teacher(batch["pixel_values"].astype(np.float32)).logits
+            names = tuple(self.config.id2label.values())
+            logits = self.teacher.answers(batch["pixel_values"], names, self.data.processor)
             batch = {**batch, "teacher_logits": logits.astype(batch["targets"].dtype)}
         return batch
 
