@@ -55,6 +55,13 @@ def tiny_config() -> Callable[..., ViTConfig]:
     return equivalence.tiny_config
 
 
+@pytest.fixture
+def narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rich prints goes to a terminal of colours and 60 columns."""
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "60"}.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(scope="session")
 def random_checkpoint() -> Callable[..., Path]:
     """A writer of checkpoints in which every parameter is random; see `equivalence.random_checkpoint`."""

@@ -211,6 +211,18 @@ def test_the_table_holds_the_figures(results: bench.Results) -> None:
     assert "Flax batch 1: RuntimeError: no room" in text
 
 
+@pytest.mark.usefixtures("narrow_terminal")
+def test_lines_reach_a_terminal_whole_and_plain(
+    results: bench.Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: results)
+    results.model = "nobody/" + "1.5" * 40
+    output = tmp_path / ("2" * 80 + " [red].svg")
+    lines = run(capsys, "-o", str(output), status=1)[0].splitlines()  # as the line of Flax has an error
+    assert set(bench.headlines(results)) <= set(lines)
+    assert lines[-1] == f"Picture: {output}"
+
+
 def test_the_bars_of_the_picture_are_as_long_as_the_throughputs(results: bench.Results, tmp_path: Path) -> None:
     bench.draw(tmp_path / "bench.png", results)
     pixels = np.asarray(Image.open(tmp_path / "bench.png").convert("RGB"), np.float32) / 255

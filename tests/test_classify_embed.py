@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,19 @@ def test_a_list_is_of_lines_or_as_find_print0_writes_it(end, piece, monkeypatch)
         assert list(images._stdin()) == names
 
 
+@pytest.mark.parametrize("end", ["\n", "\0"])
+@pytest.mark.parametrize("place", range(3))
+def test_a_path_of_a_list_is_as_long_as_a_path_can_be(place, end, monkeypatch):
+    for length in (images.LINE - 1, images.LINE):
+        names = ["a.png", "b.png"]
+        names.insert(place, "x" * length)
+        monkeypatch.setattr(
+            sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(end.join([*names, ""]).encode())))
+        )
+        with nullcontext() if length < images.LINE else pytest.raises(InputError, match="without the end of a path"):
+            assert list(images._stdin()) == names
+
+
 @pytest.mark.parametrize("byte", [b"\n", b"\0", b"a"])
 def test_a_list_without_paths_that_never_ends_is_refused(byte, monkeypatch):
     class Endless(io.BytesIO):
@@ -551,6 +565,10 @@ def with_pooler(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Any
     )
     ViTImageProcessor.from_pretrained(DIGITS).save_pretrained(folder)
     return folder
+
+
+def test_a_parquet_file_is_written_in_pieces_of_megabytes():
+    assert 2**20 <= tables.CHUNK <= 2**25  # smaller ones would be slow to read, and larger ones fill the memory
 
 
 @pytest.mark.parametrize(("pool", "kind"), [

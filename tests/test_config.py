@@ -197,6 +197,20 @@ def test_variants_have_the_parameters_of_the_oracle(name):
     assert sum(parameter.numel() for parameter in oracle.parameters()) == VARIANTS[name][-1]
 
 
+@pytest.mark.parametrize("model_type", families.CONFIGS)
+def test_the_variants_of_every_family_have_published_sizes(model_type):
+    published = {
+        **{name: sizes[:4] for name, sizes in VARIANTS.items()},
+        **({"g": (1536, 40, 24, 4096)} if model_type.startswith("dinov2") else {}),  # of gated linear units
+        "S+": (384, 12, 6, 1536),
+        "H+": (1280, 32, 20, 5120),
+        "7B": (4096, 40, 32, 8192),
+    }
+    variants = families.config_class(model_type).variants
+    assert len(variants) > 1
+    assert variants == {name: published[name] for name in variants}
+
+
 def test_variants_take_a_patch_size_and_overrides():
     config = ViTConfig.variant("S/32", image_size=384, num_labels=7)
     assert (config.patch_size, config.encoder_stride, config.image_size, config.num_labels) == (32, 32, 384, 7)

@@ -21,7 +21,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import vit
-from vit import BitImageProcessor, CheckpointError, InputError, MissingFrameworkError, families
+from vit import BitImageProcessor, CheckpointError, InputError, MissingFrameworkError, families, measure
+from vit.cli import export as cli
 from vit.cli import main
 from vit.errors import install_line
 from vit.exporting import FORMATS, Artifact, engine, export, formats, load
@@ -317,6 +318,17 @@ def test_a_comparison_is_told_in_words():
     assert engine.verdict(report) == "the largest difference is 2.0e-06 where values reach 12.5"
 
 
+@pytest.mark.usefixtures("narrow_terminal")
+def test_lines_reach_a_terminal_whole_and_plain(monkeypatch, capsys):
+    path = Path("a folder of 2 words") / ("1.5" * 40)
+    found = {"task": "logits", "dtype": "float32", "int8": None}
+    cli.show(engine.Report(path, "onnx", 123, found))
+    assert capsys.readouterr().out.splitlines() == [f"{path}: onnx, logits, float32", "0.1 kB; not compared"]
+    monkeypatch.setattr(measure, "busy", lambda: 0.9)
+    cli.show(engine.Report(path, "onnx", 123, found, 2e-6, 12.5, 1e-5, 0.75, 4))
+    assert capsys.readouterr().out.splitlines()[-1] == f"{cli.busy_line(0.9)}: times would mislead, and are left out."
+
+
 def test_int8_is_calibrated_with_images_from_all_of_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "CALIBRATION", 3)
     (tmp_path / "deep").mkdir()
@@ -413,12 +425,18 @@ def folder_at(path: Path) -> Path:
 
 @FORMATS_
 def test_what_is_not_installed_is_named_with_the_line_that_installs_it(name, folders, tmp_path, monkeypatch):
-    runtime = FORMATS[name].modules[-1]
-    monkeypatch.setattr(formats, "find_spec", lambda module: None if module == runtime else module)
-    with pytest.raises(MissingFrameworkError) as error:
+    monkeypatch.setattr(engine, "_job", None)  # what is missing is told before anything is loaded
+    for needed in FORMATS[name].modules:
+        gone = needed.partition(".")[0]
+        monkeypatch.setattr(formats, "find_spec", lambda module, gone=gone: None if module == gone else module)
+        with pytest.raises(MissingFrameworkError) as error:
+            export(folders["vit"], target_of(tmp_path, name), to=name)
+        line = install_line(FORMATS[name].extra)
+        assert str(error.value) == f"An export to {name} needs {needed}. Install it with: {line}"
+    package = {"pt": "torch", "tf": "tensorflow", "flax": "flax"}[FORMATS[name].framework]
+    monkeypatch.setattr(formats, "find_spec", lambda module: None if module == package else module)
+    with pytest.raises(MissingFrameworkError, match=f"^An export to {name} needs .* Install it with: "):
         export(folders["vit"], target_of(tmp_path, name), to=name)
-    line = install_line(FORMATS[name].extra)
-    assert str(error.value) == f"An export to {name} needs {runtime}. Install it with: {line}"
     assert not os.listdir(tmp_path)
 
 

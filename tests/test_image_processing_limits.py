@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from PIL import Image, ImageFile
 import vit
 from vit import CheckpointError, ConfigError, InputError, budgets
 from vit.budgets import image_bytes
-from vit.image_processing import FORMATS, AutoImageProcessor, ViTImageProcessor, ViTImageProcessorFast
+from vit.image_processing import FORMATS, AutoImageProcessor, ViTImageProcessor, ViTImageProcessorFast, sources
 from vit.image_processing.families import CLASSES
 
 BOTH = (ViTImageProcessor, ViTImageProcessorFast)
@@ -140,6 +141,18 @@ def test_what_decoders_and_conversions_take_is_counted(tmp_path, monkeypatch):
         else:
             with pytest.raises(InputError, match=rf"\(.*{name}\) is too large: to read 90 x 90 pixels"):
                 ViTImageProcessor(**small)(tmp_path / name)
+    taken = {"WEBP": 16, "JPEG2000": 20, "AVIF": 12, "QOI": 8, "SGI": 6, "ICNS": 20, "PNG": 4, None: 4}
+    converted = {"RGB": 4, "L": 4, "F": 36, "I": 13, "RGBA": 8, "CMYK": 8, "P": 8}
+    for format, mode in product(taken, converted):
+        needed = max(taken[format], converted[mode])
+        image = Image.new(mode, (30, 40))
+        image.format = format
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150 * needed)
+        sources._check_memory("a", image)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150 * needed - 1)
+        with pytest.raises(InputError, match=f"takes {1200 * needed:,} bytes; expected at most {1200 * needed - 8:,}"):
+            sources._check_memory("a", image)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "e.webp", lossless=True)  # its bytes on disk warrant those in memory
     ViTImageProcessor(**small)(tmp_path / "e.webp")

@@ -158,6 +158,23 @@ def test_pytorch_checkpoints_gradients_and_computes_in_half_precision(model_type
     assert half.loss.dtype == torch.float32
 
 
+@pytest.mark.parametrize("model_type", CLASSES)
+def test_tensorflow_recomputes_layers_in_training_alone_where_that_is_asked(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from vit.tf import heads, layers
+
+    model, inputs, seen = load("tf", model_type, tmp_path, CLASSES[model_type]), arrays(model_type), []
+    for module in (heads, layers):
+        monkeypatch.setattr(module, "recomputed", lambda layer: seen.append(layer) or layer)
+    model(**inputs, training=True)
+    model.gradient_checkpointing_enable()
+    model(**inputs)
+    assert not seen
+    model(**inputs, training=True)
+    assert len(seen) == model.config.num_hidden_layers + getattr(model.config, "decoder_num_hidden_layers", 0)
+
+
 # === Flax ===
 
 

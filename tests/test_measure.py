@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,16 @@ def test_peak_memory_grows_with_what_is_held(worker: Worker) -> None:
     assert 2**28 * 0.95 < worker.peak_memory(reset=True) - before < 2**28 * 1.5
     if sys.platform == "linux":
         assert worker.peak_memory() < before + 2**27  # what is no longer held is forgotten
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_is_the_systems_where_there_is_no_proc(
+    platform: str, unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "Path", lambda name: Path("/no/such/folder"))
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr("resource.getrusage", lambda whose: SimpleNamespace(ru_maxrss=3000))
+    assert measure.peak_memory() == measure.peak_memory(reset=True) == 3000 * unit
 
 
 # === The machine ===

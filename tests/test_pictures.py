@@ -156,6 +156,11 @@ def described(slide: picture.Slide) -> dict[str, Any]:
                 }
                 for image in panel.images
             ],
+            **(
+                {"cells": cells}
+                if (cells := [list(panel.get_xticks(minor=True)), list(panel.get_yticks(minor=True))])[0]
+                else {}
+            ),
             **({"lines": [[line.get_color(), *_ends(line)] for line in panel.lines]} if panel.lines else {}),
         }
         for panel in slide.figure.axes

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -511,6 +512,16 @@ def test_a_loaded_model_needs_its_processor_and_the_head_of_the_task(folder, bas
 def test_an_image_processor_that_does_not_go_with_the_model_is_refused(options, folder, paths):
     with pytest.raises(InputError, match=r"3 x 24 x 24, and the model takes 3 x 16 x 16|has 3 channel\(s\)"):
         predict(paths, Forward(folder, "pt"), processor=ViTImageProcessor(**options))
+
+
+def test_images_of_any_size_have_a_patch_at_least():
+    config = vit.Dinov2Config(patch_size=(4, 6))
+    for size, fits in (((4, 6), True), ((3, 6), False), ((4, 5), False), ((99, 7), True)):
+        with nullcontext() if fits else pytest.raises(InputError, match=f"gives images of 3 x {size[0]} x {size[1]}"):
+            found = pipeline.shape_of_images(ViTImageProcessor(size=size), config)
+            assert found == (3, *size)
+    with pytest.raises(InputError):
+        pipeline.shape_of_images(ViTImageProcessor(size=(4, 6)), config.replace(num_channels=4))
 
 
 def test_the_batch_size_that_is_chosen_keeps_activations_small_on_a_cpu(random_checkpoint, tiny_config, tmp_path):

@@ -34,9 +34,10 @@ from vit.errors import ConfigError, InputError
 from vit.pipeline import CALLS
 from vit.serving import Limits, create_app
 from vit.serving.batching import Batcher, Full, Job
-from vit.serving.loading import load
+from vit.serving.loading import _sizes, load
 from vit.serving.models import Model
 from vit.serving.open_inference import HEADER
+from vit.serving.refusals import Refusal, answer
 
 from .equivalence import tiny_config
 from .served import LABELS, Client, checkpoint, onnx_file, picture
@@ -587,6 +588,11 @@ def test_an_export_is_served_as_the_checkpoint_is(tmp_path: Path) -> None:
             assert (answer.status_code, said in answer.json()["error"]) == (400, True), answer.text
 
 
+def test_a_sentence_of_a_refusal_is_no_longer_than_it_may_be():
+    for length, shown in ((500, "a" * 500), (501, "a" * 500 + "...")):
+        assert json.loads(answer(Refusal(400, "a" * length)).body) == {"error": shown}
+
+
 # === Room, time, keys ===
 
 
@@ -928,6 +934,10 @@ def test_metrics_count_routes_and_not_paths(client: Client) -> None:
 
 
 # === Models ===
+
+
+def test_batches_are_compiled_for_in_few_sizes_of_which_none_is_more_than_half_padding():
+    assert [_sizes(most) for most in (1, 2, 3, 8, 12)] == [(1,), (1, 2), (1, 2, 3), (1, 2, 4, 8), (1, 2, 4, 8, 12)]
 
 
 def test_several_models_are_asked_for_by_name_and_a_changed_one_is_taken_up(tmp_path: Path) -> None:

@@ -307,6 +307,14 @@ def test_every_value_of_a_pickle_is_what_pickle_makes_of_it(saved, tmp_path):
     assert repr(found) == repr(pickle.loads(stream, encoding="latin-1"))
 
 
+def test_of_a_pickle_no_more_is_read_than_its_size(tmp_path):
+    stream = b"\x80\x02}(X\x01\0\0\0acollections\nOrderedDict\n)RK\x01G?\xf8\0\0\0\0\0\0u.".replace(b"aco", b"acco")
+    assert _Machine(io.BytesIO(stream), len(stream), tmp_path / "x").run()
+    for size in range(len(stream)):
+        with pytest.raises((EOFError, ValueError)):
+            _Machine(io.BytesIO(stream), size, tmp_path / "x").run()
+
+
 def changed_bytes(path: Path, find: bytes, by: bytes, last: bool = False) -> None:
     data = path.read_bytes()
     place = data.rindex(find) if last else data.index(find)

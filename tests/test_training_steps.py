@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from vit import checkpoint, families
 from vit.errors import FRAMEWORKS
 from vit.training import Recipe
+from vit.training.processes import ALONE
 from vit.training.schedule import learning_rate, parameter_groups
 from vit.training.state import TrainingState, expected_tensors
 
@@ -172,6 +174,18 @@ def test_the_weights_are_themselves_again_after_their_averages_whatever_happened
     except OSError:
         assert np.array_equal(trainer.logits(batch["pixel_values"]), before)
     assert not np.allclose(averaged, before)
+
+
+def test_the_trainers_of_all_frameworks_take_the_same_and_leave_the_same_out() -> None:
+    taken = {
+        (name, str(parameter.default))
+        for framework in FRAMEWORKS
+        for name, parameter in inspect.signature(
+            importlib.import_module(f"vit.{framework}.training").Trainer
+        ).parameters.items()
+    }
+    assert len(taken) == 6
+    assert {("tensors", "None"), ("step", "0"), ("processes", str(ALONE)), ("shard", "False")} <= taken
 
 
 def test_the_logits_of_a_batch_on_several_devices_are_in_its_order() -> None:
