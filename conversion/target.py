@@ -224,7 +224,7 @@ def _link(path: Path, link: Path) -> None:
 def _exchange(staged: Path, target: Path) -> None:
     """Let two folders change places, in one step where the system has one."""
     with suppress(AttributeError, OSError):
-        libc = ctypes.CDLL(None, use_errno=True)
+        libc = ctypes.CDLL(None)
         paths = os.fsencode(staged.absolute()), os.fsencode(target.absolute())
         if sys.platform == "darwin":
             failed = libc.renamex_np(*paths, 2)  # RENAME_SWAP

@@ -70,13 +70,27 @@ def test_a_value_is_quoted_without_going_through_it():
 
 # === Each limit is the most that is read ===
 
+
+def test_the_limits_are_those_that_were_measured():
+    mb = 2**20
+    expected = {
+        "EXPANSION": 16, "SLACK": 256 * mb, "JSON": 32 * mb, "PICKLE": mb, "NAME": 1024, "TENSORS": 20_000, "DEPTH": 64,
+        "AXES": 32, "CHUNKS": 100_000, "LABELS": 400_000, "LAYERS": 2_000, "URL_BYTES": 64 * mb, "URL_SECONDS": 30.0,
+        "URL_SILENCE": 10.0, "HUB_SECONDS": 30.0, "HUB_ANSWERS": 40, "HUB_FAILURES": 3, "IMAGE_EXPANSION": 100,
+        "IMAGE_SCANS": 4, "MB": mb,
+    }  # fmt: skip
+    assert {
+        name: value for name, value in vars(budgets).items() if name.isupper() and name not in ("T", "TYPE_CHECKING")
+    } == expected
+
+
 ARRAYS = {"a": np.zeros(2, np.float32), "b": np.ones(3, np.float32), "c": np.full((1, 1, 2), 2, np.float32)}
 
 
-def write_h5(path: Path) -> None:
+def write_h5(path: Path, group: str = "group") -> None:
     with h5py.File(path, "w") as file:
         for name, array in ARRAYS.items():
-            file[f"group/{name}"] = array
+            file[f"{group}/{name}"] = array
 
 
 FILES = {
@@ -88,12 +102,15 @@ FILES = {
     ),
     "x.h5": write_h5,
     "x.msgpack": lambda path: path.write_bytes(to_bytes({"group": ARRAYS})),
+    "deep.h5": lambda path: write_h5(path, "a/b/c"),
+    "deep.pth": lambda path: torch.save({"a": {"b": {"c": {n: torch.from_numpy(a) for n, a in ARRAYS.items()}}}}, path),
+    "deep.msgpack": lambda path: path.write_bytes(to_bytes({"a": {"b": {"c": ARRAYS}}})),
 }  # fmt: skip
 
 # Of the files above. A zip archive of torch.save has 9 members; its dicts and tensors, and HDF5's groups, count too.
 LEAST = {
     "TENSORS": {"x.npz": 3, "x.safetensors": 3, "x.pth": 9, "old.pth": 5, "x.h5": 4, "x.msgpack": 3},
-    "DEPTH": {"x.pth": 1, "old.pth": 1, "x.h5": 1, "x.msgpack": 3},
+    "DEPTH": {"x.pth": 1, "old.pth": 1, "x.h5": 1, "x.msgpack": 3, "deep.pth": 3, "deep.h5": 3, "deep.msgpack": 5},
     "NAME": {"x.npz": 1, "x.safetensors": 1, "x.pth": 7, "old.pth": 7, "x.h5": 7, "x.msgpack": 7},
     "AXES": dict.fromkeys(FILES, 3),
 }

@@ -26,6 +26,7 @@ import torch
 import vit
 from vit import CheckpointError, ViTConfig, checkpoint, posemb
 from vit.checkpoint import Checkpoint, dtype_of, parse_size
+from vit.files import _SIGNS, other_kind
 
 FRAMEWORKS = {"pt": "", "tf": "TF", "flax": "Flax"}
 HEADS = {None: "ViTModel", "classifier": "ViTForImageClassification", "decoder": "ViTForMaskedImageModeling"}
@@ -763,3 +764,20 @@ def test_loading_pauses_the_garbage_collector_and_leaves_it_as_it_was_even_if_it
         assert (during, gc.isenabled()) == ([False], enabled)
     finally:
         gc.enable()
+
+
+SIGNS = {
+    "a zip archive": b"PK\x03\x04", "a PyTorch file of the format before 1.6": b"\x80\x02",
+    "a safetensors file": bytes(8) + b"{", "an HDF5 file": b"\x89HDF\r\n", "a tar archive": bytes(257) + b"ustar",
+    "compressed by gzip": b"\x1f\x8b", "a pointer of git-lfs": b"version https://git-lfs", "a web page": b"<",
+}  # fmt: skip
+
+
+def test_a_file_is_told_by_its_first_bytes(tmp_path):
+    assert len(SIGNS) == len(_SIGNS)
+    for what, sign in SIGNS.items():
+        (tmp_path / "file").write_bytes(sign + b" more")
+        assert other_kind(tmp_path / "file").startswith(f" It is {what}")
+        assert not other_kind(tmp_path / "file", what)
+        (tmp_path / "file").write_bytes(b" " + sign)
+        assert not other_kind(tmp_path / "file")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +392,13 @@ def test_a_timm_hub_folder_says_heads_size_and_labels_itself(tmp_path):
     (folder / "config.json").write_text(described % "avg")
     with pytest.raises(CheckpointError, match="global_pool='avg'"):
         conversion.convert(folder, tmp_path / "other")
+    for key, numbers, match in (
+        ("mean", "0, 0, 0", None), ("mean", "0, 1e6, 0", "has the mean"), ("std", "1, 0, 1", "has the std")
+    ):  # fmt: skip
+        text = (described % "token").replace(f'"{key}": [0.5, 0.5, 0.5]', f'"{key}": [{numbers}]')
+        (folder / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=match) if match else nullcontext():
+            conversion.convert(folder, tmp_path / "again", force=True)
 
 
 # === What files in the wild look like ===

@@ -324,11 +324,13 @@ MOVES = {
 @FRAMEWORKS
 @pytest.mark.parametrize("name", MOVES)
 def test_positions_are_moved_within_their_bounds_in_training_alone(name: str, framework: str, tmp_path: Path):
+    """Seen as what each rotation makes of one pair of numbers, of the slowest pair, whose angle does not wrap."""
     import keras
+    import torch
+    from flax import nnx
 
     keras.utils.set_random_seed(0)
-    """Seen as what each rotation makes of one pair of numbers, of the slowest pair, whose angle does not wrap."""
-    from flax import nnx
+    torch.manual_seed(0)
 
     keys, spread = MOVES[name]
     model = load(framework, tmp_path, **keys, rope_theta=1e6, num_register_tokens=0)
@@ -337,8 +339,6 @@ def test_positions_are_moved_within_their_bounds_in_training_alone(name: str, fr
     def places(training: bool) -> np.ndarray:
         """(N, 2): the centres that the angles say."""
         if framework == "pt":
-            import torch
-
             angles = rope.train(training)(torch.zeros(1), grid)
         elif framework == "tf":
             angles = rope(np.zeros(1, np.float32), grid=grid, training=training)
@@ -515,6 +515,20 @@ def test_null_of_a_move_is_kept_and_means_none(tmp_path: Path):
     config.save_pretrained(tmp_path)
     assert vit.AutoConfig.from_pretrained(tmp_path) == config
     assert vit.DINOv3ViTConfig.from_dict({"hidden_size": None}).pos_embed_rescale == 2.0
+
+
+def test_the_defaults_are_those_of_the_published_class():
+    """Of transformers, which the newest versions alone have."""
+    published = {
+        "patch_size": 16, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12,
+        "num_attention_heads": 6, "hidden_act": "gelu", "attention_dropout": 0.0, "initializer_range": 0.02,
+        "layer_norm_eps": 1e-5, "rope_theta": 100.0, "image_size": 224, "num_channels": 3, "query_bias": True,
+        "key_bias": False, "value_bias": True, "proj_bias": True, "mlp_bias": True, "layerscale_value": 1.0,
+        "drop_path_rate": 0.0, "use_gated_mlp": False, "num_register_tokens": 0, "pos_embed_shift": None,
+        "pos_embed_jitter": None, "pos_embed_rescale": 2.0,
+    }  # fmt: skip
+    config = vit.DINOv3ViTConfig()
+    assert {name: getattr(config, name) for name in published} == published
 
 
 SIZES = {"S/16": 21, "S+/16": 29, "B/16": 86, "L/16": 300, "H+/16": 840, "7B/16": 6716}

@@ -291,6 +291,13 @@ def test_shortest_edge_follows_transformers_for_every_shape():
         assert output_size(height, width, {"shortest_edge": short, "longest_edge": short + more}) == expected
 
 
+def test_arrays_are_cropped_and_padded_as_images_are_to_the_odd_pixel():
+    for height, width in np.ndindex(4, 4):
+        pixels = np.random.default_rng(0).integers(1, 256, (4 + height, 5 + width, 3), np.uint8)
+        cropped = processor._center_crop(Image.fromarray(pixels), 6, 6)
+        np.testing.assert_array_equal(processor._center_crop(pixels, 6, 6), cropped)
+
+
 def test_the_result_of_shortest_edge_can_be_ragged_or_cropped():
     batch = [PHOTOS["astronaut"], CAT]
     ragged = ViTImageProcessor(size={"shortest_edge": 64})(batch).pixel_values

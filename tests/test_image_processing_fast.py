@@ -18,7 +18,7 @@ from PIL import Image
 from torch.nn import functional
 
 from vit import InputError
-from vit.image_processing import ViTImageProcessor, ViTImageProcessorFast, fast
+from vit.image_processing import ViTImageProcessor, ViTImageProcessorFast, fast, options
 
 FIXTURE = Path(__file__).parent / "fixtures/image_processing/fast.npz"
 
@@ -256,3 +256,28 @@ def test_without_a_resize_they_agree_to_rounding():
     slow = ViTImageProcessor(do_resize=False)(COFFEE, return_tensors="np").pixel_values
     quick = ViTImageProcessorFast(do_resize=False)(COFFEE, return_tensors="np").pixel_values
     assert 0 < np.abs(slow - quick).max() < 1e-7
+
+
+@pytest.mark.parametrize(("capability", "machine", "bilinear"), [
+    ("AVX2", "x86_64", True), ("AVX512", "x86_64", True), ("DEFAULT", "x86_64", False), ("DEFAULT", "arm64", True),
+    ("DEFAULT", "aarch64", True),
+])  # fmt: skip
+def test_uint8_is_left_to_torch_where_that_is_faster(capability, machine, bilinear, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    pixels = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    assert fast._resizes_uint8(pixels, "bilinear") == bilinear
+    assert fast._resizes_uint8(pixels, "bicubic")
+    assert fast._resizes_uint8(pixels, "nearest-exact")
+    assert not fast._resizes_uint8(pixels.to("meta"), "bicubic")
+    assert fast._resizes_uint8(pixels.to("meta"), "nearest-exact")
+
+
+def test_means_and_deviations_are_the_published_ones():
+    from transformers import image_utils
+
+    assert list(options.STANDARD) == image_utils.IMAGENET_STANDARD_MEAN == image_utils.IMAGENET_STANDARD_STD
+    assert list(options.IMAGENET_MEAN) == image_utils.IMAGENET_DEFAULT_MEAN
+    assert list(options.IMAGENET_STD) == image_utils.IMAGENET_DEFAULT_STD
+    assert list(options.CLIP_MEAN) == image_utils.OPENAI_CLIP_MEAN
+    assert list(options.CLIP_STD) == image_utils.OPENAI_CLIP_STD

@@ -227,6 +227,8 @@ def test_a_text_that_is_too_long_is_cut_where_it_just_fits(most: float) -> None:
     kept = len(shown) - 1
     longer = slide.write(1, 1, text[: kept + 1 + (text[kept] == " ")] + "…", fontsize=20)
     assert longer > 1 + most
+    exactly = slide.write(0, 1, shown, fontsize=20)
+    assert slide.write(0, 1, text, exactly, fontsize=20) == exactly
     assert slide.write(1, 1, text, 99, fontsize=20) == slide.write(1, 1, text, fontsize=20) > 1 + most
 
 

@@ -31,6 +31,7 @@ FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax")
 def test_similarity_is_the_cosine_of_every_two_patches_without_cls() -> None:
     embeddings = np.random.default_rng(0).standard_normal((1, 1 + 2 * 3, 8)).astype(np.float32)
     embeddings[0, 0] *= 1000
+    embeddings[0, 2] *= 1e-3  # a short one has a direction, too
     similarity = posemb.position_similarity(embeddings, (2, 3))
     assert similarity.shape == (2, 3, 2, 3)
     for row, column, other_row, other_column in np.ndindex(similarity.shape):

@@ -290,6 +290,7 @@ FILES = {
     "16 bits, grey": png_of(DEEP[..., :1], 16, 0),
     "16 bits, grey, interlaced": png_of(DEEP[..., :1], 16, 0, True),
     "16 bits, grey, dark": png_of(DEEP[..., :1] >> 8, 16, 0),
+    **{f"16 bits, grey, of at most {most}": png_of(np.minimum(DEEP[..., :1] >> 7, most), 16, 0) for most in (255, 256)},
     "16 bits, grey, one transparent": png_of(DEEP[..., :1], 16, 0, False, chunk(b"tRNS", b"\x50\x50")),
     "16 bits, grey, alpha": png_of(DEEP[..., :2], 16, 4),
     "animated png": encode(PHOTOGRAPH, "PNG", **with_another()),
@@ -316,6 +317,9 @@ FILES = {
     "xmp element": encode(PHOTOGRAPH, "JPEG", xmp=xmp("a=''><tiff:Orientation>3</tiff:Orientation><b")),
     "xmp and exif": encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0" + turned(1), xmp=xmp('tiff:Orientation="6"')),
     "xmp of something else": encode(PHOTOGRAPH, "JPEG", xmp=xmp('tiff:Make="6"')),
+    "xmp of 0": encode(PHOTOGRAPH, "JPEG", xmp=xmp('tiff:Orientation="0"')),
+    "xmp of a letter": encode(PHOTOGRAPH, "JPEG", xmp=xmp('tiff:Orientation="a"')),
+    "xmp png of 0": png_with(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp('tiff:Orientation="0"'))),
     "xmp png": png_with(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp('tiff:Orientation="5"'))),
 }
 REFUSED = {

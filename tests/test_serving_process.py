@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -327,3 +328,20 @@ def test_vertex_ai_says_in_the_environment_where_it_calls(monkeypatch: pytest.Mo
             changed.setenv(name, value)
             with pytest.raises(InputError):
                 vertex_ai()
+
+
+@pytest.mark.parametrize("ending", [False, True])
+@pytest.mark.parametrize("kind", ["cancelled", "failed"])
+def test_a_server_ends_with_the_error_of_loading_unless_it_ends_already(kind, ending):
+    async def loading() -> asyncio.Task[None]:
+        async def load() -> None:
+            raise OSError("no such model") if kind == "failed" else asyncio.CancelledError
+
+        task = asyncio.ensure_future(load())
+        await asyncio.wait([task])
+        return task
+
+    server = SimpleNamespace(should_exit=ending, failed=None)
+    Server._loaded(server, asyncio.run(loading()))
+    told = kind == "failed" and not ending
+    assert (str(server.failed), server.should_exit) == ("no such model" if told else "None", ending or told)
