@@ -21,23 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import SUITES
+
 if TYPE_CHECKING:
     from .harness import Options
-
-SUITES = (
-    "inference",
-    "families",
-    "training",
-    "finetune",
-    "cold-start",
-    "load",
-    "compile",
-    "preprocess",
-    "pipeline",
-    "serving",
-    "convert",
-)
-"""In the order of the results. Each is a module here, with a function `run` of `Options` that gives its section."""
 
 PROGRAMS = {
     "preprocess": ("Image processors beside transformers'", ["--seconds", "0.2", "--size", "640x480"], ["seconds"]),
@@ -144,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             title += (f": ViT-{variant}" if variant else "") + (" on a GPU" if options.device == "gpu" else "")
             section = f"{title}\n\n{where}\n{body}"
             print(section + "\n", flush=True)
-            write_results(options.output, [suite, options.device, *([variant] if variant else [])], section, SUITES)
+            write_results(options.output, [suite, options.device, *([variant] if variant else [])], section)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

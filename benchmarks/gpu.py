@@ -62,13 +62,14 @@ class Part(NamedTuple):
 
 
 EXACT = {"NVIDIA_TF32_OVERRIDE": "0", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}  # float32 is float32
+SOONER = {"XLA_FLAGS": "--xla_gpu_autotune_level=0"}  # many small programs: choosing kernels takes longer than they do
 PROBES = tuple(Task(f"benchmarks.gpu_speed:machine_{framework}", framework, 60) for framework in FRAMEWORKS)
 PARTS = {
     "right": Part(
         "Is it right?",
         (
-            Task("benchmarks.gpu_right:right_pt", "pt", 90, environment=EXACT),
-            Task("benchmarks.gpu_right:right_flax", "flax", 100, environment=EXACT),
+            Task("benchmarks.gpu_right:right_pt", "pt", 120, environment=EXACT),
+            Task("benchmarks.gpu_right:right_flax", "flax", 120, environment=EXACT | SOONER),
             Task("benchmarks.gpu_right:right_tf", "tf", 45, environment=EXACT),
         ),
         "Outputs and gradients on the GPU against PyTorch's on the CPU in float64, where every parameter is random: "
@@ -280,7 +281,8 @@ class Run:
                 say(row.get("without") or " ".join(f"{key} {value}" for key, value in row.items()))
             without = {row["framework"]: row["without"] for row in found if "without" in row}
             if len(without) < len(found):
-                self.keep({"part": "machine", "rehearsed": self.rehearse, "found": found, "missing": lacking})
+                self.keep({"part": "machine", "rehearsed": self.rehearse, "host": host(), "found": found,
+                           "missing": lacking})  # fmt: skip
             for part in parts:
                 for task in PARTS[part].tasks:
                     if task.framework in without and without[task.framework].endswith("is not installed"):
@@ -315,7 +317,7 @@ class Run:
         from .harness import write_results
 
         key = ["gpu", "cpu" if self.rehearse else "gpu"]
-        write_results(self.folder / "RESULTS.md", key, section(read(self.file), self.rehearse), ())
+        write_results(self.folder / "RESULTS.md", key, section(read(self.file), self.rehearse))
 
 
 def read(file: Path) -> list[Row]:
@@ -361,8 +363,6 @@ def as_line(row: Row) -> str:
 
 def section(rows: Iterable[Row], rehearsed: bool = False) -> str:
     """The section of the results: of each part the last run that measured it."""
-    from .harness import machine
-
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(row["run"], []).append(row)
@@ -375,11 +375,9 @@ def section(rows: Iterable[Row], rehearsed: bool = False) -> str:
         measured = [name for name in having if any(row["part"] == part and "table" in row for row in runs[name])]
         if having:
             chosen[part] = (measured or having)[-1]
-    host = machine()
-    where = f"{host['cpu']}, {host['cores']} cores; {host['system']}, Python {host['python']}"
     last = max(runs)
     what = "## Rehearsed on a CPU: figures mean nothing" if rehearsed else "## In one command on a GPU: ViT-B/16"
-    blocks = [what, f"`python -m benchmarks gpu` on {last[:10]}; {_machine_line(machines[last])}; {where}."]
+    blocks = [what, f"`python -m benchmarks gpu` on {last[:10]}; {_machine_line(machines[last])}."]
     of_goals = []
     for i, (part, name) in enumerate(chosen.items(), 1):
         own = [row for row in runs[name] if row["part"] == part]
@@ -396,7 +394,14 @@ def section(rows: Iterable[Row], rehearsed: bool = False) -> str:
 def _machine_line(row: Row | None) -> str:
     found = [each for each in (row or {"found": []})["found"] if "without" not in each]
     gpus = dict.fromkeys(each["gpu"] for each in found)
-    return "; ".join([", ".join(gpus), ", ".join(each["version"] for each in found)])
+    return "; ".join([", ".join(gpus), ", ".join(each["version"] for each in found), (row or {"host": ""})["host"]])
+
+
+def host() -> str:
+    """Of the machine that this runs on: processor, cores, system and Python."""
+    from .harness import machine
+
+    return "{cpu}, {cores} cores; {system}, Python {python}".format(**machine())
 
 
 def _tables(rows: Iterable[Row]) -> list[str]:

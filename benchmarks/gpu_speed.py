@@ -488,58 +488,68 @@ def rate_of(work: Work, framework: str, dtype: str) -> tuple[float, Row]:
 
 
 def throughput_pt(work: Work) -> Iterator[Row]:
-    """Batch 256 to 1, as called beside transformers, in both dtypes; then compiled, as far as the time goes."""
-    import torch
-
-    flops = forward_flops(work.config)
-    sizes = work.sizes(256, 128, 64, 32, 16, 8, 4, 2, 1)
-    rates, made = {}, {}
+    """Batch 256 to 1, as called beside transformers, in both dtypes; the largest compiled, and more as time is left."""
+    first, *others = work.sizes(256, 128, 64, 32, 16, 8, 4, 2, 1)
+    rates: dict[str, float] = {}
+    made: dict[tuple[str, str], Any] = {}
     for dtype in ("bfloat16", "float16"):
         rates[dtype], row = rate_of(work, "pt", dtype)
         yield row
         for library in libraries(work):
             made[library, dtype] = calls_pt(work, library, dtype, "sdpa")
-        for batch, smaller in zip(sizes, [*sizes[1:], None], strict=True):
-            if work.left() < 3 and not work.small:
-                yield {"note": f"{dtype}, as called, from batch {batch} on: left out, its time is over"}
-                break
-            calls: dict[str, Call] = {}
-            try:
-                calls = {library: make(batch) for (library, of), (_, make) in made.items() if of == dtype}
-                found = turns(calls, streamed, work.enough(0.5, 0.01))
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                calls.clear()
-                instead = f"batch {smaller} is taken" if smaller else "nothing smaller is left"
-                yield {"note": f"{dtype}: the GPU's memory is too little for batch {batch}; {instead}"}
-                torch.cuda.empty_cache()
-                continue
-            row = {"table": "Images a second", "how": "as called", "dtype": dtype, "batch": batch}
-            row |= {f"{library} images/s": batch / statistics.median(times) for library, times in found.items()}
-            row["MFU"] = batch * flops / statistics.median(found["trivit"]) / rates[dtype]
-            if "transformers" in found:
-                row["trivit's speed over it"] = quotient(found["transformers"], found["trivit"])
-            yield row
-            if batch in (sizes[0], 8):
-                yield where_time_goes({"what": "trivit", "dtype": dtype, "batch": batch}, calls["trivit"], profile_pt)
-    first, last = sizes[0], sizes[-1]
-    for library, dtype, batch in (
-        ("trivit", "bfloat16", first), ("trivit", "bfloat16", last), ("transformers", "bfloat16", first),
-        ("trivit", "float16", first), ("trivit", "bfloat16", 64), ("trivit", "bfloat16", 8)):  # fmt: skip
-        if (library, dtype) not in made or (work.small and batch > first):
+        yield from _as_called(work, dtype, [first], made, rates[dtype])
+        for library in libraries(work) if dtype == "bfloat16" else ("trivit",):
+            yield from _compiled(work, library, dtype, first, made, rates[dtype])
+        yield from _as_called(work, dtype, others, made, rates[dtype])
+    for batch in () if work.small else (1, 8, 64):
+        yield from _compiled(work, "trivit", "bfloat16", batch, made, rates["bfloat16"])
+
+
+def _as_called(
+    work: Work, dtype: str, sizes: Sequence[int], made: Mapping[tuple[str, str], Any], rate: float
+) -> Iterator[Row]:
+    import torch
+
+    flops = forward_flops(work.config)
+    for batch in sizes:
+        if work.left() < 3 and not work.small:
+            yield {"note": f"{dtype}, as called, from batch {batch} on: left out, its time is over"}
+            return
+        calls: dict[str, Call] = {}
+        try:
+            calls = {library: make(batch) for (library, of), (_, make) in made.items() if of == dtype}
+            found = turns(calls, streamed, work.enough(0.5, 0.01))
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            calls.clear()
+            yield {"note": f"{dtype}: the GPU's memory is too little for batch {batch}"}
+            torch.cuda.empty_cache()
             continue
-        model, make = made[library, dtype]
-        calls = {}
-        build = lambda b=batch, m=model, make=make: make(b, compiled(work, m))  # noqa: E731
-        yield from ready(calls, f"{library}, compiled, {dtype}, batch {batch}", build, work, 20)
-        for call in calls.values():
-            each = statistics.median(streamed(call) for _ in range(5))
-            row = {"table": "Images a second", "how": "compiled", "dtype": dtype, "batch": batch}
-            row[f"{library} images/s"] = batch / each
-            yield row | ({"MFU": batch * flops / each / rates[dtype]} if library == "trivit" else {})
-            if (library, batch) == ("trivit", first):
-                yield where_time_goes({"what": "trivit, compiled", "dtype": dtype, "batch": batch}, call, profile_pt)
+        row = {"table": "Images a second", "how": "as called", "dtype": dtype, "batch": batch}
+        row |= {f"{library} images/s": batch / statistics.median(times) for library, times in found.items()}
+        row["MFU"] = batch * flops / statistics.median(found["trivit"]) / rate
+        if "transformers" in found:
+            row["trivit's speed over it"] = quotient(found["transformers"], found["trivit"])
+        yield row
+        if batch in (256, 8, 3):
+            yield where_time_goes({"what": "trivit", "dtype": dtype, "batch": batch}, calls["trivit"], profile_pt)
+
+
+def _compiled(
+    work: Work, library: str, dtype: str, batch: int, made: Mapping[tuple[str, str], Any], rate: float
+) -> Iterator[Row]:
+    model, make = made[library, dtype]
+    calls: dict[str, Call] = {}
+    build = lambda: make(batch, compiled(work, model))  # noqa: E731
+    yield from ready(calls, f"{library}, compiled, {dtype}, batch {batch}", build, work, 20)
+    for call in calls.values():
+        each = statistics.median(streamed(call) for _ in range(5))
+        row = {"table": "Images a second", "how": "compiled", "dtype": dtype, "batch": batch}
+        row[f"{library} images/s"] = batch / each
+        yield row | ({"MFU": batch * forward_flops(work.config) / each / rate} if library == "trivit" else {})
+        if library == "trivit" and batch in (256, 3):
+            yield where_time_goes({"what": "trivit, compiled", "dtype": dtype, "batch": batch}, call, profile_pt)
 
 
 def training_pt(work: Work) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from vit.config import PreTrainedConfig
 from vit.families.vit import VARIANTS
 from vit.measure import Worker, WorkerError, machine
 
+from . import SUITES
 from .peers import PEERS, Peer
 
 ENVIRONMENT = {
@@ -371,14 +372,13 @@ def versions() -> list[str]:
     return list(found)
 
 
-def write_results(path: Path, key: Sequence[str], section: str, order: Sequence[str]) -> None:
+def write_results(path: Path, key: Sequence[str], section: str) -> None:
     """Put a section into the file of results, in the place of the one with the same key.
 
     Args:
         path: the file; made if it is not there.
         key: suite and device, and the size of the model where the suite takes one.
         section: Markdown.
-        order: of suites.
     """
     found = {tuple(key): section}
     if path.exists():
@@ -390,7 +390,7 @@ def write_results(path: Path, key: Sequence[str], section: str, order: Sequence[
         suite, device, *variants = key
         split = [variant.split("/") for variant in variants]
         sizes = [(list(VARIANTS).index(size), int(patch)) for size, patch in split]
-        return device != "cpu", order.index(suite) if suite in order else len(order), sizes
+        return device != "cpu", SUITES.index(suite) if suite in SUITES else len(SUITES), sizes
 
     keys = sorted(found, key=place)
     parts = [f"<!-- section: {' '.join(key)} -->\n{found[key]}\n<!-- end -->\n" for key in keys]

@@ -145,9 +145,14 @@ def verify(
     chosen = [each for each in FRAMEWORKS if each in set(installed if frameworks is None else frameworks)]
     if unknown := set(frameworks or ()) - FRAMEWORKS.keys():
         raise InputError(f"Unknown framework {quoted(sorted(unknown)[0])}; expected some of {', '.join(FRAMEWORKS)}.")
+    if frameworks is not None and len(chosen) < 2 <= len(installed):
+        raise InputError(
+            f"verify compares frameworks with each other; asked for {', '.join(chosen) or 'none'}. Name two or more of "
+            f"{', '.join(installed)}, or none for all."
+        )
     if len(chosen) < 2 or set(chosen) - set(installed):
         raise MissingFrameworkError(
-            f"verify compares frameworks; asked for {', '.join(chosen) or 'none'}, installed: "
+            f"verify compares frameworks with each other; asked for {', '.join(chosen) or 'none'}, installed: "
             f"{', '.join(installed) or 'none'}. Install the others with: {install_line('all')}"
         )
     if dtype not in DTYPES:

@@ -465,21 +465,22 @@ def test_loading_counts_the_memory_of_the_weights(tmp_path: Path, monkeypatch: p
 
 def test_a_section_replaces_its_own_and_keeps_the_others(tmp_path: Path) -> None:
     path = tmp_path / "RESULTS.md"
-    order = ("inference", "load")
-    harness.write_results(path, ["load", "cpu"], "## Loading\n\nold", order)
-    harness.write_results(path, ["inference", "cpu", "L/16"], "## Inference: large", order)
-    harness.write_results(path, ["inference", "cpu", "S/16"], "## Inference: small", order)
-    harness.write_results(path, ["load", "cpu"], "## Loading\n\nnew", order)
+    harness.write_results(path, ["load", "cpu"], "## Loading\n\nold")
+    harness.write_results(path, ["inference", "cpu", "L/16"], "## Inference: large")
+    harness.write_results(path, ["inference", "cpu", "S/16"], "## Inference: small")
+    harness.write_results(path, ["load", "cpu"], "## Loading\n\nnew")
     text = path.read_text()
     titles = ["## Inference: small", "## Inference: large", "## Loading\n\nnew", "## On a GPU"]
     assert sorted(titles, key=text.index) == titles
     assert "\nold" not in text
     assert "Not measured: no GPU was there." in text
-    harness.write_results(path, ["inference", "gpu", "S/16"], "## Inference on a GPU\n\nfast", order)
+    harness.write_results(path, ["gpu", "gpu"], "## In one command on a GPU")
+    harness.write_results(path, ["inference", "gpu", "S/16"], "## Inference on a GPU\n\nfast")
     text = path.read_text()
-    assert text.index("## Loading") < text.index("## Inference on a GPU")
+    titles = [*titles[:3], "## Inference on a GPU", "## In one command on a GPU"]
+    assert sorted(titles, key=text.index) == titles
     assert "Not measured" not in text
-    assert text.count("<!-- section: ") == text.count("<!-- end -->") == 4
+    assert text.count("<!-- section: ") == text.count("<!-- end -->") == 5
 
 
 def test_the_table_is_markdown() -> None:

@@ -195,9 +195,14 @@ def test_a_nan_does_not_pass():
     assert not found.passed
 
 
-def test_verify_refuses_what_it_cannot_compare(reference, tmp_path):
-    with pytest.raises(MissingFrameworkError, match="verify compares frameworks"):
+def test_verify_refuses_what_it_cannot_compare(reference, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"asked for pt\. Name two or more of pt, tf, flax, or none for all"):
         conversion.verify(reference / "hf_torch", frameworks=["pt"])
+    for chosen, installed in ((None, ["pt"]), (["pt"], ["pt"]), (["pt", "flax"], ["pt", "tf"])):
+        monkeypatch.setattr(conversion.equality, "installed_frameworks", lambda installed=installed: installed)
+        with pytest.raises(MissingFrameworkError, match=r"compares frameworks with each other; .* pip install"):
+            conversion.verify(reference / "hf_torch", frameworks=chosen)
+    monkeypatch.undo()
     with pytest.raises(InputError, match="Unknown framework 'jax'"):
         conversion.verify(reference / "hf_torch", frameworks=["pt", "jax"])
     with pytest.raises(InputError, match="dtype is 'int8'"):
