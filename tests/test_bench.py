@@ -35,6 +35,16 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) ->
 # === What is measured ===
 
 
+@pytest.mark.parametrize(("framework", "device"), [("pt", "cuda:1"), ("tf", "gpu:1"), ("flax", "gpu:1")])
+@pytest.mark.parametrize("given", ["gpu:1", "GPU:1", "cuda:1"])
+def test_matrix_products_run_where_the_model_does(
+    framework: str, device: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit.measure.matrix_rate", lambda *arguments: arguments)
+    assert bench.rate(framework, "float32", given) == (framework, "float32", device)
+    assert bench.rate(framework, "float32", None) == (framework, "float32", None)
+
+
 def test_every_framework_is_measured_and_held_against_its_matrix_products(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

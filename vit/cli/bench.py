@@ -309,9 +309,10 @@ def _load(
 @lru_cache
 def rate(framework: str, dtype: str, device: str | None) -> float:
     """`matrix_rate` of the worker's framework, measured once."""
+    from ..inference import device_name
     from ..measure import matrix_rate
 
-    return matrix_rate(framework, dtype, device)
+    return matrix_rate(framework, dtype, None if device is None else device_name(device, framework))
 
 
 def _device_name(forward: Forward) -> str:
