@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 import conversion
 import vit
-from vit import checkpoint
+from vit import budgets, checkpoint
 from vit.errors import CheckpointError
 from vit.families.vit import ViTConfig
 
@@ -332,6 +333,16 @@ def test_orbax_restores_what_is_written(tmp_path, reference):
     with ocp.PyTreeCheckpointer() as checkpointer:
         plain = checkpointer.restore(tmp_path / "orbax")
     np.testing.assert_array_equal(plain["classifier"]["kernel"], expected["classifier"]["kernel"])
+
+
+def test_a_piece_of_an_orbax_array_is_no_larger_than_any_file_may_become(tmp_path, reference, monkeypatch):
+    conversion.convert(reference / "hf_torch", tmp_path / "orbax", target_format="orbax")
+    store = conversion.open_source(tmp_path / "orbax").store
+    largest = max(math.prod(each.shape) * each.dtype.itemsize for each in store.tensors.values())
+    for allowed, match in ((largest, None), (largest - 1, "lies in 1 pieces")):
+        monkeypatch.setattr(budgets, "allowance", lambda size, allowed=allowed: allowed + 16 * size)
+        with pytest.raises(CheckpointError, match=match) if match else nullcontext():
+            conversion.open_source(tmp_path / "orbax")
 
 
 @pytest.mark.parametrize("name", ["hf_torch", "hf_torch_base"])

@@ -135,6 +135,14 @@ def _ends(line: Any) -> list[Any]:
     return [len(x), [x[0], y[0]], [x[-1], y[-1]]]
 
 
+def _cells(panel: Any) -> dict[str, Any]:
+    """The lines between the cells of a table, and the names of its columns and rows."""
+    axes = (panel.xaxis, panel.yaxis)
+    lines = [list(axis.get_minorticklocs()) for axis in axes]
+    names = [[[label.get_text(), label.get_parse_math()] for label in axis.get_ticklabels()] for axis in axes]
+    return {"cells": lines, "names": names} if lines[0] else {}
+
+
 def described(slide: picture.Slide) -> dict[str, Any]:
     """What a slide holds; places and sizes are inches."""
     width, height = slide.figure.get_size_inches()
@@ -156,11 +164,7 @@ def described(slide: picture.Slide) -> dict[str, Any]:
                 }
                 for image in panel.images
             ],
-            **(
-                {"cells": cells}
-                if (cells := [list(panel.get_xticks(minor=True)), list(panel.get_yticks(minor=True))])[0]
-                else {}
-            ),
+            **_cells(panel),
             **({"lines": [[line.get_color(), *_ends(line)] for line in panel.lines]} if panel.lines else {}),
         }
         for panel in slide.figure.axes

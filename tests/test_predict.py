@@ -11,6 +11,7 @@ import time
 from contextlib import nullcontext
 from itertools import count, islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -512,6 +513,15 @@ def test_a_loaded_model_needs_its_processor_and_the_head_of_the_task(folder, bas
 def test_an_image_processor_that_does_not_go_with_the_model_is_refused(options, folder, paths):
     with pytest.raises(InputError, match=r"3 x 24 x 24, and the model takes 3 x 16 x 16|has 3 channel\(s\)"):
         predict(paths, Forward(folder, "pt"), processor=ViTImageProcessor(**options))
+
+
+def test_threads_are_waited_for_until_a_time_and_not_beyond_it():
+    threads, waited = pipeline.Threads("test", 2), []
+    threads._threads = [SimpleNamespace(join=waited.append)]
+    for end in (-5, 0, 60):
+        threads.join(time.monotonic() + end)
+    assert waited[:2] == [0, pytest.approx(0, abs=0.1)]
+    assert 50 < waited[2] <= 60
 
 
 def test_images_of_any_size_have_a_patch_at_least():

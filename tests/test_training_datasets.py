@@ -72,7 +72,9 @@ def test_a_run_is_resumed_on_a_data_set_that_is_loaded_again(model: Path, tmp_pa
 
 
 def test_parts_without_labels_are_left_out_and_images_without_them_are_counted(tmp_path: Path) -> None:
-    parts = datasets.DatasetDict(train=rows(8), test=rows(4, label=[-1] * 4))
+    unlabelled = rows(4, label=[-1] * 4)
+    assert len(read(datasets.DatasetDict(test=unlabelled, train=rows(8)), 0.25, 0).training) == 6
+    parts = datasets.DatasetDict(train=rows(8), test=unlabelled)
     parts.save_to_disk(str(tmp_path / "parts"))
     split = read(tmp_path / "parts", 0.25, 0)
     assert (len(split.training), len(split.validation)) == (6, 2)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vit.cli import evaluate
 from vit.cli.frameworks import DIGITS
 from vit.errors import FRAMEWORKS
 from vit.training import measures
-from vit.training.evaluation import linear_probe, neighbours
+from vit.training.evaluation import Evaluation, linear_probe, neighbours
 
 from .command import vit
 
@@ -27,6 +28,15 @@ def digits(tmp_path_factory: Any) -> Path:
         where.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, where)
     return folder
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_as_many_labels_are_shown_as_a_screen_has_room_for(more: int, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = evaluate.SHOWN + more
+    names = tuple(f"label {i}" for i in range(labels))
+    evaluate.show(Evaluation({"images": labels, "top1": 1.0}, "all", names, np.eye(labels, dtype=int)))
+    printed = capsys.readouterr().out
+    assert (printed.count("label "), "and 1 more labels" in printed) == (50, bool(more))
 
 
 def test_the_bundled_digits_are_known_in_every_framework(

@@ -16,7 +16,7 @@ from vit import ViTConfig, ViTImageProcessor, checkpoint, families
 from vit.config import keys_of, to_pair
 from vit.errors import FRAMEWORKS, CheckpointError, ConfigError
 from vit.inference import Forward
-from vit.training import Recipe
+from vit.training import Recipe, start
 from vit.training.run import train
 
 from .command import vit as run_vit
@@ -188,3 +188,24 @@ def test_pre_training_then_fine_tuning_is_one_story(photos: Path, folders: dict[
     pixels = np.random.default_rng(0).standard_normal((2, 3, 16, 12), np.float32)
     answers = [Forward(run.folder / "best", framework)(pixels).logits for framework in FRAMEWORKS]
     assert max(np.abs(each - answers[0]).max() for each in answers) <= 1e-5
+
+
+def test_fresh_weights_are_spread_as_the_family_says() -> None:
+    config, recipe = tiny_family("vit_mae"), Recipe(seed=3)
+
+    def drawn(name: str, *shape: int) -> np.ndarray:
+        return start._drawn(name, shape, config, recipe)
+
+    bound = (6 / (300 + 8 * 4 * 4)) ** 0.5
+    of_patches = drawn("vit.embeddings.patch_embeddings.projection.weight", 300, 8, 4, 4)
+    assert -bound <= of_patches.min() < -0.99 * bound
+    assert 0.99 * bound < of_patches.max() <= bound
+    assert abs(of_patches.mean()) < 0.01 * bound
+    assert not drawn("vit.layernorm.bias", 8).any()
+    assert (drawn("vit.layernorm.weight", 8) == 1).all()
+    normal = drawn("vit.embeddings.cls_token", 1, 1, 10**5) / config.initializer_range
+    assert 1.99 < np.abs(normal).max() <= 2  # standard deviations
+    assert normal.std() == pytest.approx(0.8796, abs=0.01)  # of a normal distribution that ends there
+    assert abs(normal.mean()) < 0.02
+    assert np.array_equal(drawn("vit.embeddings.cls_token", 1, 1, 9), drawn("vit.embeddings.cls_token", 1, 1, 9))
+    assert not np.array_equal(drawn("vit.embeddings.cls_token", 9), drawn("vit.embeddings.mask_token", 9))
