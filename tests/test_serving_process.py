@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from vit import cli, predict
+from vit.cli import serve
 from vit.cli.serve import named, read_key, vertex_ai
 from vit.errors import InputError
 from vit.serving import Limits, create_app
@@ -345,3 +346,11 @@ def test_a_server_ends_with_the_error_of_loading_unless_it_ends_already(kind, en
     Server._loaded(server, asyncio.run(loading()))
     told = kind == "failed" and not ending
     assert (str(server.failed), server.should_exit) == ("no such model" if told else "None", ending or told)
+
+
+def test_the_import_beside_the_servers_own_keeps_no_process_from_ending(monkeypatch):
+    started = []
+    monkeypatch.setattr(serve, "threading", SimpleNamespace(Thread=lambda **options: started.append(options)))
+    with pytest.raises(AttributeError):  # as None does not start
+        serve.command(framework=["pt"])
+    assert started == [{"target": serve._import, "args": ("pt",), "daemon": True}]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,24 @@ def test_what_the_command_is_not_told_is_what_the_function_takes_by_default() ->
     function = inspect.signature(train).parameters
     shared = {"resume", "force", "strict", "shard", "workers", "device", "from_scratch"}
     assert {name: command[name].default for name in shared} == {name: function[name].default for name in shared}
+
+
+def test_of_a_folder_the_first_image_alone_is_looked_at_before_anything_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = importlib.import_module("vit.cli.train")
+    looked: list[str] = []
+
+    def find(sources: list[str]) -> Iterator[str]:
+        yield f"{sources[0]}/first.png"
+        raise AssertionError("a second one is looked for")
+
+    def begin(extra: str) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(command, "find", find)
+    monkeypatch.setattr(command, "check_default", lambda path, remedy: looked.append(path))
+    monkeypatch.setattr(command, "import_quietly", begin)
+    with pytest.raises(InterruptedError):
+        command.command(str(tmp_path), tmp_path / "run", framework=["pt"])
+    assert looked == [f"{tmp_path}/first.png"]
