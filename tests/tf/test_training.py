@@ -189,7 +189,7 @@ def test_gradient_checkpointing_fits_and_returns_attentions(load: Load) -> None:
     assert model(images(), training=True).attentions[0].shape == (4, 4, 13, 13)
 
 
-def test_distribution_strategy_trains_as_one_device(load: Load, tmp_path: Path) -> None:
+def test_distribution_strategy_trains_as_one_device_and_a_trainer_on_its_models(load: Load, tmp_path: Path) -> None:
     load().save_pretrained(tmp_path)
     code = """
         import sys
@@ -205,6 +205,15 @@ def test_distribution_strategy_trains_as_one_device(load: Load, tmp_path: Path) 
         x = np.random.default_rng(0).standard_normal((4, 3, 12, 8), dtype=np.float32)
         history = model.fit(x, np.array([0, 1, 4, 2]), epochs=2, shuffle=False, verbose=0).history
         np.savez(sys.argv[1] + "/result.npz", loss=history["loss"], logits=model.predict(x, verbose=0).logits)
+
+        # One that lies on a device is trained there, and so is all that its steps carry.
+        from vit.tf.training import Trainer
+        from vit.training import Recipe
+        model = TFViTForImageClassification.from_pretrained(sys.argv[1], device="CPU:1")
+        trainer = Trainer(model, Recipe(batch_size=4, ema=0.9))
+        loss = trainer.step({"pixel_values": x, "targets": np.eye(5, dtype=np.float32)[[0, 1, 4, 2]]}, 0, 1e-3)
+        places = [loss.device, *(each.device for each in trainer._variables().values())]
+        assert len(places) > 50 and {place[-5:] for place in places} == {"CPU:1"}, places
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], check=True, env=environment)

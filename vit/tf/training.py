@@ -138,8 +138,12 @@ class Trainer:
         groups = parameter_groups(model.config, model.head, recipe)
         self.parameters = {name: model._parameter(name) for name in groups}
         kind: Any = {"adamw": AdamW, "sgd": SGD}[recipe.optimizer]
-        self.optimizer = kind(recipe, list(self.parameters.values()), list(groups.values()))
-        self.averages = {n: tf.Variable(p.value) for n, p in self.parameters.items()} if recipe.ema else {}
+        # Operations run where TensorFlow prefers, whatever holds the weights; a worker's are placed by its strategy.
+        spec = tf.DeviceSpec.from_string(model.variables[0].value.device)
+        self.place = f"/device:{spec.device_type}:{spec.device_index}" if processes is ALONE else None
+        with tf.device(self.place):
+            self.optimizer = kind(recipe, list(self.parameters.values()), list(groups.values()))
+            self.averages = {n: tf.Variable(p.value) for n, p in self.parameters.items()} if recipe.ema else {}
         drawn = [layer for layer in model._flatten_layers() if hasattr(layer, "seed_generator")]
         self.seeds = [layer.seed_generator.state for layer in drawn]
         self._compiled = tf.function(self._step)
@@ -161,8 +165,9 @@ class Trainer:
         for i, state in enumerate(self.seeds):
             state.assign([seed_of(self.recipe, "dropout", step, i, self.processes.rank) & 0x7FFFFFFF, 0])
         self.optimizer.rate.assign(rate)
-        tensors = {name: tf.convert_to_tensor(array) for name, array in batch.items()}
-        return self._compiled(tensors, tf.constant(ema_decay(self.recipe, step), "float64"))
+        with tf.device(self.place):
+            tensors = {name: tf.convert_to_tensor(array) for name, array in batch.items()}
+            return self._compiled(tensors, tf.constant(ema_decay(self.recipe, step), "float64"))
 
     def _step(self, batch: Mapping[str, tf.Tensor], keep: tf.Tensor) -> tf.Tensor:
         recipe, variables = self.recipe, [each.value for each in self.parameters.values()]
@@ -186,7 +191,8 @@ class Trainer:
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         """What the model says of images in evaluation: (batch, num_labels)."""
-        return np.asarray(tf.cast(self._forward(tf.convert_to_tensor(pixel_values)), "float32"))
+        with tf.device(self.place):
+            return np.asarray(tf.cast(self._forward(tf.convert_to_tensor(pixel_values)), "float32"))
 
     # === State ===
 
