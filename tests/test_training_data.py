@@ -18,7 +18,7 @@ from vit.errors import FRAMEWORKS, ConfigError, InputError
 from vit.inference import Forward
 from vit.training import Recipe, augment
 from vit.training.data import Data
-from vit.training.examples import read
+from vit.training.examples import Examples, read
 from vit.training.run import train
 from vit.training.start import begin
 from vit.training.teacher import Teacher
@@ -181,6 +181,27 @@ def test_images_have_the_size_that_the_processor_gives_them(photos: Path, tmp_pa
         edge, crop = start.processor.size["shortest_edge"], start.processor.crop_size
         assert (edge, crop["height"], crop["width"]) == (sizes[0], sizes[1], sizes[1])
         assert start.config.image_size == (image_size or 32)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_every_depth_are_trained_on_and_evaluated_as_they_are_served(channels: int, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 20 * 24).reshape(20, 24)
+    arrays = {"8.png": (ramp / 257).astype(np.uint8), "16.png": ramp.astype(np.uint16), "32.tiff": ramp.astype(np.int32),
+              "float.tiff": (ramp / 257).astype(np.float32), "bit.png": ramp > 32767}  # fmt: skip
+    images: list[Any] = [Image.fromarray(array) for array in arrays.values()]
+    for name, image in zip(arrays, images, strict=True):
+        image.save(tmp_path / name)
+    images += [str(tmp_path / name) for name in arrays] + [arrays["16.png"]]
+    processor = ViTImageProcessor(size=16, image_mean=[0.5] * channels, image_std=[0.5] * channels)
+    examples = Examples(images, np.ones((len(images), 1), np.float32), ("grey",))
+    recipe = RECIPE.replace(crop_scale=1.0, flip=0.0)
+    data = Data(examples, recipe, processor, tiny_config(num_channels=channels), strict=True)
+    (evaluated,) = (pixels for pixels, _ in data.evaluation(examples, len(images)))
+    for i, image in enumerate(images):
+        expected = processor(image, return_tensors="np").pixel_values[0]
+        assert np.ptp(expected) > 1.5  # from black to white
+        np.testing.assert_allclose(evaluated[i], expected, atol=0.02)  # of 8 bits
+        np.testing.assert_allclose(data.example(0, i)["pixel_values"], expected, atol=0.02)
 
 
 def test_augmentation_is_a_function_of_its_generator() -> None:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from ..config import PreTrainedConfig
 from ..errors import InputError, shown
 from ..image_processing import ViTImageProcessor, random_patch_mask
+from ..image_processing.inputs import Reader, to_bytes
 from ..image_processing.sources import label_of, open_image
 from . import augment
 from .examples import SINGLE, Examples
@@ -139,15 +140,15 @@ class Data:
             return None
 
     def _open(self, image: Any) -> Image.Image:
-        opened = image if isinstance(image, Image.Image) else None
-        if opened is None and label_of(image) is not None:
-            opened = open_image(image)
-        if opened is None and isinstance(image, np.ndarray):
-            opened = Image.fromarray(image)
-        if opened is None:
-            raise InputError(f"An image is a {type(image).__name__}; expected a path, an array or a Pillow image.")
+        """An image of 8 bits a channel, in the model's mode, read as the image processor reads it."""
         mode = MODES[self.config.num_channels]
-        return opened if opened.mode == mode else opened.convert(mode)
+        opened = image if label_of(image) is None else open_image(image)
+        frame = Reader(self.config.num_channels, None, None).read("The image", opened)
+        pixels = frame.pixels
+        if not isinstance(pixels, Image.Image):
+            array, _ = to_bytes(frame)
+            pixels = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+        return pixels if pixels.mode == mode else pixels.convert(mode)
 
     def _augmented(self, image: Any, rng: np.random.Generator) -> np.ndarray:
         recipe, opened = self.recipe, self._open(image)
