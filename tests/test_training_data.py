@@ -186,9 +186,9 @@ def test_images_have_the_size_that_the_processor_gives_them(photos: Path, tmp_pa
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_of_every_depth_are_trained_on_and_evaluated_as_they_are_served(channels: int, tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 20 * 24).reshape(20, 24)
-    arrays = {"8.png": (ramp / 257).astype(np.uint8), "16.png": ramp.astype(np.uint16), "32.tiff": ramp.astype(np.int32),
-              "float.tiff": (ramp / 257).astype(np.float32), "bit.png": ramp > 32767}  # fmt: skip
-    images: list[Any] = [Image.fromarray(array) for array in arrays.values()]
+    wide = {"16.png": ramp.astype(np.uint16), "32.tiff": ramp.astype(np.int32)}
+    arrays = {**wide, "8.png": np.uint8(ramp / 257), "float.tiff": np.float32(ramp / 257), "bit.png": ramp > 32767}
+    images: list[Any] = list(map(Image.fromarray, arrays.values()))
     for name, image in zip(arrays, images, strict=True):
         image.save(tmp_path / name)
     images += [str(tmp_path / name) for name in arrays] + [arrays["16.png"]]
