@@ -459,7 +459,10 @@ def test_numbers_and_no_invented_names_are_shown_where_a_checkpoint_names_no_lab
         "100.0%",
         "50.0%",
     ]
-    for config in (ViTConfig(num_labels=1), ViTConfig(num_labels=1, problem_type="regression")):
+    apart = ViTConfig(id2label={0: "ant", 1: "bee"}, label2id={"bee": 0, "ant": 1})  # the names are those of id2label
+    assert [answer.label for answer in attention.answers(processor, apart, np.float32([[0, 9]]))] == ["bee", "ant"]
+    one = ViTConfig(num_labels=1, problem_type="single_label_classification")  # whose softmax is 1, whatever it says
+    for config in (ViTConfig(num_labels=1), ViTConfig(num_labels=1, problem_type="regression"), one):
         assert [answer.shown for answer in attention.answers(processor, config, np.float32([[0.25]]))] == ["0.25"]
 
 

@@ -491,6 +491,23 @@ def test_a_checkpoint_without_what_the_task_needs_is_refused(folder, base, paths
         predict(paths, tmp_path, "pt")
 
 
+@pytest.mark.parametrize("options", [{"num_labels": 1}, {"num_labels": 3, "problem_type": "regression"}])
+def test_numbers_are_no_probabilities_of_a_model_that_is_loaded_either(options, paths, processor, tiny_config):
+    model = vit.ViTForImageClassification(tiny_config(**options)).eval()
+    with pytest.raises(InputError, match=r"ViTForImageClassification predicts a number \(a regression\), not labels"):
+        predict(paths, model, processor=processor)
+    with pytest.raises(InputError, match="whose logits are numbers and make no probabilities"):
+        processor.post_process_image_classification(np.zeros((1, options["num_labels"]), np.float32), 1, model.config)
+
+
+def test_one_label_that_an_image_may_have_has_a_probability(paths, processor, tiny_config):
+    config = tiny_config(problem_type="multi_label_classification", id2label={0: "ant"})
+    model = vit.ViTForImageClassification(config).eval()
+    logit = Forward(model)(processor(paths[0], return_tensors="np").pixel_values).logits[0, 0]
+    (found,) = predict(paths[:1], model, processor=processor)
+    assert (found.labels, found.probabilities) == (("ant",), (pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6),))
+
+
 def test_a_classifier_is_embedded_without_its_head_and_without_a_warning(folder, paths, recwarn):
     assert len(list(predict(paths, folder, "pt", task="embed", pool="mean"))) == 22
     assert not recwarn.list

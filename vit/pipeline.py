@@ -142,6 +142,8 @@ def predict(
             f"The model is a {type(model.model).__name__}; task={task!r} needs one "
             + ("with a classification head." if task == "classify" else "without a head, such as ViTModel.")
         )
+    if task == "classify" and config.gives_numbers:
+        raise InputError(f"The {type(model.model).__name__} predicts a number (a regression), not labels.")
     expected = shape_of_images(processor, config)
     answer = _labels(config, processor, top_k) if task == "classify" else _vectors(pool, config.prefix_tokens)
     batch_size = batch_size or default_batch_size(model, expected)
@@ -182,7 +184,7 @@ def parts_for(folder: str | os.PathLike[str], task: str, pool: str) -> dict[str,
                 f"{folder} has no classification head, so there is nothing to classify by: fine-tune it first, or take "
                 "its vectors (the task 'embed')."
             )
-        if config.problem_type == "regression" or config.num_labels == 1:
+        if config.gives_numbers:
             raise InputError(f"{folder} predicts a number (a regression), not labels.")
         return {"head": head}
     parts = {part: pool == "pooler" for part in config.heads[None].parts if part == "add_pooling_layer"}

@@ -206,11 +206,12 @@ class Answer(NamedTuple):
 
 def answers(processor: ViTImageProcessor, config: PreTrainedConfig, logits: np.ndarray, top_k: int = 3) -> list[Answer]:
     """The best answers first; of a regression every value, in its order."""
-    names = {i: str(i) if name == f"LABEL_{i}" else name for i, name in config.id2label.items()}
-    if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
-        return [Answer(names[i], float(value), f"{value:.4g}") for i, value in enumerate(logits[0])]
+    unnamed = {name: str(i) for i, name in config.id2label.items() if name == f"LABEL_{i}"}
+    names = [unnamed.get(name, name) for name in config.id2label.values()]
+    if config.gives_numbers:
+        return [Answer(name, float(value), f"{value:.4g}") for name, value in zip(names, logits[0], strict=True)]
     (best,) = processor.post_process_image_classification(logits, top_k=top_k, config=config)
-    named = [(names[config.label2id[each["label"]]], each["score"]) for each in best]
+    named = [(unnamed.get(each["label"], each["label"]), each["score"]) for each in best]
     return [Answer(name, score, f"{score:.1%}") for name, score in named]
 
 

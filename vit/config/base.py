@@ -290,6 +290,14 @@ class PreTrainedConfig(Checked, Assignable, Storable, metaclass=ConfigType):
         return self.hidden_size
 
     @property
+    def gives_numbers(self) -> bool:
+        """Whether logits are the numbers of a regression and no scores of labels; so is one logit alone, but of labels
+        of which an image may have several."""
+        return self.problem_type == "regression" or (
+            self.num_labels == 1 and self.problem_type != "multi_label_classification"
+        )
+
+    @property
     def classifier_size(self) -> int:
         """Width of what a linear classifier is applied to."""
         return self.hidden_size

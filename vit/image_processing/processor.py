@@ -165,7 +165,7 @@ class ViTImageProcessor:
             For each image [{"label": ..., "score": ...}, ...]; the scores are probabilities.
 
         Raises:
-            InputError: no logits, logits that are NaN, or a `top_k` below 1.
+            InputError: no logits, logits that are NaN or those of a regression, or a `top_k` below 1.
         """
         if not isinstance(top_k, int | np.integer) or isinstance(top_k, bool) or top_k < 1:
             raise InputError(f"top_k is {quoted(top_k)}; expected an int of at least 1.")
@@ -184,6 +184,8 @@ class ViTImageProcessor:
             raise InputError(
                 f"The outputs have {logits.shape[1]} logits but the config has {config.num_labels} labels."
             )
+        if config is not None and config.gives_numbers:
+            raise InputError("The config is that of a regression, whose logits are numbers and make no probabilities.")
         logits = logits.astype(np.float64)
         if config is not None and config.problem_type == "multi_label_classification":
             scores = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, which cannot overflow so

@@ -107,9 +107,7 @@ def _sizes(most: int) -> tuple[int, ...]:
 def _parts(folder: Path) -> dict[str, Any]:
     """The arguments of `Forward` that give all that a checkpoint can do: its labels, or else its vectors."""
     opened = open_checkpoint(folder)
-    config = opened.config
-    regression = config.problem_type == "regression" or config.num_labels == 1
-    if head_of(opened, CLASSIFICATION) and not regression:
+    if head_of(opened, CLASSIFICATION) and not opened.config.gives_numbers:
         return pipeline.parts_for(folder, "classify", "cls")
     has_pooler = parts_of(opened).get("add_pooling_layer", False)
     return pipeline.parts_for(folder, "embed", "pooler" if has_pooler else "cls")
