@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 from pathlib import Path
@@ -66,6 +67,17 @@ def test_a_value_is_quoted_without_going_through_it():
     for _ in range(10**5):
         deep = [deep]
     assert len(quoted(deep)) < 20
+
+
+def test_a_part_of_a_file_is_read_as_a_file_of_its_own(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(range(20)))
+    for calls in (
+        [("read",)], [("read", 3), ("tell",), ("read", 99), ("read", 1)], [("seek", 4), ("read", 2), ("seek", -1, 1)],
+        [("seek", -2, 2), ("read",), ("tell",)], [("seek", 9), ("read", 1)], [("read", 2), ("seek", 0), ("read",)],
+    ):  # fmt: skip
+        with containers.Window(tmp_path / "file", 5, 7) as part, io.BytesIO(bytes(range(5, 12))) as whole:
+            for name, *arguments in calls:
+                assert getattr(part, name)(*arguments) == getattr(whole, name)(*arguments), calls
 
 
 # === Each limit is the most that is read ===

@@ -15,7 +15,9 @@ import typer
 
 import vit
 from vit import cli
+from vit.cli import frameworks
 from vit.cli.options import dtype_name
+from vit.errors import FRAMEWORKS
 
 MAIN = "from vit.cli import main; main()"
 HEAVY = ("torch", "tensorflow", "keras", "jax", "flax", "numpy", "PIL", "matplotlib", "safetensors", "huggingface_hub")
@@ -223,3 +225,14 @@ def test_the_command_has_a_second_name_and_a_module(command: list[str]) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(vit.__file__).parents[1])}
     result = subprocess.run([*command, "--version"], env=environment, capture_output=True, text=True)
     assert (result.stdout, result.stderr) == (f"trivit {vit.__version__}\n", "")
+
+
+@pytest.mark.parametrize("extra", FRAMEWORKS)
+@pytest.mark.parametrize("dtype", [None, "float32", "float64"])
+def test_jax_has_float64_where_that_is_asked_alone(
+    dtype: str | None, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_ENABLE_X64", "0")
+    monkeypatch.setattr("vit.inference.Forward", lambda *_, **options: options["dtype"])
+    assert frameworks.open_model(None, extra, dtype=dtype) == dtype
+    assert (os.environ["JAX_ENABLE_X64"] == "1") == (extra == "flax" and dtype == "float64")
