@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -717,6 +718,24 @@ def test_a_damaged_export_is_refused(name, exported, tmp_path):
         load(path, name)
 
 
+def test_an_export_of_a_checkpoint_whose_labels_or_preprocessing_changed_is_told(exported, folders, tmp_path):
+    changed = tmp_path / "changed"
+    shutil.copytree(folders["vit"], changed)
+    config = json.loads((changed / "config.json").read_text())
+    names = config["id2label"]
+    names["0"], names["1"] = names["1"], names["0"]
+    config |= {"label2id": None, "problem_type": "single_label_classification"}
+    (changed / "config.json").write_text(json.dumps(config))
+    (changed / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, "image_mean": [0.4, 0.5, 0.5]}))
+    report = engine.verify(changed, exported["torch"])
+    assert (report.changed, report.agreement) == (("labels", "problem_type", "preprocessing"), 1.0)
+    report = replace(report, difference=0.0)  # were the numbers alone to tell
+    assert replace(report, changed=()).passed
+    assert not report.passed
+    said = "; the labels and the problem_type and the preprocessing are others than the checkpoint's"
+    assert engine.verdict(report).endswith(said)
+
+
 # === Commands ===
 
 
@@ -739,6 +758,9 @@ def test_vit_export_and_vit_verify(folders, tmp_path, capsys, monkeypatch):
     printed = json.loads(capsys.readouterr().out)
     assert printed["passed"] is True
     assert printed["difference"] <= 1e-5 * max(1, printed["largest"])
+    for option in (("--tolerance", "1e-9"), ("--dtype", "float64"), ("-f", "flax"), ("--device", "cuda")):
+        assert run("verify", model, "--artifact", target, *option) == 2
+        assert "changes nothing of an export, which has its own runtime, dtype and tol" in capsys.readouterr().err
     other = tmp_path / "other"
     tiny_checkpoint(other, "vit", "classifier", seed=1, num_hidden_layers=1, problem_type="multi_label_classification")
     (other / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))

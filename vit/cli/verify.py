@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import shown
+from ..errors import InputError, shown
 from .frameworks import choose, import_quietly
 from .frameworks import quiet as quietly
 from .options import CacheDir, DecoderHeads, Device, Frameworks, Heads, Json, Quiet, Revision, Token, dtype_name
@@ -52,6 +52,15 @@ def command(
     status is 1 when one is past the tolerance, or when an image is classified differently.
     """
     if artifact is not None:
+        others = {"--framework": framework, "--device": device, "--tolerance": tolerance != 1e-5,
+                  "--dtype": dtype != "float32", "--from": source_format != "auto",
+                  "--num-attention-heads": num_attention_heads,
+                  "--decoder-num-attention-heads": decoder_num_attention_heads}  # fmt: skip
+        if ignored := [name for name, given in others.items() if given]:
+            raise InputError(
+                f"{ignored[0]} changes nothing of an export, which has its own runtime, dtype and tolerance; leave it "
+                "out beside --artifact."
+            )
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
         return _artifact(checkpoint, artifact, images, as_json, quiet, hub)
     import conversion

@@ -44,6 +44,12 @@ BATCH = 8
 """Images a call in the comparison, but for the last; each size is compiled anew by some runtimes."""
 SECONDS = 0.5
 """How long the speed of each is measured."""
+SAYS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "labels": lambda about: about.get("labels"),
+    "problem_type": lambda about: about.get("problem_type"),
+    "preprocessing": lambda about: repr(ViTImageProcessor.from_dict(about["preprocessing"])),
+}
+"""What clients take from the metadata, and no numbers tell: it may be of the checkpoint as it was once."""
 DIGITS = Path(__file__).parents[1] / "demo"
 
 
@@ -62,6 +68,7 @@ class Report:
         images: how many were compared.
         seconds: that an image takes in the export's runtime.
         source_seconds: and in the model's framework, in the same run.
+        changed: what an export says otherwise than its checkpoint does now, of `SAYS`.
         metadata: what the export says about itself.
     """
 
@@ -76,10 +83,13 @@ class Report:
     images: int = 0
     seconds: float | None = None
     source_seconds: float | None = None
+    changed: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether the export is the same function as its model, as nearly as its numbers allow."""
+        if self.changed:
+            return False
         if self.difference is None or not np.isfinite(self.difference):
             return self.difference is None
         if self.tolerance is None:
@@ -210,7 +220,8 @@ def verify(
                 f"{shown(path)} has the {kind} {quoted(theirs)}, and the model has {quoted(ours)}: it was made of "
                 "another checkpoint."
             )
-    report = Report(path, loaded.format, _size(path), found)
+    changed = tuple(name for name, says in SAYS.items() if says(found) != says(job.metadata()))
+    report = Report(path, loaded.format, _size(path), found, changed=changed)
     return _compared(report, loaded, replace(job, int8=found["int8"]), list(images or ()))
 
 
@@ -220,7 +231,11 @@ def verdict(report: Report) -> str:
     limit = (
         "" if report.tolerance is None else f"; the tolerance is {report.tolerance:g} of that, or {report.tolerance:g}"
     )
-    return f"the largest difference is {report.difference:.1e} where values reach {report.largest:.3g}{agree}{limit}"
+    changed = f"; the {' and the '.join(report.changed)} are others than the checkpoint's" if report.changed else ""
+    return (
+        f"the largest difference is {report.difference:.1e} where values reach {report.largest:.3g}{agree}{limit}"
+        f"{changed}"
+    )
 
 
 # === What is asked for ===
