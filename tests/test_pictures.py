@@ -139,7 +139,10 @@ def _cells(panel: Any) -> dict[str, Any]:
     """The lines between the cells of a table, and the names of its columns and rows."""
     axes = (panel.xaxis, panel.yaxis)
     lines = [list(axis.get_minorticklocs()) for axis in axes]
-    names = [[[label.get_text(), label.get_parse_math()] for label in axis.get_ticklabels()] for axis in axes]
+    names = [
+        [[label.get_text(), label.get_size(), label.get_parse_math()] for label in axis.get_ticklabels()]
+        for axis in axes
+    ]
     return {"cells": lines, "names": names} if lines[0] else {}
 
 
