@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import conversion
+from conversion import keras
 from vit import ConfigError, checkpoint, families
 
 from .tiny import HEADS, tiny_checkpoint, tiny_family
@@ -116,3 +117,12 @@ def test_a_family_that_is_said_and_that_nobody_knows_is_refused_with_those_there
     conversion.convert(tmp_path / "hf", tmp_path / "model.weights.h5", target_format="keras")
     with pytest.raises(ConfigError, match=r"model_type is 'mae'; expected one of 'vit', .*'vit_mae'"):
         conversion.open_source(tmp_path / "model.weights.h5", model_type="mae", **SAID)
+
+
+@pytest.mark.parametrize(("family", "tokens", "positions"), [
+    ("vit", 1, 17), ("vit", 1, 7), ("vit", 2, 17), ("vit", 2, 7), ("deit", 2, 18), ("deit", 3, 18), ("deit", 3, 8),
+    ("vit", 0, 17),
+])  # fmt: skip
+def test_tokens_tell_a_deit_from_a_vit(family, tokens, positions):
+    shapes = {f"embeddings/vars/{i}": (1, 1, 8) for i in range(tokens)}
+    assert keras._family({**shapes, f"embeddings/vars/{tokens}": (1, positions, 8)}) == family

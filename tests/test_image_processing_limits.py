@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import product
 
 import numpy as np
@@ -24,7 +25,14 @@ from PIL import Image, ImageFile
 import vit
 from vit import CheckpointError, ConfigError, InputError, budgets
 from vit.budgets import image_bytes
-from vit.image_processing import FORMATS, AutoImageProcessor, ViTImageProcessor, ViTImageProcessorFast, sources
+from vit.image_processing import (
+    FORMATS,
+    AutoImageProcessor,
+    ViTImageProcessor,
+    ViTImageProcessorFast,
+    processor,
+    sources,
+)
 from vit.image_processing.families import CLASSES
 
 BOTH = (ViTImageProcessor, ViTImageProcessorFast)
@@ -103,6 +111,16 @@ def test_a_resize_with_a_large_middle_is_refused_with_the_remedy(monkeypatch, ma
             make()(each, **options)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000_000)
     assert make()(image, return_tensors="np", **options).pixel_values.shape == (1, 3, 200, 200)
+
+
+def test_what_a_resize_takes_on_its_way_is_counted(monkeypatch):
+    options = {"size": {"height": 5, "width": 40}, "resample": Image.Resampling.BICUBIC}
+    needed = 1000 * 40 * 3 + 48 * (1000 + 10)  # rows of the new width, and weights of both edges
+    for limit, resample, fits in ((needed, 3, True), (needed - 8, 3, False), (needed - 8, 0, True)):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit / 8)
+        with nullcontext() if fits else pytest.raises(InputError, match="on its way to 5 x 40"):
+            given = {**options, "resample": Image.Resampling(resample)}
+            assert processor.resized_size("a", 1000, 10, 3, 3, given) == (5, 40)
 
 
 @pytest.mark.parametrize("make", BOTH)

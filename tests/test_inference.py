@@ -108,6 +108,11 @@ def test_what_cannot_change_a_loaded_model_is_refused(folder):
     model = loaded("pt", folder)
     with pytest.raises(InputError, match="framework='flax', dtype cannot change a model that is loaded"):
         Forward(model, "flax", dtype="bfloat16")
+    with pytest.raises(InputError, match=r"^framework='flax' cannot change"):
+        Forward(model, "flax")
+    with pytest.raises(InputError, match=r"^dtype cannot change"):
+        Forward(model, dtype="bfloat16")
+    assert Forward(model, "pt").model is Forward(model).model is model
 
 
 def test_something_else_than_a_model_is_named(folder):

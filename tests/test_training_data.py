@@ -18,7 +18,7 @@ from vit.errors import FRAMEWORKS, ConfigError, InputError
 from vit.inference import Forward
 from vit.training import Recipe, augment
 from vit.training.data import Data
-from vit.training.examples import Examples, read
+from vit.training.examples import Examples, _targets, read
 from vit.training.run import train
 from vit.training.start import begin
 from vit.training.teacher import Teacher
@@ -309,3 +309,29 @@ def test_what_a_family_cannot_do_is_refused(photos: Path, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="A beit model has no class for the objective 'reconstruction'"):
         train(photos, model, tmp_path / "run", "pt", RECIPE.replace(objective="reconstruction"))
     assert not (tmp_path / "run").exists()
+
+
+KINDS: dict[str, tuple[list[Any], tuple[str, ...], str]] = {
+    "words": (["b", "a"], ("a", "b"), "single_label_classification"),
+    "whole numbers": ([10, 9], ("9", "10"), "single_label_classification"),
+    "whole numbers as text": (["10", "9"], ("9", "10"), "single_label_classification"),
+    "numbers and a word": ([10, "9a"], ("10", "9a"), "single_label_classification"),
+    "fractions": (["1.5", 2], ("value",), "regression"),
+    "lists of numbers": ([[1, 2.5], [3, 4]], ("value 0", "value 1"), "regression"),
+    "lists of words": ([["a"], ["a", "b"]], ("a", "b"), "multi_label_classification"),
+    "lists of both": ([[1, "a"], [2]], ("1", "2", "a"), "multi_label_classification"),
+    "words that are joined": (["a|b", "b"], ("a", "b"), "multi_label_classification"),
+    "a list and a word": ([["a", "b"], "b"], ("a", "b"), "multi_label_classification"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_of_a_table_tell_what_they_are(kind: str) -> None:
+    values, names, problem_type = KINDS[kind]
+    targets, *found = _targets(values, "a.csv")
+    assert found == [names, problem_type]
+    assert targets.shape == (2, len(names))
+    if problem_type != "regression":
+        assert targets.sum(1).min() >= 1
+    with pytest.raises(InputError, match="lists of numbers differ in length"):
+        _targets([[1], [2, 3]], "a.csv")
