@@ -154,12 +154,19 @@ def train(
     _check_parts(recipe, processes)
     is_labelled = recipe.objective != "reconstruction"
     split = read(data, recipe.validation if is_labelled else 0.0, recipe.seed, labelled=is_labelled)
+    if not is_labelled:  # nothing is measured of a reconstruction
+        split = dataclasses.replace(split, validation=split.validation.take(np.arange(0)))
     if strict:
         refuse(split.skipped)
     for each in split.notes if processes.is_first else ():
         note(each)
     teacher = None
     if recipe.objective == "distillation":
+        if split.training.problem_type != SINGLE:
+            raise ConfigError(
+                "The images have several labels each, or numbers; a teacher answers with one label. Leave the "
+                "objective distillation out."
+            )
         teacher = Teacher(recipe.teacher or "", framework, split.training.names, device)
         for each in teacher.notes if processes.is_first else ():
             note(each)
