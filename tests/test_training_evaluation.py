@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from vit import ViTImageProcessor
 from vit.cli import evaluate
 from vit.cli.frameworks import DIGITS
-from vit.errors import FRAMEWORKS
-from vit.training import measures
+from vit.errors import FRAMEWORKS, InputError
+from vit.inference import Forward
+from vit.training import evaluation, measures
 from vit.training.evaluation import Evaluation, linear_probe, neighbours
 
 from .command import vit
+from .equivalence import random_checkpoint, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,40 @@ def test_a_broken_file_is_skipped_and_counted(digits: Path, tmp_path: Path, caps
     assert json.loads(out)["images"] == 9
     assert "vit: 1 file was skipped: " in err
     assert vit("evaluate", tmp_path / "data", "-f", "pt", "--strict") == 2
+
+
+def test_several_labels_are_matched_by_their_names_and_what_the_checkpoint_does_not_answer_is_refused(
+    digits: Path, tmp_path: Path
+) -> None:
+    images = sorted(map(str, digits.rglob("*.png")))[:6]
+    names, several = ("sun", "sea", "sky"), tmp_path / "several"
+    config = tiny_config(id2label=dict(enumerate(names)), problem_type="multi_label_classification")
+    random_checkpoint(several, config, "classifier")
+    processor = ViTImageProcessor(size=16)
+    processor.save_pretrained(several)
+    answers = Forward(several, "pt")(processor(images, return_tensors="np").pixel_values).logits > 0
+
+    def table(*labels: Any) -> Path:
+        rows = [{"path": path, "label": labels[i % len(labels)]} for i, path in enumerate(images)]
+        (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return tmp_path / "table.jsonl"
+
+    for labels in ((["sky", "sea"], ["sea"]), ("sea", "sky")):  # the second as of classes
+        truth = [[name in labels[i % 2] for name in names] for i in range(len(images))]
+        assert 0 < (accuracy := (answers == truth).mean()) < 1
+        assert evaluation.evaluate(table(*labels), several, "pt").metrics["accuracy"] == pytest.approx(accuracy)
+    with pytest.raises(InputError, match="no labels fog; it has sun, sea, sky"):
+        evaluation.evaluate(table(["sky", "sea"], ["fog"]), several, "pt")
+    with pytest.raises(InputError, match="images are of a regression, and the checkpoint of a multi_label_class"):
+        evaluation.evaluate(table([0.5, 1.5, 2.5]), several, "pt")
+    config = json.loads((several / "config.json").read_text()) | {"problem_type": "single_label_classification"}
+    (several / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="images are of a multi_label_classification, and the checkpoint of a single"):
+        evaluation.evaluate(table(["sky", "sea"], ["sea"]), several, "pt")
+    weights = load_file(several / "model.safetensors")
+    save_file(weights | {"classifier.bias": weights["classifier.bias"] * np.nan}, several / "model.safetensors")
+    with pytest.raises(InputError, match="6 of the 6 images came out of the model as values that are NaN"):
+        evaluation.evaluate(table("sky", "sea"), several, "pt")
 
 
 def test_measures_are_those_of_their_definitions() -> None:

@@ -346,9 +346,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     framework: str, photos: Path, model: Path, tmp_path: Path
 ) -> None:
     recipe = RECIPE.replace(optimizer="sgd", learning_rate=1e12, warmup=0.0, clip_norm=0.0, evaluate_every=0.3)
-    with pytest.raises(TrainingError, match=r"The loss is (nan|inf) at step [2-6]; .*as it was after step \d"):
+    with pytest.raises(TrainingError, match=r"The .* is (nan|-?inf) at step [1-6]; .*as it was after step \d"):
         train(photos, model, tmp_path / "run", framework, recipe)
     assert all(np.isfinite(array).all() for array in weights(tmp_path / "run" / "last").values())
+
+
+@pytest.mark.parametrize("what", ["answers", "ema"])
+def test_what_is_not_finite_after_a_step_is_not_saved(
+    what: str, photos: Path, model: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from vit.pt.training import Trainer
+
+    logits, tensors = Trainer.logits, Trainer.tensors
+    factor = {name: np.nan if name == what else 1.0 for name in ("answers", "ema")}
+    monkeypatch.setattr(Trainer, "logits", lambda self, pixels: logits(self, pixels) * factor["answers"])
+    monkeypatch.setattr(Trainer, "tensors", lambda self: {n: a * factor["ema"] for n, a in tensors(self).items()})
+    with pytest.raises(TrainingError, match=r"The sum of .* is nan at step 1; .*after step 0"):
+        train(photos, model, tmp_path / "run", "pt", RECIPE.replace(steps=1, ema=0.9))
+    assert not (tmp_path / "run" / "best").exists()
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(photos: Path, model: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..inference import Forward
 from ..loading import open_checkpoint
 from . import measures
 from .data import Data
-from .examples import SINGLE, Examples, Split, read, split
+from .examples import MULTI, REGRESSION, SINGLE, Examples, Split, read, split
 from .recipe import Recipe
 from .run import LAST, RECIPE, answers, refuse
 from .state import STATE
@@ -107,7 +108,8 @@ def evaluate(
             "knn or probe (--knn 20, --probe), which classify by its features."
         )
     names = tuple(opened.config.id2label.values()) if has_head else examples.names
-    examples = _named(examples, names)
+    kind = opened.config.problem_type if has_head else None
+    examples = _named(examples, names, kind)
     processor = ViTImageProcessor.from_pretrained(folder)
     loader = Data(examples, Recipe(), processor, opened.config, workers or available_cpus(), strict)
     loader.broken |= found.skipped
@@ -115,12 +117,12 @@ def evaluate(
     if has_head:
         parts = pipeline.parts_for(folder, "classify", "cls") if examples.problem_type == SINGLE else {}
         forward = Forward(folder, framework, **parts, **options)
-        logits, indices = answers(lambda pixels: forward(pixels).logits, loader, examples, batch_size)
+        logits, indices = _answers(lambda pixels: forward(pixels).logits, loader, examples, batch_size)
         seen = examples.take(indices)
         metrics = measures.measure(seen.problem_type, logits, seen.targets)
         table = measures.confusion(logits, seen.targets) if seen.problem_type == SINGLE else None
     if knn or probe:
-        training = _named(found.training, names)
+        training = _named(found.training, names, kind)
         metrics |= _by_features(folder, framework, loader, training, examples, batch_size, knn, probe, options)
     return Evaluation(metrics, part, names, table, dict(loader.broken))
 
@@ -141,9 +143,14 @@ def _split(data: Any, folder: Path) -> tuple[Split, str]:
     return whole, ALL
 
 
-def _named(examples: Examples, names: tuple[str, ...]) -> Examples:
-    """The examples with the labels of a checkpoint, which may have more."""
-    if examples.problem_type != SINGLE:
+def _named(examples: Examples, names: tuple[str, ...], kind: str | None) -> Examples:
+    """The examples with the labels of a checkpoint, which may have more, and whose problem_type may be unknown."""
+    kind = kind or examples.problem_type
+    if kind != examples.problem_type and (examples.problem_type, kind) != (SINGLE, MULTI):
+        raise InputError(
+            f"The images are of a {examples.problem_type}, and the checkpoint of a {kind}, by its problem_type."
+        )
+    if kind == REGRESSION:
         if examples.targets.shape[1] != len(names):
             raise InputError(f"The images have {examples.targets.shape[1]} numbers each, the checkpoint {len(names)}.")
         return examples
@@ -154,7 +161,15 @@ def _named(examples: Examples, names: tuple[str, ...]) -> Examples:
         )
     targets = np.zeros((len(examples), len(names)), np.float32)
     targets[:, [names.index(name) for name in examples.names]] = examples.targets
-    return Examples(examples.images, targets, names)
+    return Examples(examples.images, targets, names, kind)
+
+
+def _answers(call: Callable[[np.ndarray], np.ndarray], *what: Any) -> tuple[np.ndarray, np.ndarray]:
+    """As `answers`, of numbers alone: of NaN every measure would be wrong, and look like one."""
+    found, indices = answers(call, *what)
+    if odd := int((~np.isfinite(found)).any(axis=1).sum()):
+        raise InputError(f"{odd:,} of the {len(found):,} images {pipeline.NOT_FINITE}")
+    return found, indices
 
 
 # === Features ===
@@ -167,7 +182,7 @@ def _by_features(
     base = Forward(folder, framework, **pipeline.parts_for(folder, "embed", "cls"), **options)
     sets = []
     for each in (training, examples):
-        features, indices = answers(lambda pixels: base(pixels).last_hidden_state[:, 0], loader, each, batch_size)
+        features, indices = _answers(lambda pixels: base(pixels).last_hidden_state[:, 0], loader, each, batch_size)
         sets.append((features.astype(np.float64), each.targets[indices]))
     (known, labels), (asked, truth) = sets
     found: dict[str, Any] = {"images": len(asked)}

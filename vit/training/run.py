@@ -357,7 +357,7 @@ class _Loop:
                        "images_per_second": round(speed, 1)}  # fmt: skip
                 losses = []
                 if is_due and len(self.split.validation):
-                    metrics = self.evaluate()
+                    metrics = self.evaluate(step)
                     row |= {"validation_loss" if name == "loss" else name: value for name, value in metrics.items()}
                 if processes.is_first:
                     self._write_rows([row])
@@ -383,19 +383,22 @@ class _Loop:
     def _checked(self, losses: list[Any], step: int) -> list[float]:
         values = self.processes.gather(np.array([float(loss) for loss in losses], np.float32)).mean(axis=0).tolist()
         for i, value in enumerate(values):
-            if not math.isfinite(value):
-                at = step - len(values) + i + 1
-                raise TrainingError(
-                    f"The loss is {value} at step {at}; {shown(self.folder / LAST)} is as it was after step "
-                    f"{self.state.step}. Lower the learning rate, or clip the gradients."
-                )
+            self._check("loss", value, step - len(values) + i + 1)
         return values
 
-    def evaluate(self) -> dict[str, Any]:
-        """What `measures.measure` says of the validation images, with the averages of the weights."""
+    def _check(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"The {what} is {value} at step {step}; {shown(self.folder / LAST)} is as it was after step "
+                f"{self.state.step}. Lower the learning rate, or clip the gradients."
+            )
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """What `measures.measure` says of the validation images after a step, with the averages of the weights."""
         with self.trainer.averaged():
             size = max(1, self.recipe.batch_size // self.processes.size)
             logits, indices = answers(self.trainer.logits, self.data, self.split.validation, size)
+        self._check("sum of the answers to the validation images", float(logits.sum(dtype=np.float64)), step)
         examples = self.split.validation.take(indices)
         self.answers = measures.confusion(logits, examples.targets)
         return measures.measure(examples.problem_type, logits, examples.targets)
@@ -403,6 +406,13 @@ class _Loop:
     # === What the folder holds ===
 
     def _save(self, step: int, position: Any, metrics: dict[str, Any], is_due: bool) -> None:
+        tensors = self.trainer.tensors()
+
+        def check() -> None:  # a step's loss may be finite, and its gradients not
+            for name, array in tensors.items():
+                self._check(f"sum of {name}", float(array.sum(dtype=np.float64)), step)
+
+        self.processes.by_first(check)
         best = dict(self.state.best)
         improved = is_due and bool(metrics) and metrics["score"] > best.get("score", -math.inf)
         if improved:
@@ -411,7 +421,6 @@ class _Loop:
             with self.trainer.averaged():
                 self.trainer.gather()
                 self.processes.by_first(lambda: self._write(BEST, step, metrics))
-        tensors = self.trainer.tensors()
         self.trainer.gather()
         state = dataclasses.replace(self.state, step=step, position=position, best=best)
         self.processes.by_first(lambda: self._write(LAST, step, metrics, dataclasses.replace(state, tensors=tensors)))

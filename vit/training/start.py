@@ -14,7 +14,7 @@ from ..config import PreTrainedConfig, keys_of, to_pair
 from ..errors import ConfigError, InputError, summary
 from ..image_processing import ViTImageProcessor
 from ..loading import plan
-from .examples import SINGLE, Examples
+from .examples import REGRESSION, Examples
 from .recipe import Recipe
 from .schedule import parameter_groups, seed_of
 from .state import ONE_FILE
@@ -160,7 +160,7 @@ def _overrides(config: PreTrainedConfig, examples: Examples, recipe: Recipe) -> 
 def labels_of(config: PreTrainedConfig, examples: Examples) -> tuple[str, ...]:
     """The labels of examples, in the order of a configuration that has the same."""
     known = tuple(config.id2label.values())
-    same = examples.problem_type == SINGLE and sorted(known) == sorted(examples.names)
+    same = examples.problem_type != REGRESSION and sorted(known) == sorted(examples.names)
     return known if same else examples.names
 
 
