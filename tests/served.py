@@ -31,8 +31,9 @@ T = TypeVar("T")
 LABELS = ("ant", "bee", "cat")
 
 
-def onnx_file(path: Path, task: str = "classify") -> Path:
-    """A model of one step, as `vit export` writes them: the means of the colours, as logits or as a vector."""
+def onnx_file(path: Path, task: str = "classify", vector: tuple[int, ...] = (3,)) -> Path:
+    """A model of one step, as `vit export` writes them: the means of the colours, as logits or as a vector, of whose
+    shape it says whatever it is told to."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -46,6 +47,8 @@ def onnx_file(path: Path, task: str = "classify") -> Path:
     else:
         nodes += [helper.make_node("Softmax", ["logits"], ["probabilities"]),
                   helper.make_node("ArgMax", ["logits"], ["labels"], axis=1, keepdims=0)]  # fmt: skip
+    shapes = {name: [None, *vector] if name == "embedding" else [None, 3][: len(shape)]
+              for name, (_, shape) in outputs.items()}  # fmt: skip
     graph = helper.make_graph(
         nodes, "means", [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["n", 3, 16, 12])],
         [helper.make_tensor_value_info(name, *each) for name, each in outputs.items()],
@@ -54,8 +57,7 @@ def onnx_file(path: Path, task: str = "classify") -> Path:
     processor = ViTImageProcessor(size={"height": 16, "width": 12})
     about |= {"trivit": "0.1.0", "format": "onnx", "task": task, "preprocessing": processor.to_dict(),
               "inputs": {"pixel_values": {"shape": [None, 3, 16, 12], "dtype": "float32"}},
-              "outputs": {name: {"shape": [None, 3][: len(shape)], "dtype": "float32"}
-                          for name, (_, shape) in outputs.items()}}  # fmt: skip
+              "outputs": {name: {"shape": shape, "dtype": "float32"} for name, shape in shapes.items()}}  # fmt: skip
     helper.set_model_props(model, {"trivit": json.dumps(about)})
     onnx.save(model, path)
     return path

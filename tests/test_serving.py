@@ -346,6 +346,7 @@ def large(size: tuple[int, int]) -> bytes:
 
 
 FILE = [("image", ("a.png", PNG))]
+FIRST = np.resize(PIXELS.transpose(2, 0, 1), (3, 16, 12)).tolist()  # pixels with their channels first
 TWO = {"name": "image_bytes", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}}
 BAD: list[tuple[int, str, dict[str, Any], str]] = [
     (400, "/classify", {}, "has no image"),
@@ -431,7 +432,12 @@ BAD: list[tuple[int, str, dict[str, Any], str]] = [
     (422, V1, {"json": {"instances": [{"pixel_values": [[[1.0]]]}]}}, "came out as (1, 1, 1); the model takes"),
     (422, V1, {"json": {"instances": [{"b64": base64.b64encode(b"no image").decode()}]}}, "is not an image file"),
     (422, V1, {"json": {"instances": [B64, base64.b64encode(b"no image").decode()]}}, "Image 1 of 2"),
+    (422, V1, {"json": {"instances": PIXELS[:8].tolist()}}, "Image 0 of 8: The image is an array of int64 with 2 axes"),
+    (422, V1, {"json": {"inputs": {"image_uint8": PIXELS[:8].tolist()}}}, "with 2 axes; expected 3, of numbers"),
+    (422, V1, {"json": {"instances": [FIRST]}}, "integers of the shape of pixel_values, (3, 16, 12); expected (height"),
     (400, V1 + "?top_k=-1", {"json": {"instances": [B64]}}, "top_k"),
+    (400, V1 + "?pool=mean", {"json": {"instances": [B64]}}, "no option 'pool' in the query; expected top_k."),
+    (400, V1 + "?top_k=1&top_k=2", {"json": {"instances": [B64]}}, "'top_k' is given twice"),
     (404, "/v1/models/x:predict", {"json": {"instances": [B64]}}, "no model 'x'"),
     (404, "/v1/models/default/versions/9:predict", {"json": {"instances": [B64]}}, "no version '9'"),
     (404, "GET /v1/models/x", {}, "no model 'x'"),
@@ -447,6 +453,13 @@ BAD: list[tuple[int, str, dict[str, Any], str]] = [
     (400, V2, {"json": {"inputs": [1]}}, "inputs is no list of one tensor"),
     (400, V2, infer_of(name="x"), "no input 'x'"),
     (400, V2, infer_of(name=["x"]), "no input"),
+    (400, V2 + "?top_k=1", infer_of(), "no option 'top_k' in the query, where this protocol has none: they are par"),
+    (400, V2, {"json": {**infer_of()["json"], "parameters": {"pool": "mean"}}}, "no parameter 'pool'; expected top_k"),
+    (400, V2, {"json": {**infer_of()["json"], "outputs": [{"name": "labels", "parameters": {"classification": 2}}]}},
+     "Outputs have no parameter 'classification'; expected binary_data."),
+    (400, V2, infer_of(name="pixel_values", datatype="UINT8", shape=[1, 3, 16, 12], data=FIRST),
+     "The datatype of pixel_values is 'UINT8'; expected FP32, FP64, FP16."),
+    (422, V2, infer_of(name="image_uint8", datatype="UINT8", shape=[8, 32, 3], data=PIXELS[:8].tolist()), "2 axes"),
     (400, V2, infer_of(shape=[2]), "has 1 elements; its shape says 2"),
     (400, V2, infer_of(shape=[-1]), "expected ints of at least 1"),
     (400, V2, infer_of(shape="1"), "expected ints"),
@@ -586,6 +599,20 @@ def test_an_export_is_served_as_the_checkpoint_is(tmp_path: Path) -> None:
                            ("/embed", "has no task embed")):  # fmt: skip
             answer = client.post(path, content=PNG)
             assert (answer.status_code, said in answer.json()["error"]) == (400, True), answer.text
+    for option in ({"framework": "tf"}, {"device": "cuda"}, {"dtype": "bfloat16"}):
+        ((name, value),) = option.items()
+        with pytest.raises(InputError, match=f"{name} is '{value}', which changes nothing of an export"):
+            create_app(models, **option)
+
+
+@pytest.mark.parametrize("vector", [(3,), (12, 3)])
+def test_the_shape_of_an_exports_vectors_is_told(vector: tuple[int, ...], tmp_path: Path) -> None:
+    with Client(create_app(onnx_file(tmp_path / "a.onnx", "embed", vector))) as client:
+        (found,) = client.get("/v2/models/default").json()["outputs"]
+        assert found == {"name": "embedding", "datatype": "FP32", "shape": [-1, *vector]}
+        signatures = client.get("/v1/models/default/metadata").json()["metadata"]["signature_def"]["signature_def"]
+        sizes = signatures["embed"]["outputs"]["embedding"]["tensor_shape"]["dim"]
+        assert [int(each["size"]) for each in sizes] == [-1, *vector]
 
 
 def test_a_sentence_of_a_refusal_is_no_longer_than_it_may_be():

@@ -122,10 +122,11 @@ def _export(name: str, path: Path, most: int | None, version: int) -> Model:
     labels = about.get("labels", [])
     config = SimpleNamespace(
         id2label=dict(enumerate(labels)), num_labels=len(labels), problem_type=about.get("problem_type"),
-        hidden_size=about["outputs"].get("embedding", {"shape": [0]})["shape"][-1],
+        gives_numbers=False, hidden_size=0,
     )  # fmt: skip
     model = Model(name, version, artifact.format, config, artifact.processor, tuple(taken["shape"][1:]))
     model.pool = about.get("pool", model.pool)
+    model.vector = tuple(about["outputs"].get("embedding", {"shape": [None, 0]})["shape"][1:])
     most = most or CPU
 
     def run(batch: np.ndarray) -> ModelOutput:

@@ -22,6 +22,9 @@ from .refusals import Refusal, expected
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What a model may be called, in routes and labels of metrics."""
 
+MOST = 16
+"""Integers above it are pixels, and no pixel_values that were rescaled and normalised."""
+
 ORIENTATION = 0x0112  # of EXIF
 LARGE = re.compile(r" Raise PIL\.Image.*$")  # a remedy for who runs the server
 
@@ -84,6 +87,7 @@ class Model:
         processor: makes what the model gets of an image.
         shape: (channels, height, width) of that.
         pool: what the vector is of who asks for none.
+        vector: its shape.
         tasks: name -> Task; a model without labels has no "classify".
     """
 
@@ -93,6 +97,7 @@ class Model:
         self.name, self.version, self.platform = name, version, platform
         self.config, self.processor, self.shape = config, processor, shape
         self.pool = "cls"
+        self.vector: tuple[int, ...] = (config.hidden_size,)
         self.tasks: dict[str, Task] = {}
 
     @property
@@ -138,13 +143,18 @@ class Model:
             array = np.asarray(given.data)
         except (ValueError, TypeError, OverflowError):  # lists of unequal lengths
             raise Refusal(422, "The image is no array: its rows differ in length or depth.") from None
-        if array.dtype.kind not in "iuf" or array.ndim not in (2, 3):
+        if array.dtype.kind not in "iuf" or array.ndim != 3:  # of a batch that is one image these are rows of it
             raise Refusal(
                 422, f"The image is an array of {array.dtype.name} with {array.ndim} axes; expected 3, of numbers."
             )
         kind = given.kind
         if kind == "numbers":
             kind = "values" if array.shape == self.shape else "pixels"
+            if kind == "values" and array.dtype.kind != "f" and np.abs(array).max() > MOST:
+                raise Refusal(
+                    422, f"The image is integers of the shape of pixel_values, {self.shape}; expected (height, width, "
+                    "channels), or the name pixel_values."
+                )  # fmt: skip
         if kind == "values":
             found = array.astype(np.float32)
             if not np.isfinite(found).all():

@@ -20,7 +20,7 @@ from ..errors import quoted
 from ..outputs import ModelOutput
 from . import openapi
 from .models import Given, Model
-from .payloads import KINDS, base64_in, body_of, json_of, leaves, number, parse
+from .payloads import KINDS, base64_in, body_of, check_query, json_of, leaves, number, parse
 from .refusals import Refusal, expected
 from .service import Service
 
@@ -31,6 +31,12 @@ DTYPES = {"FP32": "<f4", "FP64": "<f8", "FP16": "<f2", "UINT8": "|u1", "INT8": "
 INPUTS = {name: kind for name, kind in KINDS.items() if name != "string_input"}
 OUTPUTS = {"labels": "classify", "probabilities": "classify", "logits": "classify", "embedding": "embed"}
 """Output -> the task that gives it."""
+
+PARAMETERS = {"top_k", "binary_data_output", "content_type", "headers", "priority", "timeout", "sequence_id",
+              "sequence_start", "sequence_end", "triton_enable_empty_final_response"}  # fmt: skip
+"""Of a request: ours, and those that clients of Triton and MLServer send and that change no answer here."""
+OF_OUTPUTS = {"binary_data", "content_type"}
+"""The same of an output that is asked for. Triton's "classification" and shared memory would change the answer."""
 
 HEADER = "Inference-Header-Content-Length"
 TOP_K = 5
@@ -63,6 +69,7 @@ def router(service: Service) -> APIRouter:
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         async with body_of(request, service) as body:
             model = service.model(name, version)
+            check_query(request, set())
             given, rest = await _parts(request, body, service)
             return await _infer(service, model, given, rest, leaves(request))
 
@@ -80,7 +87,7 @@ def _metadata(model: Model) -> dict[str, Any]:
     channels, height, width = model.shape
     inputs = [("image_bytes", "BYTES", [-1]), ("image_uint8", "UINT8", [-1, -1, -1, channels]),
               ("pixel_values", "FP32", [-1, channels, height, width])]  # fmt: skip
-    outputs = [("embedding", "FP32", [-1, model.config.hidden_size])] if "embed" in model.tasks else []
+    outputs = [("embedding", "FP32", [-1, *model.vector])] if "embed" in model.tasks else []
     if "classify" in model.tasks:
         labels = model.config.num_labels
         outputs = [("labels", "BYTES", [-1, -1]), ("probabilities", "FP32", [-1, -1]),
@@ -99,6 +106,8 @@ async def _infer(
     service: Service, model: Model, given: dict[str, Any], rest: memoryview, watch: Callable[[], Awaitable[None]]
 ) -> Response:
     parameters = _parameters(given)
+    if unknown := sorted(parameters.keys() - PARAMETERS):
+        raise Refusal(400, f"There is no parameter {quoted(unknown[0], 60)}; expected top_k or binary_data_output.")
     top_k = number(parameters.get("top_k", TOP_K), "top_k", 1)
     images = _images(given, rest)
     if not isinstance(identity := given.get("id", ""), str):
@@ -152,6 +161,8 @@ def _wanted(given: dict[str, Any], model: Model, binary: bool) -> dict[str, bool
             raise Refusal(400, f"There is no output {quoted(name, 60)}; {expected(known)}")
         if name in found:
             raise Refusal(400, f"The output {name} is asked for twice.")
+        if unknown := sorted(_parameters(each).keys() - OF_OUTPUTS):
+            raise Refusal(400, f"Outputs have no parameter {quoted(unknown[0], 60)}; expected binary_data.")
         found[name] = _parameters(each).get("binary_data", binary) is True
     return found
 
@@ -216,8 +227,9 @@ def _images(given: dict[str, Any], rest: memoryview) -> list[Given]:
         if len(elements) != count:
             raise Refusal(400, f"image_bytes has {len(elements)} elements; its shape says {count}.")
         return [Given("encoded", each) for each in elements]
-    if not isinstance(datatype, str) or datatype not in DTYPES:
-        raise Refusal(400, f"The datatype of {name} is {quoted(datatype, 60)}; {expected(DTYPES)}")
+    known = [each for each in DTYPES if name != "pixel_values" or each.startswith("FP")]
+    if not isinstance(datatype, str) or datatype not in known:
+        raise Refusal(400, f"The datatype of {name} is {quoted(datatype, 60)}; {expected(known)}")
     if len(shape) < 2:
         raise Refusal(400, f"The shape of {name} is {shape}; expected the number of images first.")
     return [Given(INPUTS[name], each) for each in _array(name, data, datatype, shape)]

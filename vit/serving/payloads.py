@@ -8,7 +8,7 @@ import binascii
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -137,6 +137,20 @@ def _kind(value: Any) -> str:
 
 
 # === Options ===
+
+
+def check_query(request: Request, known: Collection[str]) -> None:
+    """Refuse options that a protocol does not have in the query, before they are waited for in vain.
+
+    Raises:
+        Refusal: there is another one, or one twice.
+    """
+    names = [name for name, _ in request.query_params.multi_items()]
+    if unknown := sorted(set(names) - set(known)):
+        more = f"; {expected(known)}" if known else ", where this protocol has none: they are parameters of the body."
+        raise Refusal(400, f"There is no option {quoted(unknown[0], 60)} in the query{more}")
+    if len(set(names)) < len(names):
+        raise Refusal(400, f"{quoted(next(n for n in names if names.count(n) > 1), 60)} is given twice.")
 
 
 def number(value: Any, name: str, least: int, most: int | None = None) -> int:

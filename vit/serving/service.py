@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ..errors import InputError, quoted, shown
+from ..exporting.formats import is_export
 from ..hub import split_options
 from ..outputs import ModelOutput
 from ..pipeline import Threads
@@ -45,6 +46,12 @@ class Service:
                 )
         if not sources:
             raise InputError("There is no model to serve.")
+        given = [key for key in ("framework", "device", "dtype") if options.get(key) is not None]
+        if given and all(map(is_export, sources.values())):
+            raise InputError(
+                f"{given[0]} is {quoted(options[given[0]])}, which changes nothing of an export: it has its own "
+                "runtime, dtype and device. Leave it out."
+            )
         self.sources, self.options, self.limits = dict(sources), dict(options), limits
         self.models: dict[str, Model] = {}
         self.draining = False

@@ -15,7 +15,7 @@ from ..errors import quoted
 from ..outputs import ModelOutput
 from . import openapi
 from .models import Given, Model, Task
-from .payloads import KINDS, body_of, image_in, json_of, leaves, number
+from .payloads import KINDS, body_of, check_query, image_in, json_of, leaves, number
 from .refusals import Refusal, expected
 from .service import Service
 
@@ -44,6 +44,7 @@ def router(service: Service) -> APIRouter:
     async def predict(request: Request, name: str, version: str | None = None) -> Response:
         async with body_of(request, service) as body:
             model = service.model(name, version)
+            check_query(request, {"top_k"})
             given = await json_of(body, service)
             return JSONResponse(await _predict(service, model, given, _top_k(request.query_params), leaves(request)))
 
@@ -162,7 +163,7 @@ def _metadata(model: Model) -> dict[str, Any]:
     shapes: dict[str, Sequence[int]] = {
         "image_bytes": (-1,), "string_input": (-1,), "image_uint8": (-1, -1, -1, model.shape[0]),
         "pixel_values": (-1, *model.shape), "labels": (-1, -1), "probabilities": (-1, -1),
-        "embedding": (-1, model.config.hidden_size),
+        "embedding": (-1, *model.vector),
     }  # fmt: skip
 
     def tensors(signature: str, *names: str) -> dict[str, Any]:
