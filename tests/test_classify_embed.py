@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pyarrow import parquet
 
-from vit import InputError, ViTConfig, ViTImageProcessor, locks, predict
+from vit import InputError, ViTConfig, ViTForImageClassification, ViTImageProcessor, locks, predict
 from vit.cli import batch, frameworks, images, journal, main, tables
 from vit.errors import install_line
 
@@ -442,6 +443,19 @@ def test_what_was_begun_otherwise_is_not_continued(changed, message, photos, tmp
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert message in err
     assert output.read_bytes() == kept
+
+
+def test_weights_of_any_form_that_changed_are_not_continued_with(photos, tmp_path, capsys):
+    folder, output = tmp_path / "model", tmp_path / "rows.csv"
+    folder.mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(DIGITS / name, folder)
+    weights = ViTForImageClassification.from_pretrained(DIGITS).state_dict()
+    torch.save(weights, folder / "last.pth")
+    run(capsys, "classify", photos, "-o", output, "-m", folder)
+    torch.save({name: -tensor for name, tensor in weights.items()}, folder / "last.pth")
+    status, _, err = run(capsys, "classify", photos, "-o", output, "-m", folder, "--resume")
+    assert (status, "was begun with model_sha256 " in err) == (2, True)
 
 
 def test_the_same_model_elsewhere_continues_and_the_batch_size_is_remembered(photos, tmp_path, capsys):

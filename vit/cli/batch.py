@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ..pipeline import Prediction
     from .tables import Row
 
-WEIGHTS = ("config.json", "preprocessor_config.json", "*.safetensors", "pytorch_model*.bin")
-"""The files of a checkpoint that what a model gives depends on."""
+SETTINGS = ("config.json", "preprocessor_config.json")
+"""The files of a checkpoint that what a model gives depends on, beside its weights."""
 
 TABLE_ROWS = 100  # images of one table on the terminal
 PATIENCE = 3.0  # seconds that a signal gives the images that are being computed
@@ -310,8 +310,11 @@ class _Terminal:
 
 def _digest(folder: Path) -> str:
     """SHA-256 of the files that what a model gives depends on."""
+    from ..loading import open_checkpoint
+
+    weights = {tensor.file for tensor in open_checkpoint(folder).tensors.values()}  # of whatever form they are
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+    for path in sorted({*weights, *(path for name in SETTINGS for path in folder.glob(name))}, key=lambda at: at.name):
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
