@@ -281,3 +281,25 @@ def test_keras_refuses_weights_that_a_loss_has_no_use_for(model_type: str, head:
     model.compile("sgd", run_eagerly=True)
     with pytest.raises(InputError, match=f"The loss of {type(model).__name__} has no weights for images"):
         model.fit({"pixel_values": PIXELS, **more}, SINGLE, sample_weight=SAMPLE_WEIGHT, verbose=0)
+
+
+@pytest.mark.parametrize("framework", ["tf", "flax"])
+def test_labels_that_a_compiled_program_cannot_refuse_make_the_loss_nan(framework: str):
+    logits = np.array([[0.5, 1.0, -2.0]] * 2, np.float32)
+    if framework == "tf":
+        import tensorflow as tf
+
+        from vit.tf.loss import cross_entropy
+
+        compiled = tf.function(cross_entropy)
+    else:
+        import jax
+
+        from vit.flax.loss import cross_entropy
+
+        compiled = jax.jit(cross_entropy)
+    for label, right in ((-1, False), (0, True), (2, True), (3, False), (4, False), (-100, True)):
+        loss = float(compiled(logits, np.array([1, label])))
+        assert np.isfinite(loss) == right, label
+        if right:
+            assert loss == pytest.approx(float(cross_entropy(logits, np.array([1, label]))), abs=1e-6)
