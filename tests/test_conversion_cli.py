@@ -251,6 +251,27 @@ def test_the_tolerance_is_of_the_largest_value_and_of_one_where_values_are_small
     assert not verdict([{"pt-tf": 1.1e-3}], largest=100.0).passed
 
 
+def test_the_worst_stage_is_the_one_that_differs_most_for_its_size_and_one_that_fails_before_all():
+    found = verdict([{"pt-tf": 1.1e-6}, {"pt-tf": 1e-6}, {"pt-tf": 0.9e-6}])
+    found.stages[0] = Stage("0", (1,), 1.2, {"pt-tf": 1.1e-6})
+    assert found.worst.name == "1"
+    found.stages[2] = Stage("2", (1,), 100.0, {"pt-tf": 1.1e-3})
+    assert found.worst.name == "2"
+
+
+@pytest.mark.usefixtures("narrow_terminal")
+def test_what_a_verification_found_reaches_a_terminal_in_whole_and_plain_lines(capsys):
+    found = verdict([{"pt-tf": 1e-6}])
+    found.name, found.versions = "nobody/" + "1.5" * 40, {"pt": "2.0", "tf": "3.0"}
+    found.images.append("2 words " * 20)
+    verify.show(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{found.name}: ViTModel B/16")
+    assert lines[1] == f"PyTorch 2.0, TensorFlow 3.0; {found.images[0]}"
+    assert lines[-1].startswith("the same function: the largest difference is 1.0e-06 at 0, where values reach 1; the")
+    assert lines[-1].endswith("or 1e-05")
+
+
 def test_the_processor_that_a_conversion_writes_prepares_images_as_its_source_did(tmp_path):
     conversion.convert(FIXTURES / "google_vit.npz", tmp_path / "out")
     from vit import ViTImageProcessor
