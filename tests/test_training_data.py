@@ -235,7 +235,9 @@ def test_reconstruction_trains_without_labels(model_type: str, head: str, photos
     run = train(flat, begun(tmp_path / "model", model_type, head), tmp_path / "run", "pt", recipe)
     losses = [json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
-    assert checkpoint.read_config(run.folder / "best").model_type == model_type
+    config = checkpoint.read_config(run.folder / "best")
+    assert config.model_type == model_type
+    assert getattr(config, "mask_ratio", 0.75) == 0.75  # the checkpoint's own
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

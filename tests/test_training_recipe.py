@@ -113,6 +113,13 @@ def test_a_preset_goes_through_json_and_takes_changes(preset: str, tmp_path: Pat
     assert Recipe.preset(preset).differences(recipe) == {"seed": (0, 3)}
 
 
+def test_epochs_that_are_asked_for_take_the_place_of_steps() -> None:
+    for recipe in (Recipe.preset("vit-finetune", epochs=3), Recipe(steps=7).replace(epochs=3)):
+        assert (recipe.epochs, recipe.steps) == (3, None)
+    assert Recipe.preset("vit-finetune", seed=3).steps == 2500
+    assert Recipe(steps=7).replace(epochs=3, steps=2).steps == 2  # of both
+
+
 def test_a_broken_recipe_names_its_file(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     path.write_text('{"epochs": -1}')

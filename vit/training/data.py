@@ -27,6 +27,9 @@ from .schedule import seed_of
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Channels of a model -> the mode of Pillow that its images are read in."""
 
+MASKED = 0.6
+"""Part of the patches that masked image modelling hides by default (Xie et al. 2022, SimMIM, Section 4.1)."""
+
 Batch = dict[str, np.ndarray]
 
 
@@ -179,7 +182,8 @@ class Data:
     def _masked(self, rng: np.random.Generator) -> Batch:
         if self.config.model_type == "vit_mae":
             return {"noise": rng.random(self.config.num_patches).astype(self.dtype)}
-        return {"bool_masked_pos": random_patch_mask(self.config, 1, self.recipe.mask_ratio, rng)[0]}
+        ratio = MASKED if self.recipe.mask_ratio is None else self.recipe.mask_ratio
+        return {"bool_masked_pos": random_patch_mask(self.config, 1, ratio, rng)[0]}
 
     def _note(self, name: str, error: InputError) -> None:
         name = shown(name)

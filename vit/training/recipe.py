@@ -44,6 +44,10 @@ FLAG: Rule = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Rule = (lambda v: isinstance(v, str) and bool(v), "a text")
 
 
+def _with_epochs(changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"steps": None, **changes} if "epochs" in changes else changes
+
+
 def _field(default: Any, rule: Rule, text: str) -> Any:
     """A field of the recipe; one whose default is None may stay so."""
     return dataclasses.field(default=default, metadata={"rule": rule, "help": text})
@@ -98,7 +102,9 @@ class Recipe:
     freeze_backbone: bool = _field(False, FLAG, "train the head alone (a linear probe)")
     freeze_layers: int = _field(0, _int(0), "leave the embeddings and so many layers as they are; 0 for none")
 
-    mask_ratio: float = _field(0.6, PROBABILITY, "part of the patches that reconstruction hides")
+    mask_ratio: float | None = _field(
+        None, PROBABILITY, "part of the patches that reconstruction hides; by default the checkpoint's, else 0.6"
+    )
     teacher: str | None = _field(None, TEXT, "the checkpoint that distillation learns from")
     distillation: str = _field("hard", _choice(*DISTILLATIONS), "one of hard (its answer), soft (its probabilities)")
     distillation_weight: float = _field(0.5, PART, "part of the loss that the teacher gives")
@@ -122,18 +128,18 @@ class Recipe:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
-        """A published recipe by its name in `PRESETS`, some fields changed.
+        """A published recipe by its name in `PRESETS`, some fields changed; epochs take the place of its steps.
 
         Raises:
             ConfigError: an unknown preset or field, or an impossible value.
         """
         if name not in PRESETS:
             raise ConfigError(f"preset is {quoted(name)}; expected one of {', '.join(PRESETS)}.")
-        return cls.from_dict({**PRESETS[name], **overrides})
+        return cls.from_dict({**PRESETS[name], **_with_epochs(overrides)})
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed."""
-        return self.from_dict({**self.to_dict(), **changes})
+        """A copy with some fields changed; epochs take the place of steps."""
+        return self.from_dict({**self.to_dict(), **_with_epochs(changes)})
 
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
         """Field -> (its value here, in `other`), of those that differ."""
