@@ -87,7 +87,7 @@ PARTS = {
         "Latency at batch 1",
         (
             Task("benchmarks.gpu_speed:latency_pt", "pt", 85, environment=EXACT),
-            Task("benchmarks.gpu_speed:latency_flax", "flax", 40),
+            Task("benchmarks.gpu_speed:latency_flax", "flax", 70),
         ),
         "As called; in a captured CUDA graph, which leaves the kernels as they are and the host out; and by "
         '`torch.compile(mode="reduce-overhead")`. Flax under `jax.jit`. All of a framework in turns in one process.',
@@ -301,7 +301,8 @@ class Run:
         elif left < (LEAST if not self.rehearse else 0.5):
             yield {"note": f"{name} left out: {max(left, 0):.0f} s of the budget are left"}
         else:
-            yield from run_task(task, min(task.seconds, left), work)
+            patience = 4 if self.rehearse else 1  # with a CPU that does other things besides
+            yield from run_task(task, min(patience * task.seconds, left), work)
 
     def keep(self, row: Row) -> None:
         """Show a row, and write it down where anything has been measured."""
