@@ -23,6 +23,7 @@ from vit.families.dinov2 import Dinov2Config
 
 from .test_family_references import BIG, FOLDER, FRAMEWORKS, MASKED, NOISE, NONE, SMALL, TOLERANCE, expected, outputs_of
 from .test_family_references import ROWS as FOLDER_ROWS
+from .tiny import tiny_checkpoint
 
 HEADS = {"num_attention_heads": 4}
 INTERPOLATED = {"interpolate_pos_encoding": True}
@@ -181,6 +182,15 @@ def options_of(source: str) -> dict[str, Any]:
 def test_every_file_of_the_references_is_converted_and_gives_its_outputs():
     rows = {row.source for row in (*ROWS.values(), *FOLDER_ROWS.values())}
     assert rows | {LINEAR["linear_head"].name, "dinov2_linear4_head.pth"} == set(SOURCES) | HEAD_FILES
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_a_decoder_has_the_layers_that_are_stored(layers: int, tmp_path: Path):
+    config = tiny_checkpoint(tmp_path / "hf", "vit_mae", "decoder", decoder_num_hidden_layers=layers)
+    conversion.convert(tmp_path / "hf", tmp_path / "mae.pth", target_format="mae")
+    said = {name: getattr(config, name) for name in (
+        "num_attention_heads", "decoder_num_attention_heads", "image_size", "layer_norm_eps")}  # fmt: skip
+    assert conversion.open_source(tmp_path / "mae.pth", **said).config.decoder_num_hidden_layers == layers
 
 
 @pytest.mark.parametrize("source", SOURCES)
