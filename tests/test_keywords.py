@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 import vit
 from vit import ConfigError, InputError
+from vit.errors import FRAMEWORKS
 from vit.keywords import HUB, REFUSED, SAVING_REFUSED, SAVING_WITHOUT_EFFECT, WITHOUT_EFFECT
 
 PREFIXES = ("", "TF", "Flax")
@@ -322,3 +326,34 @@ def test_half_precision_is_computed_over_full_parameters(load: Any):
     with pytest.raises(ConfigError, match="compute under torch"):
         load("", param_dtype="float32")
     assert load("", dtype="float16", param_dtype=torch.float16).dtype is torch.float16
+
+
+OFF = {
+    "antialias", "checkpointing", "coarse", "dequantize", "drop_path_rate", "dropout_p", "exclude_embeddings", "force",
+    "interpolate_pos_encoding", "label_smoothing", "little", "offset", "only_trainable", "output_attentions",
+    "output_hidden_states", "pre_logits", "push_to_hub", "recompute", "saved_model", "shard", "step", "training",
+    "use_mask_token",
+}  # fmt: skip
+ON = {"add_pooling_layer", "build", "enable", "is_main_process", "prefetch", "return_buffers", "shuffle", "trainable"}
+OTHER_NUMBERS = {"batch_size", "otherwise", "size"}
+REVERSED = {"FittedModel.compute_loss.training", "TorchNames.floating_point_ops.exclude_embeddings"}
+"""As Keras and transformers have them."""
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_is_not_said_is_off_or_on_alike_in_all_functions(framework: str) -> None:
+    package, functions = importlib.import_module(f"vit.{framework}"), []
+    for found in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"vit.{framework}.{found.name}")
+        own = [each for each in vars(module).values() if getattr(each, "__module__", None) == module.__name__]
+        functions += filter(inspect.isfunction, own)
+        functions += [
+            each for cls in filter(inspect.isclass, own) for each in filter(inspect.isfunction, vars(cls).values())
+        ]
+    assert len(functions) > 100
+    for function in functions:
+        for name, parameter in inspect.signature(function).parameters.items():
+            if isinstance(parameter.default, bool | int | float) and name not in OTHER_NUMBERS:
+                assert name in OFF | ON, f"{function}: {name}"
+                is_reversed = f"{function.__qualname__}.{name}" in REVERSED
+                assert bool(parameter.default) == ((name in ON) != is_reversed), f"{function}: {name}"
