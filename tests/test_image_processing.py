@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -197,6 +198,29 @@ def test_sixteen_bit_images_keep_their_brightness():
     expected = ViTImageProcessor()(GREY, return_tensors="np").pixel_values
     for image in (wide, wide.convert("I"), np.asarray(wide), Image.fromarray(GREY).convert("I;16")):
         assert_same(ViTImageProcessor()(image, return_tensors="np").pixel_values, expected)
+
+
+@pytest.mark.parametrize("cls", [ViTImageProcessor, ViTImageProcessorFast])
+def test_sixteen_bits_keep_their_brightness_without_a_resize_too(cls):
+    expected = cls(do_resize=False)(GREY, return_tensors="np").pixel_values
+    found = cls(do_resize=False)(GREY.astype(np.uint16) * 257, return_tensors="np").pixel_values
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("cls", [ViTImageProcessor, ViTImageProcessorFast])
+def test_values_that_no_pixels_have_are_told_where_they_are_rescaled(cls):
+    processor = cls(do_resize=False)
+    for image in (GREY.astype(np.int32) * 257, (GREY / 127.5 - 1).astype(np.float32)):
+        low, high = image.min(), image.max()
+        with pytest.warns(
+            UserWarning, match=f"values from {low:g} to {high:g}, which do_rescale takes for pixels of 0"
+        ):
+            processor(image, return_tensors="np")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        processor(GREY.astype(np.int32) * 257, rescale_factor=1 / 65535)
+        processor(GREY.astype(np.uint16) * 257)
+        processor((GREY / 127.5 - 1).astype(np.float32), do_rescale=False, do_normalize=False)
 
 
 @pytest.mark.filterwarnings("ignore:.*values between 0 and 1")

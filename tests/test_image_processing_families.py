@@ -103,6 +103,9 @@ def test_segmentation_maps_equal_transformers(options, reduce):
     assert (fast.min() >= 0) & (fast.max() <= 255)
     whole = vit.BeitImageProcessor(do_resize=False, do_center_crop=False, do_reduce_labels=True)(CAT, MAP)
     assert np.array_equal(whole.labels[0], np.where(MAP == 0, 255, MAP.astype(int) - 1))
+    for cls in (vit.BeitImageProcessor, vit.BeitImageProcessorFast):  # labels of 16 bits are no brightness
+        wide = cls(do_resize=False, do_center_crop=False)(CAT, MAP.astype(np.uint16) + 900)
+        assert np.array_equal(wide.labels[0], MAP.astype(int) + 900)
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,8 @@ def _labels(name: str, labels: Any, reduce: bool, resizes: bool) -> Any:
         raise InputError(
             f"{name} has the shape {array.shape} and dtype {array.dtype}; expected (height, width) of labels."
         )
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8)
+    if array.dtype in (np.bool_, np.uint16):  # of 16 bits 65535 would be white
+        array = array.astype(np.uint8 if array.dtype == np.bool_ else np.int32)
     low, high = array.min(), array.max()
     if not (np.isfinite(low) and np.isfinite(high)) or (array.dtype.kind == "f" and (array != np.trunc(array)).any()):
         raise InputError(f"{name} has values that are no whole numbers; expected labels.")

@@ -119,7 +119,7 @@ class ViTImageProcessorFast(ViTImageProcessor):
                 pixels, channels, _ = _resize_and_crop(frame, options, device, first)
                 shape = (channels, *pixels.shape[1:])
                 _write(pixels, batch.place(i, shape, _dtype(pixels.dtype, later), pixels.device), later, mean, std)
-                return frame._replace(pixels=None)  # its memory is not needed any more
+                return frame.without_pixels()
 
         frames = spread(process, range(len(sources)), threads)
         return batch.finish(frames, options, return_tensors, data_format)

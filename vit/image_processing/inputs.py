@@ -47,6 +47,11 @@ class Frame(NamedTuple):
         """Whether every value is in 0..1, as if it had been divided by 255 already."""
         return self.low >= 0 and self.high <= 1
 
+    def without_pixels(self) -> Frame:
+        """What is left when their memory is not needed any more; 16 bits have become 8."""
+        wide = isinstance(self.pixels, np.ndarray) and self.pixels.dtype == np.uint16
+        return self._replace(pixels=None, high=min(self.high, 255) if wide else self.high)
+
 
 class Reader(NamedTuple):
     """How to read images.

@@ -128,7 +128,7 @@ class ViTImageProcessor:
                 resized = _resize_and_crop(frame, options, each)
                 shape = (resized.channels, *resized.pixels.shape[:2])
                 _write(resized, batch.place(i, shape, _dtype(resized, arithmetic)), arithmetic)
-                return frame._replace(pixels=None)  # its memory is not needed any more
+                return frame.without_pixels()
 
         frames = spread(process, range(len(sources)), threads)
         return batch.finish(frames, options, return_tensors, data_format)
@@ -425,7 +425,7 @@ class Batch:
     ) -> BatchFeature:
         """The result, when every image is in its place; `frames` are what was read."""
         if options["do_rescale"]:
-            _warn_if_scaled(frames)
+            _warn_of_ranges(frames, options["rescale_factor"])
         _check_shapes(frames, [tuple(place.shape) for place in self._places], ragged=return_tensors is None)
         if return_tensors is None:
             return BatchFeature(pixel_values=[_to_format(place, data_format) for place in self._places])
@@ -538,6 +538,8 @@ def _resize_and_crop(frame: Frame, options: Mapping[str, Any], threads: int) -> 
             pixels = np.stack(
                 [np.asarray(_resize(band, size, options["resample"], threads)) for band in bands], axis=-1
             )
+    elif options["do_rescale"] and isinstance(pixels, np.ndarray) and pixels.dtype == np.uint16:
+        pixels, unit = to_bytes(frame)
     if options["do_center_crop"]:
         check_crop(frame.name, pixels.shape[2] if isinstance(pixels, np.ndarray) else 4, options)
         pixels = _center_crop(pixels, options["crop_size"]["height"], options["crop_size"]["width"])
@@ -740,13 +742,21 @@ def _check_shapes(frames: Sequence[Frame], shapes: list[tuple[int, ...]], ragged
         )
 
 
-def _warn_if_scaled(frames: Sequence[Frame]) -> None:
-    """Say so where values that are in 0..1 already were rescaled."""
+def _warn_of_ranges(frames: Sequence[Frame], factor: float) -> None:
+    """Say so where values that are in 0..1 already were rescaled, or such as no pixels have."""
     first = next((frame.name for frame in frames if frame.looks_scaled), None)
     if first is not None:
         warnings.warn(
             f"{first} has values between 0 and 1, as if it was rescaled already, and do_rescale rescales it once more. "
             "Pass do_rescale=False if it is.",
+            UserWarning,
+            stacklevel=5,
+        )
+    odd = next((frame for frame in frames if frame.low < 0 or frame.high > max(255, 1 / factor)), None)
+    if odd is not None:
+        warnings.warn(
+            f"{odd.name} has values from {odd.low:g} to {odd.high:g}, which do_rescale takes for pixels of 0 to 255. "
+            "Pass do_rescale=False if they are none, and do_normalize=False if it is normalised already.",
             UserWarning,
             stacklevel=5,
         )
