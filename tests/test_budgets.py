@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -67,6 +68,15 @@ def test_a_value_is_quoted_without_going_through_it():
     for _ in range(10**5):
         deep = [deep]
     assert len(quoted(deep)) < 20
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_an_array_of_every_version_of_numpys_format_is_read(version, tmp_path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive, archive.open("kernel.npy", "w") as member:
+        np.lib.format.write_array(member, array, version)
+    store = containers.read_file(tmp_path / "x.npz")
+    assert np.array_equal(store.read("kernel"), array)
 
 
 def test_a_part_of_a_file_is_read_as_a_file_of_its_own(tmp_path):

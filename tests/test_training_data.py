@@ -18,8 +18,8 @@ from vit.errors import FRAMEWORKS, ConfigError, InputError
 from vit.inference import Forward
 from vit.training import Recipe, augment
 from vit.training.data import Data
-from vit.training.examples import Examples, _targets, read
-from vit.training.run import train
+from vit.training.examples import Examples, Split, _targets, read
+from vit.training.run import _as_labelled, train
 from vit.training.start import begin
 from vit.training.teacher import Teacher
 
@@ -344,3 +344,18 @@ def test_labels_of_a_table_tell_what_they_are(kind: str) -> None:
         assert targets.sum(1).min() >= 1
     with pytest.raises(InputError, match="lists of numbers differ in length"):
         _targets([[1], [2, 3]], "a.csv")
+
+
+@pytest.mark.parametrize("names", [("red", "blue"), ("blue", "red"), ("green", "red"), ()])
+def test_labels_have_the_order_of_the_model_where_they_are_its_own(names: tuple[str, ...]) -> None:
+    config = tiny_config(id2label={0: "red", 1: "blue"})
+    examples = Examples(
+        ["a", "b", "c"], np.eye(len(names), dtype=np.float32)[[0, 1, 0]] if names else np.empty((3, 0)), names
+    )
+    split = Split(examples, examples.take([1]))
+    found = _as_labelled(split, config)
+    turned = names == ("blue", "red")
+    assert (found is split) == (not turned)
+    assert found.training.names == found.validation.names == (("red", "blue") if turned else names)
+    for old, new in ((split.training, found.training), (split.validation, found.validation)):
+        assert np.array_equal(new.targets, old.targets[:, ::-1] if turned else old.targets)

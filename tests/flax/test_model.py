@@ -302,3 +302,13 @@ def test_a_function_of_the_state_is_exported_and_called_where_neither_flax_nor_t
     code = "import jax.export\n" + EXPORTED
     subprocess.run([sys.executable, "-c", code, tmp_path, str(len(leaves))], check=True)
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), model(images()).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_a_model_computes_in_the_dtype_that_is_said_or_in_that_of_its_parameters(tiny_config: Any, cls: type) -> None:
+    for said, dtype in (
+        ({}, jnp.float32), ({"dtype": jnp.bfloat16}, jnp.bfloat16), ({"param_dtype": jnp.bfloat16}, jnp.bfloat16),
+        ({"dtype": jnp.float32, "param_dtype": jnp.bfloat16}, jnp.float32),
+    ):  # fmt: skip
+        model = nnx.eval_shape(lambda said=said: cls(tiny_config(), **said, rngs=nnx.Rngs(0)))
+        assert model.dtype == dtype, said
