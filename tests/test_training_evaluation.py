@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from vit import ViTImageProcessor
 from vit.cli import evaluate
@@ -188,3 +189,13 @@ def test_neighbours_and_probe_find_what_features_hold() -> None:
                    linear_probe(features[:90], labels[:90], features[90:])):  # fmt: skip
         assert (scores.argmax(axis=1) == labels[90:].argmax(axis=1)).all()
     assert neighbours(features, labels, features, 1).argmax(axis=1).tolist() == labels.argmax(axis=1).tolist()
+
+
+def test_a_classifier_that_lacks_a_tensor_is_not_evaluated(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(DIGITS, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    save_file({name: array for name, array in load_file(path).items() if name != "vit.layernorm.bias"}, path)
+    assert vit("evaluate", digits, "-m", tmp_path / "model", "-f", "pt") == 2
+    assert "vit.layernorm.bias" in capsys.readouterr().err
