@@ -304,9 +304,25 @@ def test_an_export_passes_where_it_differs_by_no_more_than_its_numbers_allow():
         assert not passed(difference=nothing, largest=nothing, tolerance=1e-5)
         assert not passed(difference=nothing, agreement=1.0)
     assert passed(difference=9.0, agreement=engine.AGREEMENT)  # of int8
-    assert passed(difference=9.0)  # and where it has no labels
     assert not passed(difference=9.0, agreement=engine.AGREEMENT - 1e-6)
     assert engine.AGREEMENT >= 0.9
+
+
+@pytest.mark.parametrize(("noise", "passes"), [(0.1, True), (1.0, False)])
+def test_int8_vectors_that_point_elsewhere_do_not_pass(noise, passes):
+    model = Forward(DIGITS, "pt", head=None, add_pooling_layer=False)
+    rng = np.random.default_rng(0)
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        vectors = model(**inputs).last_hidden_state[:, 0]
+        return {"embedding": vectors + noise * vectors.std() * rng.standard_normal(vectors.shape, np.float32)}
+
+    scans = sorted(DIGITS.glob("*.png"))[:4]
+    job = engine._job(DIGITS, "onnx", "embed", "cls", False, None, {}, scans)
+    artifact = Artifact("onnx", Path("a.onnx"), job.metadata(), run)
+    report = engine._compared(engine.Report(artifact.path, "onnx", 1, artifact.metadata), artifact, job, scans)
+    assert (report.passed, report.tolerance, report.agreement) == (passes, None, float(passes))
+    assert f"{report.agreement:.1%} of the images have a vector near the model's" in engine.verdict(report)
 
 
 def test_a_comparison_is_told_in_words():

@@ -109,7 +109,8 @@ def show(report: Report) -> None:
     table.add_column("", no_wrap=True)
     share = busy()
     timed = share <= BUSY
-    for header in ("largest difference", "largest value", "same label", "size", *(("ms an image",) if timed else ())):
+    same = "near vector" if found["task"] == "embed" else "same label"
+    for header in ("largest difference", "largest value", same, "size", *(("ms an image",) if timed else ())):
         table.add_column(header, justify="right", no_wrap=True)
     same = "" if report.agreement is None else f"{report.agreement:.1%} of {report.images}"
     numbers = [f"{report.difference:.1e}", f"{report.largest:.3g}", same, _bytes(report.size)]

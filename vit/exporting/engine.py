@@ -35,7 +35,9 @@ TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
 IMAGE_TOLERANCE = 1e-2
 """The same where the image processor is in the graph: a grey level may be rounded otherwise."""
 AGREEMENT = 0.9
-"""The share of the calibration images that int8 has to label as the model does."""
+"""The share of the calibration images that int8 has to label as the model does, or give a vector near the model's."""
+COSINE = 0.95
+"""How near that is."""
 CALIBRATION = 128
 """Images that int8 is calibrated with, at most."""
 COMPARED = 32
@@ -64,7 +66,8 @@ class Report:
         difference: the largest difference of any output from the model's; None where nothing was compared.
         largest: the largest value of these outputs.
         tolerance: the share of `largest`, or of 1 if that is more, which the difference may be; None for int8.
-        agreement: the share of the images whose most probable label is the model's; None where there are no labels.
+        agreement: the share of the images whose most probable label is the model's, or whose vector of int8 is near
+            it, by `COSINE`; None of other vectors.
         images: how many were compared.
         seconds: that an image takes in the export's runtime.
         source_seconds: and in the model's framework, in the same run.
@@ -227,7 +230,8 @@ def verify(
 
 def verdict(report: Report) -> str:
     """The comparison in words."""
-    agree = "" if report.agreement is None else f", and {report.agreement:.1%} of the images have the same label"
+    same = "a vector near the model's" if report.metadata.get("task") == "embed" else "the same label"
+    agree = "" if report.agreement is None else f", and {report.agreement:.1%} of the images have {same}"
     limit = (
         "" if report.tolerance is None else f"; the tolerance is {report.tolerance:g} of that, or {report.tolerance:g}"
     )
@@ -417,6 +421,8 @@ def _compared(report: Report, artifact: Artifact, job: Job, images: Sequence[Any
                 largest = max(largest, float(np.abs(values).max()))
         if job.task == "classify":
             agree += int((found["labels"] == _labels(expected["labels"], found["labels"], artifact)).sum())
+        elif job.int8:
+            agree += int((_cosines(found["embedding"], expected["embedding"]) >= COSINE).sum())
         count += len(pixel_values)
     seconds, source_seconds = _speed(artifact, job, forward)
     return replace(
@@ -424,7 +430,7 @@ def _compared(report: Report, artifact: Artifact, job: Job, images: Sequence[Any
         difference=difference,
         largest=largest,
         tolerance=None if job.int8 else max(TOLERANCES[job.dtype], IMAGE_TOLERANCE if job.images else 0.0),
-        agreement=agree / count if job.task == "classify" else None,
+        agreement=agree / count if job.task == "classify" or job.int8 else None,
         images=count,
         seconds=seconds,
         source_seconds=source_seconds,
@@ -482,6 +488,13 @@ def _labels(indices: np.ndarray, found: np.ndarray, artifact: Artifact) -> np.nd
     if found.dtype.kind in "iu":
         return indices
     return np.array([artifact.metadata["labels"][i].encode() for i in indices], object)
+
+
+def _cosines(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(batch,): of the angles between the vectors of each image, all patches' being one."""
+    one, other = (each.reshape(len(each), -1).astype(np.float64) for each in (found, expected))
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return (one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
 
 
 def _speed(artifact: Artifact, job: Job, forward: Forward) -> tuple[float, float]:
