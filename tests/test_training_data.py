@@ -325,7 +325,17 @@ KINDS: dict[str, tuple[list[Any], tuple[str, ...], str]] = {
     "whole numbers": ([10, 9], ("9", "10"), "single_label_classification"),
     "whole numbers as text": (["10", "9"], ("9", "10"), "single_label_classification"),
     "numbers and a word": ([10, "9a"], ("10", "9a"), "single_label_classification"),
+    "whole numbers as they are written": (["007", "7"], ("007", "7"), "single_label_classification"),
+    "whole numbers of one value": (["+1", "1"], ("+1", "1"), "single_label_classification"),
+    "what Python reads as 10": (["1_0", "10"], ("10", "1_0"), "single_label_classification"),
+    "a word and a fraction": (["a", "1.50"], ("1.50", "a"), "single_label_classification"),
+    "a word that is a number to Python": (["nan", "oat"], ("nan", "oat"), "single_label_classification"),
+    "truths": ([True, False], ("False", "True"), "single_label_classification"),
     "fractions": (["1.5", 2], ("value",), "regression"),
+    "fractions and a sign": (["-.5", "+3"], ("value",), "regression"),
+    "fractions that are joined": (["0.5|1", "3|2"], ("value 0", "value 1"), "regression"),
+    "whole numbers that are joined": (["1|3", "2"], ("1", "2", "3"), "multi_label_classification"),
+    "lists of zeros and ones": ([[0, 1, 1], [1, 0, 0]], ("0", "1", "2"), "multi_label_classification"),
     "lists of numbers": ([[1, 2.5], [3, 4]], ("value 0", "value 1"), "regression"),
     "lists of words": ([["a"], ["a", "b"]], ("a", "b"), "multi_label_classification"),
     "lists of both": ([[1, "a"], [2]], ("1", "2", "a"), "multi_label_classification"),
@@ -342,8 +352,6 @@ def test_labels_of_a_table_tell_what_they_are(kind: str) -> None:
     assert targets.shape == (2, len(names))
     if problem_type != "regression":
         assert targets.sum(1).min() >= 1
-    with pytest.raises(InputError, match="lists of numbers differ in length"):
-        _targets([[1], [2, 3]], "a.csv")
 
 
 @pytest.mark.parametrize("names", [("red", "blue"), ("blue", "red"), ("green", "red"), ()])
@@ -359,3 +367,37 @@ def test_labels_have_the_order_of_the_model_where_they_are_its_own(names: tuple[
     assert found.training.names == found.validation.names == (("red", "blue") if turned else names)
     for old, new in ((split.training, found.training), (split.validation, found.validation)):
         assert np.array_equal(new.targets, old.targets[:, ::-1] if turned else old.targets)
+
+
+@pytest.mark.parametrize("values", [[[1], [2, 3]], [[1, 3], [2, 5]], [[1.5], [2, 3]]])
+def test_lists_of_numbers_that_may_mean_several_things_are_refused(values: list[Any]) -> None:
+    with pytest.raises(InputError, match=r"a\.csv has lists of numbers, which may be labels or a regression"):
+        _targets(values, "a.csv")
+
+
+@pytest.mark.parametrize("values", [["1.5", "nan"], [1.5, float("inf")], [1.5, 1e39], [[1.5, 1], [2, float("nan")]]])
+def test_a_regression_of_what_is_no_number_is_refused(values: list[Any]) -> None:
+    with pytest.raises(InputError, match=r"a\.csv has 1 rows whose numbers are NaN, infinite or too large"):
+        _targets(values, "a.csv")
+
+
+def test_every_row_of_a_table_is_in_the_part_that_it_names(photos: Path, tmp_path: Path) -> None:
+    files, table = sorted(photos.rglob("*.png")), tmp_path / "table.csv"
+
+    def parts(*names: str) -> tuple[int, int]:
+        rows = [f"{path},{path.parent.name},{names[i % len(names)]}\n" for i, path in enumerate(files)]
+        table.write_text("path,label,split\n" + "".join(rows))
+        split = read(table, 0.25, 0)
+        return len(split.training), len(split.validation)
+
+    assert parts("train", "training", "val", "valid") == parts("", "", "validation", "val") == (8, 8)
+    with pytest.raises(InputError, match="row 2 has no split, and others have"):
+        parts("train", "", "val", "val")
+
+
+def test_a_copy_of_a_training_image_among_those_held_out_by_lot_is_told(photos: Path, tmp_path: Path) -> None:
+    for i in range(8):
+        draw(tmp_path / "data" / "ab"[i // 4] / str(i), 3, seed=i // 4)  # each image four times
+    (note,) = read(tmp_path / "data", 0.25, 0).notes
+    assert "of the validation images are training images, too" in note
+    assert read(photos, 0.25, 0).notes == ()

@@ -83,6 +83,21 @@ def test_parts_without_labels_are_left_out_and_images_without_them_are_counted(t
         read(rows(8, label=[0, 1, 0, -1, 1, 0, -1, 1]), 0.25, 0)
 
 
+def test_lists_of_labels_are_several_labels_by_their_names() -> None:
+    label = datasets.Sequence(datasets.ClassLabel(names=["sun", "sea", "sky"]))
+    images = [{"bytes": encoded(i), "path": None} for i in range(3)]
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    data = datasets.Dataset.from_dict({"image": images, "label": [[2, 1], [0, 1], []]}, features)
+    training = read(data, 0.0, 0).training
+    assert (training.names, training.problem_type) == (("sun", "sea", "sky"), "multi_label_classification")
+    assert training.targets.tolist() == [[0, 1, 1], [1, 1, 0], [0, 0, 0]]
+    words = [
+        datasets.Dataset.from_dict({"image": images, "label": each}) for each in (["a|b", "a", "b"], ["a", "b", "a"])
+    ]
+    with pytest.raises(InputError, match="of a multi_label_classification to train on, and of a single_label"):
+        read(datasets.DatasetDict(train=words[0], validation=words[1]), 0.0, 0)
+
+
 def test_what_is_no_data_set_of_labelled_images_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has the columns picture, label, none of images; expected one called path"):
         read(rows(4).rename_column("image", "picture"), 0.25, 0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ from ..files import IMAGES
 
 TRAINING, VALIDATION = ("train", "training"), ("val", "valid", "validation", "test")
 """How the folders, splits and values of a column "split" are called."""
+SAME = (TRAINING, ("val", "valid", "validation"))
+"""Names of one part, the first of which it has then."""
 TABLES = (".csv", ".jsonl", ".parquet")
 PATHS, LABELS = ("path", "image", "file", "file_name", "filename"), ("label", "labels", "class", "target", "targets")
 """The columns of a table that are looked for, in this order."""
+WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 
@@ -125,13 +130,15 @@ def read(data: Any, validation: float, seed: int, *, labelled: bool = True) -> S
     if training is None or not len(training):
         raise InputError(f"{shown(data)} has no training images.")
     held_out = next((parts[name] for name in VALIDATION if name in parts), None)
+    if held_out is not None and held_out.problem_type != training.problem_type:
+        kinds = f"of a {training.problem_type} to train on, and of a {held_out.problem_type} to validate"
+        raise InputError(f"{shown(data)} has labels {kinds}; expected the same.")
     if held_out is not None and held_out.names != training.names:
         odd = sorted(set(held_out.names) ^ set(training.names))
         raise InputError(f"Training and validation have different labels: {summary(map(shown, odd))}.")
     if held_out is None:
         training, held_out = split(training, validation, seed, notes)
-    else:
-        notes += _shared(training, held_out)
+    notes += _shared(training, held_out)
     if not len(held_out) and validation and labelled:
         raise InputError(f"{len(training)} images are too few to hold some out; add some, or give --validation 0.")
     if labelled and training.problem_type == SINGLE and len(training.names) == 1:
@@ -210,6 +217,8 @@ def _from_folder(path: Path, labelled: bool, skipped: dict[str, str], notes: lis
 
 def _shared(training: Examples, held_out: Examples) -> list[str]:
     """A note of the files that both sets hold, by their content; only files of the same size are read."""
+    if not len(held_out):
+        return []
     files = [each.files() for each in (training, held_out)]
     sizes: list[dict[str, int]] = [{f: s for f in each if (s := _size(f)) is not None} for each in files]
     both = set(sizes[0].values()) & set(sizes[1].values())
@@ -257,6 +266,10 @@ def _from_table(path: Path) -> dict[str, Examples]:
     if odd := sorted(set(parts.tolist()) - {"", *TRAINING, *VALIDATION}):
         allowed = ", ".join((*TRAINING, *VALIDATION))
         raise InputError(f"{shown(path)} has the split {shown(odd[0])}; expected one of {allowed}.")
+    if "" in parts and not {*parts.tolist()}.isdisjoint(TRAINING):
+        row = parts.tolist().index("") + 1
+        raise InputError(f"{shown(path)}: row {row} has no split, and others have; write train or val into every row.")
+    parts = np.array([next((names[0] for names in SAME if part in names), part) for part in parts.tolist()])
     return {part: found.take(np.flatnonzero(parts == part)) for part in dict.fromkeys(parts.tolist())}
 
 
@@ -284,37 +297,67 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _targets(values: list[Any], where: Any) -> tuple[np.ndarray, tuple[str, ...], str]:
     """(targets, names, problem_type) of labels as a table writes them.
 
-    Text and whole numbers are classes; a list of texts, or texts joined by "|", is several labels; numbers with a
-    fraction, or lists of them, are a regression.
+    Text and whole numbers are classes; a list of texts, or texts joined by "|", is several labels, and so is a list of
+    zeros and ones, as many in each; numbers with a fraction, or lists of them, are a regression.
     """
-    values = [_number(value) if isinstance(value, str) else value for value in values]
-    if all(isinstance(value, int | float) for value in values) and any(isinstance(value, float) for value in values):
-        return np.array(values, np.float32)[:, None], ("value",), REGRESSION
+    words = [str(value) for value in values]
+    values = [_number(value) for value in values]
+    if _are_fractions(values):
+        return _regression([[value] for value in values], where), ("value",), REGRESSION
     if any(isinstance(value, list | tuple) or (isinstance(value, str) and "|" in value) for value in values):
         lists = [_listed(value) for value in values]
-        if all(isinstance(each, int | float) for several in lists for each in several):
-            if len({len(several) for several in lists}) > 1:
-                raise InputError(f"{shown(where)}: the lists of numbers differ in length.")
-            width = len(lists[0])
-            return np.array(lists, np.float32), tuple(f"value {i}" for i in range(width)), REGRESSION
-        names = tuple(sorted({str(each) for several in lists for each in several}))
-        targets = np.zeros((len(lists), len(names)), np.float32)
-        for row, several in zip(targets, lists, strict=True):
-            row[[names.index(str(each)) for each in several]] = 1
-        return targets, names, MULTI
-    numeric = all(isinstance(value, int) for value in values)
-    labels = [str(value) for value in values]
-    names = tuple(sorted(set(labels), key=int if numeric else str))
-    return one_hot(labels, names), names, SINGLE
+        items = [each for several in lists for each in several]
+        width = len(lists[0]) if len({len(several) for several in lists}) == 1 else 0
+        if width and _are_fractions([_number(each) for each in items]):
+            return _regression(lists, where), tuple(f"value {i}" for i in range(width)), REGRESSION
+        if items and all(isinstance(each, int | float) for each in items):
+            if width > 1 and set(items) <= {0, 1}:
+                return np.array(lists, np.float32), tuple(map(str, range(width))), MULTI
+            raise InputError(
+                f"{shown(where)} has lists of numbers, which may be labels or a regression; write labels as texts, and "
+                "numbers with a fraction, as 1.0, as many in each list."
+            )
+        names = tuple(sorted(set(map(str, items))))
+        return many_hot([list(map(str, several)) for several in lists], names), names, MULTI
+    numeric = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+    names = tuple(sorted(set(words), key=int if numeric else str))
+    return one_hot(words, names), names, SINGLE
 
 
-def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def many_hot(labels: Sequence[Sequence[str]], names: Sequence[str]) -> np.ndarray:
+    """(N, names) float32 of the labels of each image."""
+    places = {name: i for i, name in enumerate(names)}
+    targets = np.zeros((len(labels), len(names)), np.float32)
+    for row, several in zip(targets, labels, strict=True):
+        row[[places[each] for each in several]] = 1
+    return targets
+
+
+def _regression(numbers: list[list[Any]], where: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        targets = np.array([list(map(float, row)) for row in numbers]).astype(np.float32)
+    if odd := int((~np.isfinite(targets)).any(axis=1).sum()):
+        raise InputError(
+            f"{shown(where)} has {odd:,} rows whose numbers are NaN, infinite or too large; leave them out."
+        )
+    return targets
+
+
+def _are_fractions(values: list[Any]) -> bool:
+    """Whether all are numbers, one of them with a fraction."""
+    numerals = (isinstance(value, int | float) or WHOLE.fullmatch(str(value)) for value in values)
+    return any(isinstance(value, float) for value in values) and all(numerals)
+
+
+def _number(value: Any) -> Any:
+    """The number that a text is; "007" and "+1" stay names, and so does "1_0", which Python would read as 10."""
+    if not isinstance(value, str) or "_" in value:
+        return value
+    with suppress(ValueError):
+        if not WHOLE.fullmatch(value):
+            return float(value)
+        return int(value) if str(int(value)) == value else value
+    return value
 
 
 def _listed(value: Any) -> list[Any]:
@@ -381,6 +424,7 @@ def _from_datasets(data: Any, notes: list[str]) -> dict[str, Examples]:
                 f"{', '.join(expected)}. In Python, rename_column renames one."
             )
         names = getattr(rows.features[label], "names", None)
+        several = getattr(getattr(rows.features[label], "feature", None), "names", None)  # of a list of labels
         values = list(rows[label])
         without = sum(value is None or (names is not None and value < 0) for value in values)
         if without == len(values) and len(parts) > 1:
@@ -390,6 +434,9 @@ def _from_datasets(data: Any, notes: list[str]) -> dict[str, Examples]:
             raise InputError(f"{without:,} of the {len(values):,} images of the data set have no label; filter them.")
         if names is not None:
             targets, problem_type = one_hot([names[value] for value in values], names), SINGLE
+        elif several is not None:
+            names, problem_type = several, MULTI
+            targets = many_hot([[names[each] for each in value] for value in values], names)
         else:
             targets, names, problem_type = _targets(values, "The data set")
         found[part.lower()] = Examples(Column(rows, image), targets, tuple(names), problem_type)
