@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import tempfile
 import time
@@ -53,8 +54,8 @@ class Stage(NamedTuple):
     differences: dict[str, float]
 
     def worst(self) -> float:
-        """The largest difference of any pair."""
-        return max(self.differences.values())
+        """The largest difference of any pair; NaN where one is."""
+        return float(np.max([*self.differences.values()]))
 
 
 @dataclass
@@ -86,8 +87,8 @@ class Verification:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def within(self, stage: Stage) -> bool:
-        """Whether a stage passes. A NaN does not."""
-        return stage.worst() <= self.tolerance * max(1.0, stage.largest)
+        """Whether a stage passes. A NaN does not, nor do infinities, whichever framework's they are."""
+        return math.isfinite(stage.worst()) and stage.worst() <= self.tolerance * max(1.0, stage.largest)
 
     @property
     def passed(self) -> bool:

@@ -189,10 +189,15 @@ def test_verify_finds_a_framework_that_computes_something_else(reference, monkey
     assert not within["layer 0"]
 
 
-def test_a_nan_does_not_pass():
-    stage = conversion.equality.Stage("logits", (1, 2), 1.0, {"pt-tf": float("nan")})
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("frameworks", [("pt",), ("tf",), ("flax",), ("pt", "tf"), ("pt", "tf", "flax")])
+def test_what_is_no_number_does_not_pass_in_whatever_framework_it_is(frameworks, bad):
+    values = {each: np.float64([[1, bad if each in frameworks else 2]]) for each in ("pt", "tf", "flax")}
+    with np.errstate(invalid="ignore"):
+        stage = conversion.equality._stage("logits", values)
     found = conversion.Verification("x", "ViTModel", ViTConfig(), [], "float32", 1e-5, stages=[stage])
     assert not found.passed
+    assert not np.isfinite(found.worst.worst())
 
 
 def test_verify_refuses_what_it_cannot_compare(reference, tmp_path, monkeypatch):
