@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from vit.errors import FRAMEWORKS, InputError
 from vit.inference import Forward
 from vit.training import evaluation, measures
 from vit.training.evaluation import Evaluation, linear_probe, neighbours
+from vit.training.examples import Examples
 
 from .command import vit
 from .equivalence import random_checkpoint, tiny_config
@@ -83,6 +85,14 @@ def test_of_the_images_of_a_run_those_are_taken_that_it_held_out(
         assert "all images of DATA were taken" in err
     assert vit("evaluate", digits, "-m", best, "-f", "pt") == 0
     assert "10 images: validation" in capsys.readouterr().out
+
+
+def test_labels_of_one_name_are_refused_where_images_have_it() -> None:
+    names = ("crane", "ox", "crane")
+    plain = Examples(["a.png"], np.ones((1, 1), np.float32), ("ox",))
+    assert evaluation._named(plain, names, None).targets.tolist() == [[0, 1, 0]]
+    with pytest.raises(InputError, match="The checkpoint has 2 labels called crane, and the images do not tell which"):
+        evaluation._named(dataclasses.replace(plain, names=("crane",)), names, None)
 
 
 def test_labels_that_the_checkpoint_has_not_are_named(

@@ -159,6 +159,11 @@ def _named(examples: Examples, names: tuple[str, ...], kind: str | None) -> Exam
             f"The checkpoint has no labels {summary((shown(n, 40) for n in odd), 5)}; it has "
             f"{summary((shown(n, 40) for n in names), 5)}. Name the folders as the labels, or train a head first."
         )
+    if odd := [name for name in examples.names if names.count(name) > 1]:
+        raise InputError(
+            f"The checkpoint has {names.count(odd[0])} labels called {shown(odd[0], 40)}, and the images do not tell "
+            "which they are of. Give them names of their own in the id2label of its config.json."
+        )
     targets = np.zeros((len(examples), len(names)), np.float32)
     targets[:, [names.index(name) for name in examples.names]] = examples.targets
     return Examples(examples.images, targets, names, kind)
