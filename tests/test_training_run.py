@@ -77,7 +77,9 @@ def test_a_run_learns_and_leaves_checkpoints_metrics_and_a_card(
         config = checkpoint.read_config(run.folder / name)
         assert list(config.id2label.values()) == list(COLOURS)
         ViTImageProcessor.from_pretrained(run.folder / name)
-        assert "27 training and 9 validation images" in (run.folder / name / "README.md").read_text()
+        card = (run.folder / name / "README.md").read_text()
+        assert "27 training and 9 validation images" in card
+        assert "Of the averages of the weights" in card
     assert Recipe.from_json_file(run.folder / "recipe.json") == recipe
 
 
@@ -95,16 +97,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
 ) -> None:
     recipe = RECIPE.replace(dropout=0.1, crop_scale=0.3, mixup=0.5)
     whole = train(photos, model, tmp_path / "whole", framework, recipe)
-    asked = iter([False, False, False, True])
+    asked = iter([False, False, True])  # between two evaluations
     stopped = train(photos, model, tmp_path / "run", framework, recipe, should_stop=lambda: next(asked))
-    assert (stopped.step, stopped.is_done) == (4, False)
+    assert (stopped.step, stopped.is_done, "top1" in stopped.metrics) == (3, False, True)
+    cards = [(stopped.folder / each / "README.md").read_text() for each in ("", "last", "best")]
+    assert [("after step 3" in card, "top1" in card) for card in cards] == [(True, False), (True, False), (False, True)]
     resumed = train(photos, model, tmp_path / "run", framework, resume=True)
     assert resumed.is_done
     assert resumed.best == whole.best
     expected = weights(whole.folder / "last")
     assert all(np.array_equal(array, expected[name]) for name, array in weights(resumed.folder / "last").items())
     rows = [json.loads(line)["step"] for line in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [2, 4, 6]
+    assert rows == [2, 3, 4, 6]
     card = (resumed.folder / "README.md").read_text()
     assert "top1" in card
     ended = train(photos, model, tmp_path / "run", framework, resume=True)

@@ -363,12 +363,12 @@ class _Loop:
                     self._write_rows([row])
                     report({**row, "steps": steps})
                 if is_due or stopping:
-                    self._save(step, self.data.position(batches), metrics, is_due)
+                    self._save(step, self.data.position(batches), metrics if is_due else {}, is_due)
                     began = time.perf_counter()
             if stopping:
                 break
         if step > first:  # or the run was at its end already
-            processes.by_first(lambda: self._finish(metrics))
+            processes.by_first(lambda: self._finish(metrics if is_due else {}))  # not those of an earlier step
         best = dict(self.state.best)
         broken = {name: why for each in processes.told(self.data.broken) for name, why in each.items()}
         return Run(self.folder, step, steps, metrics, best, self.split.notes, broken, processes.is_first)
@@ -466,6 +466,7 @@ class _Loop:
         module = {"pt": "torch", "tf": "keras", "flax": "flax"}[self.framework]
         shown_metrics = {name: value for name, value in metrics.items() if name not in ("score", "images")}
         results = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown_metrics.items())
+        averages = "\nOf the averages of the weights, which RUN/best has, and RUN/last has not.\n" if recipe.ema else ""
         values = "\n".join(f"| {name} | {value} |" for name, value in recipe.to_dict().items() if value is not None)
         labels = summary((shown(name, 40) for name in training.names), 20)
         tag = "image-feature-extraction" if recipe.objective == "reconstruction" else "image-classification"
@@ -476,7 +477,7 @@ class _Loop:
             + (f"\n    {self.command}\n" if self.command else "")
             + f"\n## Data\n\n{len(training)} training and {len(held_out)} validation images"
             + (f"; labels: {labels}.\n" if labels else ".\n")
-            + (f"\n## Result on the validation images\n\n| | |\n|---|---|\n{results}\n" if results else "")
+            + (f"\n## Result on the validation images\n{averages}\n| | |\n|---|---|\n{results}\n" if results else "")
             + f"\n## Recipe\n\n| | |\n|---|---|\n{values}\n"
         )
 
