@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from vit import ViTImageProcessor, checkpoint
+from vit.config import keys_of
 from vit.errors import FRAMEWORKS, ConfigError, InputError
 from vit.inference import Forward
 from vit.training import Recipe, augment
@@ -318,6 +319,23 @@ def test_what_a_family_cannot_do_is_refused(photos: Path, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="A beit model has no class for the objective 'reconstruction'"):
         train(photos, model, tmp_path / "run", "pt", RECIPE.replace(objective="reconstruction"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model_type", ["vit", "beit", "dinov2"])
+def test_nothing_drops_out_of_a_frozen_backbone_unless_it_is_asked_for(
+    model_type: str, photos: Path, tmp_path: Path
+) -> None:
+    rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+    own = {name: 0.3 for name in rates if name in keys_of(type(tiny_config(model_type)))}
+    model, examples = begun(tmp_path / "model", model_type, **own), read(photos, 0.25, 0).training
+
+    def found(**changes: Any) -> dict[str, float]:
+        config = begin(model, examples, RECIPE.replace(**changes)).config
+        return {name: getattr(config, name) for name in own}
+
+    assert found() == own
+    assert found(freeze_backbone=True) == dict.fromkeys(own, 0.0)
+    assert found(freeze_backbone=True, dropout=0.2) == {name: 0.2 * (name == rates[0]) for name in own}
 
 
 KINDS: dict[str, tuple[list[Any], tuple[str, ...], str]] = {

@@ -17,9 +17,10 @@ from vit.cli import evaluate
 from vit.cli.frameworks import DIGITS
 from vit.errors import FRAMEWORKS, InputError
 from vit.inference import Forward
-from vit.training import evaluation, measures
+from vit.training import Recipe, evaluation, measures
 from vit.training.evaluation import Evaluation, linear_probe, neighbours
-from vit.training.examples import Examples
+from vit.training.examples import Examples, read
+from vit.training.state import TrainingState
 
 from .command import vit
 from .equivalence import random_checkpoint, tiny_config
@@ -93,6 +94,27 @@ def test_labels_of_one_name_are_refused_where_images_have_it() -> None:
     assert evaluation._named(plain, names, None).targets.tolist() == [[0, 1, 0]]
     with pytest.raises(InputError, match="The checkpoint has 2 labels called crane, and the images do not tell which"):
         evaluation._named(dataclasses.replace(plain, names=("crane",)), names, None)
+
+
+def test_copies_of_training_images_are_told_of(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(digits, tmp_path / "data")
+    shutil.copy(next((digits / "train" / "3").iterdir()), tmp_path / "data" / "val" / "3" / "copy.png")
+    told = "of the validation images are training images, too"
+    assert vit("evaluate", tmp_path / "data", "-f", "pt") == 0
+    assert f"vit: 1 {told}" in capsys.readouterr().err
+    recipe, data = Recipe(validation=0.5), tmp_path / "data" / "val"
+    for path in sorted(data.rglob("*.png")):
+        shutil.copy(path, path.with_stem(f"{path.stem}-copy"))
+    (tmp_path / "run" / "last").mkdir(parents=True)
+    TrainingState(0, 1, recipe, read(data, recipe.validation, recipe.seed).identity()).write(tmp_path / "run" / "last")
+    (tmp_path / "run" / "recipe.json").write_text(recipe.to_json())
+    shutil.copytree(DIGITS, tmp_path / "run" / "best")
+    assert vit("evaluate", data, "-m", tmp_path / "run" / "best", "-f", "pt") == 0
+    out, err = capsys.readouterr()
+    assert "images: held out" in out
+    assert told in err
 
 
 def test_labels_that_the_checkpoint_has_not_are_named(

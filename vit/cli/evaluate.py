@@ -90,6 +90,8 @@ def command(
     elif confusion is not None:
         typer.echo("vit: --confusion is of one label an image; there is no picture of these.", err=True)
     tell_skipped(found.broken)
+    for note in () if quiet else found.notes:
+        typer.echo(f"vit: {note}", err=True)
     if found.part == "all" and not quiet:
         typer.echo(
             "vit: all images of DATA were taken; where MODEL was trained on them, this is no test of it.", err=True

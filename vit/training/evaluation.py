@@ -20,7 +20,7 @@ from ..inference import Forward
 from ..loading import open_checkpoint
 from . import measures
 from .data import Data
-from .examples import MULTI, REGRESSION, SINGLE, Examples, Split, read, split
+from .examples import MULTI, REGRESSION, SINGLE, Examples, Split, read, shared, split
 from .recipe import Recipe
 from .run import LAST, RECIPE, answers, refuse
 from .state import STATE
@@ -40,6 +40,7 @@ class Evaluation:
         names: of the labels.
         confusion: (labels, labels) counts, rows are the truth; None where images have several labels, or numbers.
         broken: images that could not be used, and why.
+        notes: what the user should know about the data.
     """
 
     metrics: dict[str, Any]
@@ -47,6 +48,7 @@ class Evaluation:
     names: tuple[str, ...]
     confusion: np.ndarray | None
     broken: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """What --json prints."""
@@ -124,7 +126,7 @@ def evaluate(
     if knn or probe:
         training = _named(found.training, names, kind)
         metrics |= _by_features(folder, framework, loader, training, examples, batch_size, knn, probe, options)
-    return Evaluation(metrics, part, names, table, dict(loader.broken))
+    return Evaluation(metrics, part, names, table, dict(loader.broken), found.notes)
 
 
 def _split(data: Any, folder: Path) -> tuple[Split, str]:
@@ -137,7 +139,8 @@ def _split(data: Any, folder: Path) -> tuple[Split, str]:
     if find(state.parent, STATE) is not None:
         recipe = Recipe.from_json_file(folder.parent / RECIPE)
         training, held_out = split(whole.training, recipe.validation, recipe.seed, [])
-        again = replace(whole, training=training, validation=held_out)
+        notes = (*whole.notes, *shared(training, held_out))
+        again = replace(whole, training=training, validation=held_out, notes=notes)
         if len(held_out) and read_current(state, read_json).get("data") == again.identity():
             return again, HELD_OUT
     return whole, ALL

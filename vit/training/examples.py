@@ -138,7 +138,7 @@ def read(data: Any, validation: float, seed: int, *, labelled: bool = True) -> S
         raise InputError(f"Training and validation have different labels: {summary(map(shown, odd))}.")
     if held_out is None:
         training, held_out = split(training, validation, seed, notes)
-    notes += _shared(training, held_out)
+    notes += shared(training, held_out)
     if not len(held_out) and validation and labelled:
         raise InputError(f"{len(training)} images are too few to hold some out; add some, or give --validation 0.")
     if labelled and training.problem_type == SINGLE and len(training.names) == 1:
@@ -215,7 +215,7 @@ def _from_folder(path: Path, labelled: bool, skipped: dict[str, str], notes: lis
                            tuple(names)) for part, (images, labels) in found.items()}  # fmt: skip
 
 
-def _shared(training: Examples, held_out: Examples) -> list[str]:
+def shared(training: Examples, held_out: Examples) -> list[str]:
     """A note of the files that both sets hold, by their content; only files of the same size are read."""
     if not len(held_out):
         return []

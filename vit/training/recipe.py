@@ -99,7 +99,9 @@ class Recipe:
     drop_path: float | None = _field(None, PROBABILITY, "stochastic depth, of families that have it")
     image_size: int | None = _field(None, _int(1), "pixels; positions are resampled to another than the checkpoint's")
     gradient_checkpointing: bool = _field(False, FLAG, "recompute layers in the backward pass, for less memory")
-    freeze_backbone: bool = _field(False, FLAG, "train the head alone (a linear probe)")
+    freeze_backbone: bool = _field(
+        False, FLAG, "train the head alone (a linear probe), with nothing dropped out by default"
+    )
     freeze_layers: int = _field(0, _int(0), "leave the embeddings and so many layers as they are; 0 for none")
 
     mask_ratio: float | None = _field(

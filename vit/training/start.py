@@ -25,8 +25,12 @@ TASKS = {
     "reconstruction": ("ForPreTraining", "ForMaskedImageModeling"),
 }
 """Objective -> what is in the names of the classes that it trains, the first that a family has."""
-
-
+DROPPED = {
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "drop_path_rate": "drop_path",
+}
+"""Key of a configuration -> the recipe's field that sets it."""
 HEADS = ("decoder.", "lm_head.")
 """How the names of other heads' parameters begin, which may be fresh as a classifier may."""
 
@@ -137,11 +141,12 @@ def _notes(fit: Fit, old: PreTrainedConfig, new: PreTrainedConfig) -> list[str]:
 def _overrides(config: PreTrainedConfig, examples: Examples, recipe: Recipe) -> dict[str, Any]:
     keys = keys_of(type(config))
     found: dict[str, Any] = {}
-    wanted = {
-        "hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.attention_dropout,
-        "drop_path_rate": recipe.drop_path, "image_size": recipe.image_size,
+    wanted = {key: getattr(recipe, name) for key, name in DROPPED.items()} | {
+        "image_size": recipe.image_size,
         "mask_ratio": recipe.mask_ratio if "mask_ratio" in keys and recipe.objective == "reconstruction" else None,
-    }  # fmt: skip
+    }
+    if recipe.freeze_backbone:  # the head sees features as they are
+        found = {key: 0.0 for key in DROPPED if key in keys}
     for key, value in wanted.items():
         if value is None:
             continue
