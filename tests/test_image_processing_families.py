@@ -100,6 +100,11 @@ def test_segmentation_maps_equal_transformers(options, reduce):
     assert np.array_equal(MAP, before)
     fast = vit.BeitImageProcessorFast()([CAT, CAT], maps, return_tensors="pt", **options).labels
     assert (fast.dtype, fast.ndim) == (torch.int64, 3)
+    tensors = [torch.from_numpy(np.array(each)) for each in maps]
+    for kind, of in (("np", np.ndarray), ("pt", torch.Tensor)):
+        again = vit.BeitImageProcessorFast()([CAT, CAT], tensors, return_tensors=kind, **options).labels
+        assert isinstance(again, of)
+        assert np.array_equal(again, fast)
     assert (fast.min() >= 0) & (fast.max() <= 255)
     whole = vit.BeitImageProcessor(do_resize=False, do_center_crop=False, do_reduce_labels=True)(CAT, MAP)
     assert np.array_equal(whole.labels[0], np.where(MAP == 0, 255, MAP.astype(int) - 1))
@@ -264,6 +269,9 @@ def test_batch_feature_is_made_and_converted_as_in_transformers():
     for kind in ("np", "pt", "tf", "jax"):
         found = BatchFeature({"pixel_values": arrays}, tensor_type=kind)
         assert np.array_equal(np.asarray(found.pixel_values), np.stack(arrays))
+        whole = BatchFeature({"pixel_values": np.stack(arrays)}, tensor_type=kind).pixel_values
+        assert type(whole) is type(found.pixel_values)
+        assert np.array_equal(np.asarray(whole), np.stack(arrays))
     batch = BatchFeature(data={"a": arrays}).convert_to_tensors("pt")
     assert list(batch.keys()) == ["a"]
     assert batch.data["a"] is batch["a"]

@@ -371,6 +371,22 @@ def test_files_are_decoded_as_pillow_does(name: str, decode: Any) -> None:
     np.testing.assert_array_equal(decode(FILES[name]).numpy(), expected)
 
 
+def test_files_are_decoded_in_grey_for_a_model_of_one_channel_and_those_in_colour_are_refused() -> None:
+    import tensorflow as tf
+
+    from vit.tf.decoding import decode
+
+    signature = [tf.TensorSpec((), tf.string)]
+    grey = tf.function(lambda file: decode(file, 1), input_signature=signature, autograph=False)
+    plain = ViTImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+    for name in ("grey jpeg", "grey png", "16 bits, grey", "grey bmp"):
+        expected = plain(FILES[name], return_tensors="np", data_format="channels_last").pixel_values[0]
+        np.testing.assert_array_equal(grey(FILES[name]).numpy(), expected, err_msg=name)
+    for name in ("jpeg", "png", "16 bits, grey, alpha"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="The image has colours or alpha; expected a grey one"):
+            grey(FILES[name])
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_files_that_a_graph_cannot_decode_as_pillow_does_are_refused_with_the_reason(name: str, decode: Any) -> None:
     import tensorflow as tf

@@ -19,6 +19,7 @@ from vit.errors import FRAMEWORKS, ConfigError, InputError
 from vit.inference import Forward
 from vit.training import Recipe, augment
 from vit.training.data import Data
+from vit.training.evaluation import evaluate
 from vit.training.examples import Examples, Split, _targets, read
 from vit.training.run import _as_labelled, train
 from vit.training.start import begin
@@ -309,6 +310,7 @@ def test_several_labels_and_numbers_are_trained_on_and_evaluated(photos: Path, t
         table.write_text("".join(json.dumps(row) + "\n" for row in rows))
         run = train(table, begun(tmp_path / f"{name}-model"), tmp_path / name, "pt", RECIPE)
         assert measure in run.metrics
+        assert evaluate(table, str(run.folder / "best"), "pt").metrics[measure] > 0
         taught = RECIPE.replace(objective="distillation", teacher=str(run.folder / "best"))
         with pytest.raises(ConfigError, match="a teacher answers with one label"):
             train(table, tmp_path / f"{name}-model", tmp_path / "taught", "pt", taught)
