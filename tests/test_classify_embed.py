@@ -183,17 +183,17 @@ def test_quiet_prints_nothing(photos, tmp_path, capsys):
 
 
 def test_json_is_one_document_with_the_rows_and_what_was_used(photos, tmp_path, capsys):
-    status, out, err = run(capsys, "classify", photos, "--json", "-q", "-k", 1, "-b", 4)
+    status, out, err = run(capsys, "classify", photos, "--json", "-q", "-k", 1, "-b", 3)
     assert (status, err) == (1, "")
     found = json.loads(out)
     assert found.pop("results") == answers([photos / name for name in NAMES], 1)
     assert found.pop("seconds") > 0
     assert found.pop("images_per_second") > 0
-    expected = {"model": "the bundled digits", "framework": "pt", "device": "cpu", "dtype": "float32", "batch_size": 4,
+    expected = {"model": "the bundled digits", "framework": "pt", "device": "cpu", "dtype": "float32", "batch_size": 3,
                 "top_k": 1, "images": 13, "failed": 1, "output": None}  # fmt: skip
     assert found == expected
     output = tmp_path / "rows.csv"
-    found = json.loads(run(capsys, "classify", photos, "--json", "-k", 1, "-b", 4, "-o", output)[1])
+    found = json.loads(run(capsys, "classify", photos, "--json", "-k", 1, "-b", 3, "-o", output)[1])
     assert {name: found[name] for name in expected} == {**expected, "output": str(output)}
 
 
