@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import conversion
 from conversion.dinov2 import _ratio
-from vit import CheckpointError
+from vit import CheckpointError, checkpoint
 from vit.families.dinov2 import Dinov2Config
 
 from .test_family_references import BIG, FOLDER, FRAMEWORKS, MASKED, NOISE, NONE, SMALL, TOLERANCE, expected, outputs_of
@@ -182,6 +182,18 @@ def options_of(source: str) -> dict[str, Any]:
 def test_every_file_of_the_references_is_converted_and_gives_its_outputs():
     rows = {row.source for row in (*ROWS.values(), *FOLDER_ROWS.values())}
     assert rows | {LINEAR["linear_head"].name, "dinov2_linear4_head.pth"} == set(SOURCES) | HEAD_FILES
+
+
+def test_the_comparison_goes_on_after_what_the_source_has_no_place_for(tmp_path: Path, monkeypatch: Any):
+    source, last = "dinov2_reg_timm.safetensors", "patch_embeddings.projection.bias"  # it has no mask token
+    write = checkpoint.write_safetensors
+
+    def careless(path: Path, tensors: Any, read: Any, threads: int) -> None:
+        write(path, tensors, lambda name: read(name) + np.float32(name.endswith(last)), threads)
+
+    monkeypatch.setattr(checkpoint.writing, "write_safetensors", careless)
+    with pytest.raises(CheckpointError, match=f"The comparison failed: .*{last}"):
+        conversion.convert(FOLDER / source, tmp_path / "out", **options_of(source))
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
