@@ -277,6 +277,8 @@ def test_a_teacher_of_other_names_is_told_of_and_one_of_none_has_the_datas(tmp_p
     (note,) = Teacher(str(folder), "pt", ["blue", "red"]).notes
     assert "rot, blau are taken to be blue, red, in this order" in note
     assert Teacher(str(begun(tmp_path / "unnamed", num_labels=2)), "pt", ["blue", "red"]).notes == []
+    with pytest.raises(ConfigError, match="has 0 labels, and the data 2"):  # whose logits are pixels
+        Teacher(str(begun(tmp_path / "no classifier", "vit_mae", "decoder", num_labels=2)), "pt", ["blue", "red"])
 
 
 @pytest.mark.parametrize(

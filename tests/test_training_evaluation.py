@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from sklearn.metrics import average_precision_score
 
 from vit import ViTImageProcessor
 from vit.cli import evaluate
@@ -186,7 +187,12 @@ def test_measures_are_those_of_their_definitions() -> None:
     rows = measures.per_class(table, ("a", "b", "c"))
     assert [(row["precision"], row["recall"]) for row in rows] == [(0.5, 0.5), (None, 0.0), (0.5, 1.0)]
     several = measures.measure("multi_label_classification", np.array([[1.0, -1.0], [2.0, 3.0]]), np.eye(2))
-    assert several["score"] == several["accuracy"] == 0.75
+    assert several["accuracy"] == 0.75
+    assert several["score"] == several["mean_average_precision"] == 0.75  # of the first label 0.5, of the second 1
+    assert measures.measure("multi_label_classification", np.ones((2, 2)), np.zeros((2, 2)))["score"] == 0.0
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 9, 50) / 9, rng.random(50) < 0.3  # some scores more than once
+    assert measures.average_precision(scores, truth) == pytest.approx(average_precision_score(truth, scores))
     numbers = measures.measure("regression", np.array([[1.0], [3.0]]), np.array([[1.0], [1.0]]))
     assert (numbers["loss"], numbers["score"]) == (2.0, -(2.0**0.5))
 

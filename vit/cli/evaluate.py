@@ -122,7 +122,7 @@ def show(found: Evaluation) -> None:
     console = Console(highlight=False)
     figures = Table("Measure", "Value", title=f"{found.metrics['images']:,} images: {found.part}")
     for name, value in found.metrics.items():
-        if name in ("top1", "top5", "accuracy", "knn", "probe"):
+        if name in ("top1", "top5", "accuracy", "mean_average_precision", "knn", "probe"):
             figures.add_row(name, f"{value:.2%}")
         elif name not in ("images", "score"):
             figures.add_row(name, f"{value:.4f}")

@@ -120,7 +120,7 @@ def command(
         bar = progress.add_task("Reading the data", total=None)
 
         def report(row: dict[str, Any]) -> None:
-            score = "".join(f", {name} {row[name]:.2%}" for name in ("top1", "accuracy") if name in row)
+            score = "".join(f", {name} {row[name]:.2%}" for name in ("top1", "mean_average_precision") if name in row)
             text = f"Epoch {row['epoch']:.1f}, loss {row['loss']:.4f}{score}, {row['images_per_second']:,.0f} images/s"
             progress.update(bar, completed=row["step"], total=row["steps"], description=text)
             if progress.disable and not hidden and ("validation_loss" in row or row["step"] == row["steps"]):
@@ -197,7 +197,7 @@ def _described(run: Run) -> dict[str, Any]:
 def _sentence(run: Run) -> str:
     text = f"{shown(run.folder)}: {run.step:,} of {run.steps:,} steps"
     for what, metrics in (("the last evaluation", run.metrics), ("the best", run.best.get("metrics", {}))):
-        for name in ("top1", "accuracy"):
+        for name in ("top1", "mean_average_precision"):
             if name in metrics:
                 text += f"; {what} {metrics[name]:.2%}"
         if "rmse" in metrics:

@@ -21,8 +21,9 @@ def measure(problem_type: str, logits: np.ndarray, targets: np.ndarray) -> dict[
         targets: (N, num_labels): 1 for a label that an image has, or the numbers of a regression.
 
     Returns:
-        images and loss; top1, top5 and calibration_error of one label an image, accuracy of several, rmse of a
-        regression; score, of which more is better.
+        images and loss; top1, top5 and calibration_error of one label an image; accuracy of several, each for itself,
+        and mean_average_precision over the labels that an image has; rmse of a regression; score, of which more is
+        better.
     """
     logits = logits.astype(np.float64)
     found: dict[str, Any] = {"images": len(logits)}
@@ -38,10 +39,27 @@ def measure(problem_type: str, logits: np.ndarray, targets: np.ndarray) -> dict[
     if problem_type == MULTI:
         found["loss"] = float((np.logaddexp(0, logits) - logits * targets).mean())
         found["accuracy"] = float(((logits > 0) == (targets > 0.5)).mean())
-        return found | {"score": found["accuracy"]}
+        has_it = targets > 0.5
+        precisions = [average_precision(logits[:, i], has_it[:, i]) for i in np.flatnonzero(has_it.any(axis=0))]
+        if not precisions:
+            return found | {"score": found["accuracy"]}
+        found["mean_average_precision"] = float(np.mean(precisions))
+        return found | {"score": found["mean_average_precision"]}  # of rare labels the accuracy is high without any
     found["loss"] = float(((logits - targets) ** 2).mean())
     found["rmse"] = found["loss"] ** 0.5
     return found | {"score": -found["rmse"]}
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+    """The mean, over the images that have a label, of the precision among those of at least their score.
+
+    Args:
+        scores: (N,) of the label.
+        truth: (N,) whether an image has it; one does.
+    """
+    every, right = np.sort(scores), np.sort(scores[truth])
+    at_least, right_of_them = (len(each) - np.searchsorted(each, right) for each in (every, right))
+    return float((right_of_them / at_least).mean())
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ OPTION = "The picture"
 """What errors call a file that no option named."""
 CURVES = (
     ("loss", {"training": "loss", "validation": "validation_loss"}),
-    ("top-1", {"validation": "top1"}), ("accuracy", {"validation": "accuracy"}), ("rmse", {"validation": "rmse"}),
-    ("learning rate", {"training": "learning_rate"}),
+    ("top-1", {"validation": "top1"}), ("average precision", {"validation": "mean_average_precision"}),
+    ("rmse", {"validation": "rmse"}), ("learning rate", {"training": "learning_rate"}),
 )  # fmt: skip
 """Panel -> whose line -> its key in the rows of metrics.jsonl; a panel without a value is left out."""
 COLORS = {"training": "#58a6ff", "validation": "#f0883e"}
@@ -53,7 +53,7 @@ def curves(path: Path, rows: Iterable[Mapping[str, Any]], title: str, about: str
     for i, (name, lines) in enumerate(panels.items()):
         left = picture.MARGIN + i * across / len(panels)
         axes = slide.panel(left + SCALE, picture.TOP, width, HEIGHT)
-        _dress(axes, is_part=name in ("top-1", "accuracy"))
+        _dress(axes, is_part=name in ("top-1", "average precision"))
         right = slide.write(left + SCALE, bottom + 0.62, f"{name} by epochs", fontsize=13, color=picture.MUTED)
         for whose, points in lines.items():
             marker = "o" if len(points) < 30 else ""
@@ -73,7 +73,7 @@ def _points(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> str:
-    for key in ("top1", "accuracy"):
+    for key in ("top1", "mean_average_precision"):
         if values := [row[key] for row in rows if key in row]:
             return f"{max(values):.1%}"
     return ""

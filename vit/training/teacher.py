@@ -12,6 +12,7 @@ from ..config import PreTrainedConfig, to_pair
 from ..errors import ConfigError, shown, summary
 from ..image_processing import ViTImageProcessor
 from ..inference import Forward
+from ..pipeline import CLASSIFICATION
 
 
 class Teacher:
@@ -39,8 +40,8 @@ class Teacher:
         self.forward = Forward(folder, framework, device=device)
         self.processor = ViTImageProcessor.from_pretrained(folder)
         config = self.forward.config
-        if self.forward.head is None or config.num_labels != len(names):
-            labels = 0 if self.forward.head is None else config.num_labels
+        labels = config.num_labels if CLASSIFICATION in config.heads[self.forward.head].name else 0
+        if labels != len(names):
             raise ConfigError(
                 f"The teacher {shown(name)} has {labels} labels, and the data {len(names)}; expected a classifier of "
                 "the same labels."
