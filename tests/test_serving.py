@@ -479,6 +479,8 @@ BAD: list[tuple[int, str, dict[str, Any], str]] = [
     (400, V2, infer_of(parameters=5), "parameters is no object"),
     (400, V2, infer_of(name="pixel_values", datatype="X", shape=[1, 3, 16, 12]), "The datatype of pixel_values"),
     (400, V2, infer_of(name="pixel_values", datatype="FP32", shape=[1, 3, 16, 12], data=[1]), "1 numbers; its shape"),
+    (400, V2, infer_of(name="pixel_values", datatype="FP32", shape=[1, 3, 16, 12], data=np.zeros((16, 12, 3)).tolist()),
+     "The data of pixel_values are lists of the shape [16, 12, 3]; its shape says [1, 3, 16, 12]."),
     (400, V2, infer_of(name="pixel_values", datatype="FP32", shape=[1], data=[1]), "number of images first"),
     (400, V2, infer_of(name="image_uint8", datatype="UINT8", shape=[1, 1, 1, 3], data=[1, 2, 256]), "of UINT8"),
     (400, V2, {"json": {**infer_of()["json"], "outputs": [{"name": "x"}]}}, "no output 'x'; expected labels"),

@@ -256,6 +256,8 @@ def _array(name: str, data: Any, datatype: str, shape: list[int]) -> np.ndarray:
         raise Refusal(400, f"The data of {name} is no list of numbers of {datatype}.") from None
     if array.size != count:
         raise Refusal(400, f"{name} has {array.size} numbers; its shape says {count}.")
+    if array.ndim > 1 and [size for size in array.shape if size > 1] != [size for size in shape if size > 1]:
+        raise Refusal(400, f"The data of {name} are lists of the shape {list(array.shape)}; its shape says {shape}.")
     return array.astype(dtype).reshape(shape)
 
 
