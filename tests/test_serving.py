@@ -601,7 +601,7 @@ def test_an_export_is_served_as_the_checkpoint_is(tmp_path: Path) -> None:
                            ("/embed", "has no task embed")):  # fmt: skip
             answer = client.post(path, content=PNG)
             assert (answer.status_code, said in answer.json()["error"]) == (400, True), answer.text
-    for option in ({"framework": "tf"}, {"device": "cuda"}, {"dtype": "bfloat16"}):
+    for option in ({"device": "cuda"}, {"dtype": "bfloat16"}):
         ((name, value),) = option.items()
         with pytest.raises(InputError, match=f"{name} is '{value}', which changes nothing of an export"):
             create_app(models, **option)

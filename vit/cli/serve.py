@@ -73,7 +73,7 @@ def command(
 
     sources = named(model or [f"digits={DIGITS}"])
     api_key = read_key(api_key_file)
-    extra = framework[0] if framework else None
+    extra = None  # an image of `deploy/` always names one, whatever it is to serve
     if not all(map(is_export, sources.values())):
         extra = choose_one(framework, "vit serve")
         if dtype == "float64" and extra == "flax":

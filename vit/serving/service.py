@@ -46,7 +46,7 @@ class Service:
                 )
         if not sources:
             raise InputError("There is no model to serve.")
-        given = [key for key in ("framework", "device", "dtype") if options.get(key) is not None]
+        given = [key for key in ("device", "dtype") if options.get(key) is not None]
         if given and all(map(is_export, sources.values())):
             raise InputError(
                 f"{given[0]} is {quoted(options[given[0]])}, which changes nothing of an export: it has its own "
