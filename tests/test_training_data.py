@@ -417,6 +417,16 @@ def test_every_row_of_a_table_is_in_the_part_that_it_names(photos: Path, tmp_pat
         parts("train", "", "val", "val")
 
 
+def test_parts_that_are_not_used_are_named(photos: Path, tmp_path: Path) -> None:
+    for i, part in enumerate(("train", "val", "test", "dev")):
+        for j, name in enumerate(("blue", "red")):
+            draw(tmp_path / part / name, 2, seed=2 * i + j)
+    assert read(tmp_path, 0.25, 0).notes == (
+        "Beside train and val these folders are not read: dev.",
+        "Of the data these parts are not used: test.",
+    )
+
+
 def test_a_copy_of_a_training_image_among_those_held_out_by_lot_is_told(photos: Path, tmp_path: Path) -> None:
     for i in range(8):
         draw(tmp_path / "data" / "ab"[i // 4] / str(i), 3, seed=i // 4)  # each image four times

@@ -126,10 +126,12 @@ def read(data: Any, validation: float, seed: int, *, labelled: bool = True) -> S
         raise InputError(f"{shown(path)} does not exist; expected a folder, a table or the name of a data set.")
     else:
         parts = _from_datasets(_loaded("load_dataset", str(data)), notes)
-    training = next((parts[name] for name in (*TRAINING, "") if name in parts), None)
+    chosen = [next((name for name in names if name in parts), None) for names in ((*TRAINING, ""), VALIDATION)]
+    if unused := [name for name in parts if name not in chosen]:
+        notes.append(f"Of the data these parts are not used: {summary(map(shown, unused))}.")
+    training, held_out = (None if name is None else parts[name] for name in chosen)
     if training is None or not len(training):
         raise InputError(f"{shown(data)} has no training images.")
-    held_out = next((parts[name] for name in VALIDATION if name in parts), None)
     if held_out is not None and held_out.problem_type != training.problem_type:
         kinds = f"of a {training.problem_type} to train on, and of a {held_out.problem_type} to validate"
         raise InputError(f"{shown(data)} has labels {kinds}; expected the same.")
@@ -180,6 +182,10 @@ def _from_folder(path: Path, labelled: bool, skipped: dict[str, str], notes: lis
     parts = {name: folders[name] for name in (*TRAINING, *VALIDATION) if name in folders}
     if not any(name in parts for name in TRAINING):
         parts = {"": path}
+    elif beside := sorted(name for name in folders.keys() - parts.keys() if not name.startswith(".")):
+        notes.append(
+            f"Beside {TRAINING[0]} and {VALIDATION[0]} these folders are not read: {summary(map(shown, beside))}."
+        )
     first = next(iter(parts.values()))
     names = sorted(each.name for each in first.iterdir() if each.is_dir() and not each.name.startswith("."))
     if labelled and not names:
