@@ -87,6 +87,20 @@ def test_dinov3_rescales_resizes_and_then_normalises(form):
     )
 
 
+def test_dinov2s_processor_stays_one_that_transformers_reads_whichever_class_saved_it(tmp_path):
+    options = {"size": {"shortest_edge": 40}, "crop_size": 32}
+    vit.BitImageProcessor(**options).save_pretrained(tmp_path)
+    ours = vit.ViTImageProcessor.from_pretrained(tmp_path)  # as a training of DINOv2 reads and saves it
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path, use_fast=False)
+    assert type(theirs).__name__ == "BitImageProcessor"
+    assert_same(ours(CAT, return_tensors="np").pixel_values, theirs(CAT, return_tensors="np").pixel_values)
+    again = vit.ViTImageProcessor.from_pretrained(tmp_path)
+    assert repr(again) == repr(ours)
+    plain = vit.ViTImageProcessor(**options, do_center_crop=True, image_mean=0.5, image_std=0.5)  # of any channels
+    assert repr(vit.ViTImageProcessor.from_dict(plain.to_dict())) == repr(plain)
+
+
 @pytest.mark.parametrize("reduce", [False, True])
 @pytest.mark.parametrize("options", [{}, {"do_center_crop": False, "size": 50}, {"do_resize": False}, {"resample": 0}])
 def test_segmentation_maps_equal_transformers(options, reduce):

@@ -265,8 +265,12 @@ class ViTImageProcessor:
         """The keys and values of preprocessor_config.json."""
         options = opts.check(self._own(), self.family)
         options["resample"] = int(options["resample"])
-        # transformers' ViTImageProcessor never crops, its DeiTImageProcessor does and is otherwise the same.
-        family = "DeiT" if self.family == "ViT" and options["do_center_crop"] else self.family
+        family = self.family
+        if family == "ViT" and options["do_center_crop"]:
+            # transformers' ViTImageProcessor never crops, its DeiTImageProcessor does and is otherwise the same; a
+            # shortest edge its BitImageProcessor alone knows.
+            edge = options["size"].keys() == {"shortest_edge"} and options["do_convert_rgb"]
+            family = "Bit" if edge else "DeiT"
         kind = f"{family}ImageProcessor{'Fast' if self.is_fast else ''}"
         return {**self.extra, **options, "image_processor_type": kind}
 
