@@ -10,6 +10,7 @@ import json
 import re
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -963,6 +964,20 @@ def test_metrics_count_routes_and_not_paths(client: Client) -> None:
 
 
 # === Models ===
+
+
+def test_models_are_loaded_one_after_another():
+    loading, running = create_app({"a": "nowhere"}).state.service._loading, []
+
+    def load_() -> int:
+        running.append(None)
+        time.sleep(0.05)
+        count = len(running)
+        running.pop()
+        return count
+
+    assert [future.result() for future in [loading.submit(load_) for _ in range(3)]] == [1, 1, 1]
+    loading.stop()
 
 
 def test_batches_are_compiled_for_in_few_sizes_of_which_none_is_more_than_half_padding():
