@@ -321,7 +321,7 @@ FILES = {
     "xmp of 0": encode(PHOTOGRAPH, "JPEG", xmp=xmp('tiff:Orientation="0"')),
     "xmp of a letter": encode(PHOTOGRAPH, "JPEG", xmp=xmp('tiff:Orientation="a"')),
     "xmp png of 0": png_with(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp('tiff:Orientation="0"'))),
-    "text that is no xmp": png_with(chunk(b"iTXt", b"Comment\0\0\0\0\0" + xmp('tiff:Orientation="5"'))),
+    "text that is no xmp": png_with(chunk(b"tEXt", b"Comment\0" + xmp('tiff:Orientation="5"'))),
     "xmp png": png_with(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp('tiff:Orientation="5"'))),
 }
 REFUSED = {
