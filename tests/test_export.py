@@ -323,6 +323,8 @@ def test_int8_vectors_that_point_elsewhere_do_not_pass(noise, passes):
     report = engine._compared(engine.Report(artifact.path, "onnx", 1, artifact.metadata), artifact, job, scans)
     assert (report.passed, report.tolerance, report.agreement) == (passes, None, float(passes))
     assert f"{report.agreement:.1%} of the images have a vector near the model's" in engine.verdict(report)
+    with pytest.raises(InputError, match="no image to compare an export by: int8 is compared by images of the kind"):
+        engine._compared(report, artifact, job, [])
 
 
 def test_a_comparison_is_told_in_words():

@@ -424,6 +424,11 @@ def _compared(report: Report, artifact: Artifact, job: Job, images: Sequence[Any
         elif job.int8:
             agree += int((_cosines(found["embedding"], expected["embedding"]) >= COSINE).sum())
         count += len(pixel_values)
+    if not count:
+        raise InputError(
+            "There is no image to compare an export by: int8 is compared by images of the kind to come. Give some "
+            "(--images), or leave the comparison out."
+        )
     seconds, source_seconds = _speed(artifact, job, forward)
     return replace(
         report,
