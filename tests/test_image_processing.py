@@ -208,6 +208,23 @@ def test_sixteen_bits_keep_their_brightness_without_a_resize_too(cls):
 
 
 @pytest.mark.parametrize("cls", [ViTImageProcessor, ViTImageProcessorFast])
+def test_a_picture_of_floats_in_0_to_1_is_as_bright_as_a_training_has_it(cls, tmp_path):
+    from vit.training import Recipe
+    from vit.training.data import Data
+    from vit.training.examples import Examples
+
+    file = tmp_path / "a.tiff"
+    Image.fromarray((GREY / 255).astype(np.float32)).save(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = cls(size=32)(file, return_tensors="np").pixel_values
+    assert np.abs(found - cls(size=32)(GREY, return_tensors="np").pixel_values).max() < 0.02  # a few levels of grey
+    examples = Examples([str(file)], np.ones((1, 1), np.float32), ("cat",))
+    trained = Data(examples, Recipe(), cls(size=32), ViTConfig(image_size=32), 1)._plain(examples, 0)
+    assert_same(found[0], trained)
+
+
+@pytest.mark.parametrize("cls", [ViTImageProcessor, ViTImageProcessorFast])
 def test_values_that_no_pixels_have_are_told_where_they_are_rescaled(cls):
     processor = cls(do_resize=False)
     for image in (GREY.astype(np.int32) * 257, (GREY / 127.5 - 1).astype(np.float32)):

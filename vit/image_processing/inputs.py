@@ -62,12 +62,14 @@ class Reader(NamedTuple):
             not `channels` channels already.
         input_data_format: "channels_first" or "channels_last" of arrays; inferred from each shape when None.
         keep_torch: leave torch tensors what and where they are.
+        rescales: whether 255 is to be white, and so 1 of Pillow images of floats in 0..1.
     """
 
     channels: int | None
     do_convert_rgb: bool | None
     input_data_format: str | None
     keep_torch: bool = False
+    rescales: bool = False
 
     def read(self, name: str, image: Any) -> Frame:
         """Read one image.
@@ -100,7 +102,7 @@ class Reader(NamedTuple):
         with naming(name):
             if image.mode == "F":
                 frame = self._from_array(name, np.asarray(image))
-                if not self.do_convert_rgb or frame.looks_scaled:
+                if not (self.rescales if frame.looks_scaled else self.do_convert_rgb):
                     return frame
                 image = Image.fromarray(to_bytes(frame)[0][..., 0])
             elif image.mode == "1":

@@ -524,7 +524,7 @@ def make_reader(options: Mapping[str, Any], input_data_format: str | None, keep_
     """The way to read images that go with these options."""
     counts = [len(options[name]) for name in ("image_mean", "image_std") if isinstance(options[name], list)]
     channels = counts[0] if options["do_normalize"] and counts else None
-    return Reader(channels, options["do_convert_rgb"], input_data_format, keep_torch)
+    return Reader(channels, options["do_convert_rgb"], input_data_format, keep_torch, options["do_rescale"])
 
 
 def _resize_and_crop(frame: Frame, options: Mapping[str, Any], threads: int) -> Resized:
