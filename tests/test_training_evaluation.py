@@ -237,3 +237,13 @@ def test_a_classifier_that_lacks_a_tensor_is_not_evaluated(
     save_file({name: array for name, array in load_file(path).items() if name != "vit.layernorm.bias"}, path)
     assert vit("evaluate", digits, "-m", tmp_path / "model", "-f", "pt") == 2
     assert "vit.layernorm.bias" in capsys.readouterr().err
+
+
+def test_features_that_tell_nothing_harm_neither_neighbours_nor_probe() -> None:
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((30, 4)), np.eye(2)[rng.integers(0, 2, 30)]
+    constant = np.hstack([features, np.full((30, 1), 0.1)])
+    scores = linear_probe(constant, labels, constant)
+    assert np.abs(scores - linear_probe(features, labels, features)).max() < 1e-3
+    votes = neighbours(np.vstack([features, np.zeros((1, 4))]), labels[[*range(30), 0]], np.zeros((1, 4)), 3)
+    assert np.isfinite(votes).all()
