@@ -301,6 +301,13 @@ def test_a_teacher_that_takes_any_size_teaches_at_the_students(photos: Path, tmp
     teacher = begun(tmp_path / "teacher", "dinov2", num_labels=2, image_size=(24, 24))
     recipe = RECIPE.replace(objective="distillation", teacher=str(teacher))
     assert train(photos, begun(tmp_path / "student"), tmp_path / "run", "pt", recipe).is_done
+    # What counts is what the image processor gives: 16 x 16, as the published DINOv2s' 224 for an image_size of 518.
+    student, recipe = (
+        begun(tmp_path / "dinov2", "dinov2", image_size=24),
+        recipe.replace(teacher=str(tmp_path / "student")),
+    )
+    begun(tmp_path / "student", num_labels=2)
+    assert train(photos, student, tmp_path / "another run", "pt", recipe).is_done
 
 
 def test_several_labels_and_numbers_are_trained_on_and_evaluated(photos: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Data:
             raise InputError(f"The model takes {config.num_channels} channels; images have 1, 3 or 4.")
         self.training, self.recipe, self.processor, self.config = training, recipe, processor, config
         self.workers, self.strict, self.processes = workers, strict, processes
-        self.size = _size(processor)
+        self.size = size_of(processor)
         self.broken: dict[str, str] = {}
         self._lock = threading.Lock()
         self.dtype = np.float64 if recipe.dtype == "float64" else np.float32
@@ -193,7 +193,7 @@ class Data:
             self.broken[name] = str(error)
 
 
-def _size(processor: ViTImageProcessor) -> tuple[int, int]:
+def size_of(processor: ViTImageProcessor) -> tuple[int, int]:
     """(height, width) of what an image processor gives; not always the model's `image_size`, as DINOv2's is not.
 
     Raises:

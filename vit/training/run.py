@@ -33,7 +33,7 @@ from ..image_processing.processor import available_cpus
 from ..inference import choose_frameworks
 from ..locks import locked
 from . import measures, pictures
-from .data import Data
+from .data import Data, size_of
 from .examples import SINGLE, Examples, Split, read
 from .processes import ALONE, Processes, place
 from .recipe import Recipe
@@ -175,7 +175,7 @@ def train(
         def enter() -> None:
             start = None if resume else begin(model, split.training, recipe, from_scratch)
             if teacher is not None and start is not None:
-                teacher.check(start.config)
+                teacher.check(start.config.num_channels, size_of(start.processor))
             folder.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked([folder]))
             _check_output(folder, resume, force)  # again, as nobody else can change it now

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import hub
-from ..config import PreTrainedConfig, to_pair
+from ..config import to_pair
 from ..errors import ConfigError, shown, summary
 from ..image_processing import ViTImageProcessor
 from ..inference import Forward
@@ -53,14 +53,18 @@ class Teacher:
         elif own != [f"LABEL_{i}" for i in range(len(own))]:
             self.notes = [f"The teacher's labels {summary(own, 3)} are taken to be {summary(names, 3)}, in this order."]
 
-    def check(self, student: PreTrainedConfig) -> None:
+    def check(self, channels: int, size: tuple[int, int]) -> None:
         """Refuse a student whose images this teacher cannot see.
+
+        Args:
+            channels: of the images.
+            size: (height, width), which the student's image processor gives them.
 
         Raises:
             ConfigError: it has images of another size, or of other channels.
         """
         config = self.forward.config
-        own, other = ((each.num_channels, *to_pair(each.image_size)) for each in (config, student))
+        own, other = (config.num_channels, *to_pair(config.image_size)), (channels, *size)
         fits = (
             config.any_size
             and own[0] == other[0]
