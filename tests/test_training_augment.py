@@ -91,6 +91,17 @@ def test_operations_are_as_strong_as_they_are_asked_to_be() -> None:
         np.testing.assert_array_equal(applied("posterize", strength, 1, ramp), levels & bits)
 
 
+def test_operations_take_the_images_of_every_model_and_change_colours_beside_an_alpha_channel_alike() -> None:
+    pixels = np.random.default_rng(0).integers(40, 200, (20, 24, 4), np.uint8)
+    with_alpha, grey = Image.fromarray(pixels), Image.fromarray(pixels[:, :, 0])
+    for name, operation in augment.OPERATIONS.items():
+        found, expected = operation(with_alpha, 0.7, 1.0), operation(with_alpha.convert("RGB"), 0.7, 1.0)
+        assert (found.mode, operation(grey, 0.7, 1.0).mode) == ("RGBA", "L"), name
+        if name in ("autocontrast", "equalize", "solarize", "posterize"):
+            assert np.array_equal(found.convert("RGB"), expected), name
+            assert np.array_equal(found.getchannel("A"), pixels[:, :, 3]), name
+
+
 def test_randaugment_draws_so_many_operations_and_a_sign_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 

@@ -58,13 +58,26 @@ def _affine(place: int, most: float, of_side: int | None = None) -> Operation:
     return apply
 
 
+def _coloured(change: Callable[[Image.Image, float], Image.Image]) -> Operation:
+    """A change of colours, of which Pillow knows none beside an alpha channel, that leaves it as it is."""
+
+    def apply(image: Image.Image, strength: float, sign: float) -> Image.Image:
+        if image.mode != "RGBA":
+            return change(image, strength)
+        changed = change(image.convert("RGB"), strength)
+        changed.putalpha(image.getchannel("A"))
+        return changed
+
+    return apply
+
+
 OPERATIONS: Mapping[str, Operation] = {
     "identity": lambda image, strength, sign: image,
-    "autocontrast": lambda image, strength, sign: ImageOps.autocontrast(image),
-    "equalize": lambda image, strength, sign: ImageOps.equalize(image),
+    "autocontrast": _coloured(lambda image, strength: ImageOps.autocontrast(image)),
+    "equalize": _coloured(lambda image, strength: ImageOps.equalize(image)),
     "rotate": lambda image, strength, sign: image.rotate(sign * 30 * strength, Image.Resampling.BILINEAR),
-    "solarize": lambda image, strength, sign: ImageOps.solarize(image, round(255 * (1 - strength)) + 1),
-    "posterize": lambda image, strength, sign: ImageOps.posterize(image, 8 - round(4 * strength)),
+    "solarize": _coloured(lambda image, strength: ImageOps.solarize(image, round(255 * (1 - strength)) + 1)),
+    "posterize": _coloured(lambda image, strength: ImageOps.posterize(image, 8 - round(4 * strength))),
     "color": _enhanced(ImageEnhance.Color),
     "contrast": _enhanced(ImageEnhance.Contrast),
     "brightness": _enhanced(ImageEnhance.Brightness),
